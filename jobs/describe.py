@@ -1,0 +1,109 @@
+"""Print what a data set holds, by split, task mask and class, and write a picture grid of samples.
+
+python jobs/describe.py data/animals --samples 16
+"""
+
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from multas_ray.data.describe import SplitCounts, choose, count
+from multas_ray.data.index import Index, read_index
+from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, read_info
+from multas_ray.data.stream import decode, read_row
+from multas_ray.job import Parser, run_job
+from multas_ray.report.pictures import captioned, grid, overlay
+
+COLUMNS = 4
+"""Pictures side by side."""
+PICTURE_SIDE = 480
+"""Pixels: images smaller than half of this are enlarged twice, others not."""
+
+
+def main() -> None:
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("dataset", help="data set folder: a path or an s3:// or gs:// URI")
+    parser.add_argument("--out", type=Path, help="folder of the picture grids (default: runs/describe/<name>)")
+    parser.add_argument("--samples", type=int, default=16, help="pictures of each split (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: %(default)s)")
+    arguments = parser.parse_args()
+    console = Console()
+    info = read_info(arguments.dataset)
+    indexes = {split: read_index(arguments.dataset, split) for split in info.splits}
+    counts = count_splits(indexes, info, console)
+    console.print(rows_table(info, counts))
+    console.print(boxes_table(info, counts))
+    console.print(pixels_table(info, counts))
+    for split, index in indexes.items():
+        pictures = [draw(index, row, info) for row in choose(index, arguments.samples, arguments.seed)]
+        file = (arguments.out or Path("runs/describe") / info.name) / f"{split}.png"
+        rows = [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
+        grid(rows, [], file, classes=info.seg_classes)
+        console.print(f"{split}: pictures in {file}", soft_wrap=True)
+
+
+def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console) -> dict[str, SplitCounts]:
+    """Count every split behind a progress bar."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bars = {split: progress.add_task(f"counting {split}", total=len(index)) for split, index in indexes.items()}
+        return {split: count(index, info, partial(progress.advance, bars[split])) for split, index in indexes.items()}
+
+
+def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
+    table = numbers(f"{info.name}: images by task mask", ["split", *TASK_MASKS, "total"])
+    for split, found in counts.items():
+        table.add_row(split, *(f"{found.rows[mask]:,}" for mask in TASK_MASKS), f"{sum(found.rows.values()):,}")
+    return table
+
+
+def boxes_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
+    heads = [f"{split} {what}" for split in counts for what in ("boxes", "difficult", "images")]
+    table = numbers("boxes by class", ["class", *heads])
+    for label, name in enumerate(info.det_classes):
+        columns = [array[label] for c in counts.values() for array in (c.boxes, c.difficult, c.box_images)]
+        table.add_row(name, *(f"{number:,}" for number in columns))
+    return table
+
+
+def pixels_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
+    heads = [f"{split} {what}" for split in counts for what in ("pixels", "images")]
+    table = numbers("mask pixels by class", ["class", *heads])
+    for value, name in [*enumerate(info.seg_classes), (IGNORE, "(ignore)")]:
+        cells = []
+        for found in counts.values():
+            cells += [f"{found.pixels[value] / max(1, found.pixels.sum()):.2%}", f"{found.pixel_images[value]:,}"]
+        table.add_row(name, *cells)
+    return table
+
+
+def numbers(title: str, heads: list[str]) -> Table:
+    """An empty table of numbers with names in its first column."""
+    table = Table(title=title, title_justify="left")
+    for position, head in enumerate(heads):
+        table.add_column(head, justify="right" if position else "left")
+    return table
+
+
+def draw(index: Index, row: int, info: DatasetInfo) -> Tensor:
+    """A row's picture with its annotation, under its id and task mask."""
+    values = read_row(index, row)
+    sample = decode(values)
+    boxes, labels = sample.get("boxes"), sample.get("labels")
+    captions = None
+    if labels is not None:
+        captions = [
+            info.det_classes[label] + (" (difficult)" if difficult else "")
+            for label, difficult in zip(labels.tolist(), sample["difficult"].tolist(), strict=True)
+        ]
+    scale = 2 if max(values["height"], values["width"]) * 2 <= PICTURE_SIDE else 1
+    picture = overlay(sample["image"], boxes, captions, labels, sample.get("mask"), scale)
+    return captioned(picture, f"{values['image_id']} · {TASK_MASKS[index.task_mask[row]]}")
+
+
+if __name__ == "__main__":
+    run_job(main)

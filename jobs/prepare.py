@@ -1,0 +1,187 @@
+"""Prepare a data set folder from a VOCdevkit folder, COCO instances, or generated scenes.
+
+python jobs/prepare.py voc --root VOC2012 --det MXEdet/train --seg MXEseg/train --val Main/val --out data/voc
+python jobs/prepare.py coco --images train2017 --annotations instances_train2017.json --split train --out data/coco
+python jobs/prepare.py scenes --train 1000 --val 200 --partial det=0.5,seg=0.5 --out data/scenes
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from multas_ray.config import Task
+from multas_ray.data import coco, scenes, voc
+from multas_ray.data.partial import apply_partial, draw_partial, parse_fractions
+from multas_ray.data.prepare import Reject, Row, Summary, write_dataset
+from multas_ray.errors import UserError
+from multas_ray.job import Parser, run_job
+
+Rows = Iterable[Row | Reject]
+Track = Callable[[str, Rows, int], Rows]
+"""Shows a progress bar for a split while its rows are drawn: split, rows, their number."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, write the data set, print what is in it."""
+    args = parse(arguments)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+
+        def track(split: str, rows: Rows, total: int) -> Rows:
+            return progress.track(rows, total=total, description=split)
+
+        name, classes, source, splits = args.read(args, track)
+        summary = write_dataset(
+            args.out,
+            args.name or name,
+            classes,
+            ["background", *classes],
+            splits,
+            source=source,
+            command=shlex.join(["python", "jobs/prepare.py", *(sys.argv[1:] if arguments is None else arguments)]),
+            max_rejected=args.max_rejected,
+            overwrite=args.overwrite,
+        )
+    show(summary, args.out)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; `read` is the function of the chosen source."""
+    common = Parser(add_help=False)
+    common.add_argument("--out", required=True, help="data set folder; a further split is added to one that is there")
+    common.add_argument("--name", help="name of the data set (default: of the source)")
+    common.add_argument("--max-rejected", type=fraction, default=0.01, help="largest share of bad rows (default 0.01)")
+    common.add_argument("--overwrite", action="store_true", help="replace the data set at --out, with all its splits")
+
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sources = parser.add_subparsers(dest="source", required=True)
+
+    sub = sources.add_parser("voc", parents=[common], help="a VOCdevkit folder")
+    sub.add_argument("--root", type=folder, required=True, help="the folder that holds JPEGImages")
+    sub.add_argument("--det", metavar="SET/SPLIT", help="training images annotated with boxes only, e.g. MXEdet/train")
+    sub.add_argument("--seg", metavar="SET/SPLIT", help="training images annotated with masks only")
+    sub.add_argument("--full", metavar="SET/SPLIT", help="training images annotated with both")
+    sub.add_argument("--unlabelled", metavar="SET/SPLIT", help="training images without annotation")
+    sub.add_argument("--val", metavar="SET/SPLIT", help="validation images, annotated with both")
+    sub.add_argument("--classes", type=names, help="comma-separated; boxes of others are dropped, their pixels ignored")
+    sub.set_defaults(read=read_voc)
+
+    sub = sources.add_parser("coco", parents=[common], help="COCO instances")
+    sub.add_argument("--images", type=folder, required=True, help="folder of the images")
+    sub.add_argument("--annotations", type=Path, required=True, help="instances json")
+    sub.add_argument("--split", required=True, help="name of the split that is written, e.g. train")
+    sub.add_argument("--partial", type=parse_fractions, help="e.g. det=0.5,seg=0.5: images that keep only this task")
+    sub.add_argument("--seed", type=int, default=0, help="of --partial")
+    sub.add_argument("--classes", type=names, help="comma-separated; boxes of others are dropped, their pixels ignored")
+    sub.set_defaults(read=read_coco)
+
+    sub = sources.add_parser("scenes", parents=[common], help="generated scenes of shapes")
+    sub.add_argument("--train", type=count, default=1000, help="training scenes (default 1000)")
+    sub.add_argument("--val", type=count, default=200, help="validation scenes (default 200)")
+    sub.add_argument("--size", type=count, default=128, help="side in pixels (default 128)")
+    sub.add_argument("--partial", type=parse_fractions, help="e.g. det=0.5,seg=0.5: of the training scenes")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.set_defaults(read=read_scenes)
+    return parser.parse_args(arguments)
+
+
+Read = tuple[str, list[str], str, dict[str, Rows]]
+"""Of a source: name of the data set, its classes, a description, and the rows by split."""
+
+
+def read_voc(args: argparse.Namespace, track: Track) -> Read:
+    """The splits of a VOCdevkit folder."""
+    chosen: dict[str, list[tuple[str, tuple[Task, ...]]]] = {}
+    roles: list[tuple[str, str | None, tuple[Task, ...]]] = [
+        ("train", args.det, ("det",)),
+        ("train", args.seg, ("seg",)),
+        ("train", args.full, ("det", "seg")),
+        ("train", args.unlabelled, ()),
+        ("val", args.val, ("det", "seg")),
+    ]
+    for split, name, tasks in roles:
+        if name:
+            chosen.setdefault(split, []).extend((image_id, tasks) for image_id in voc.read_split(args.root, name))
+    if not chosen:
+        raise UserError("voc: nothing to read; give at least one of --det, --seg, --full, --unlabelled, --val")
+    classes = voc.choose_classes(args.classes)
+    splits: dict[str, Rows] = {}
+    for split, items in chosen.items():
+        # By id, so that rows of all task masks lie side by side and any stretch of the file holds each of them.
+        items.sort(key=lambda item: item[0])
+        splits[split] = track(split, voc.read_rows(args.root, items, classes), len(items))
+    return "voc", classes, f"VOC: {args.root}", splits
+
+
+def read_coco(args: argparse.Namespace, track: Track) -> Read:
+    """One split from COCO instances."""
+    instances = coco.Instances(args.annotations, args.classes)
+    rows: Rows = track(args.split, instances.rows(args.images), len(instances.ids))
+    if args.partial:
+        rows = apply_partial(rows, draw_partial(instances.ids, args.partial, args.seed))
+    return "coco", instances.classes, f"COCO: {args.annotations}", {args.split: rows}
+
+
+def read_scenes(args: argparse.Namespace, track: Track) -> Read:
+    """Generated scenes; the two splits are drawn from one sequence, so they share none."""
+    indices = {"train": range(args.train), "val": range(args.train, args.train + args.val)}
+    splits: dict[str, Rows] = {
+        key: track(key, scenes.rows(args.seed, span, args.size), len(span)) for key, span in indices.items() if span
+    }
+    if args.partial and "train" in splits:
+        kept = draw_partial(map(scenes.scene_id, indices["train"]), args.partial, args.seed)
+        splits["train"] = apply_partial(splits["train"], kept)
+    if not splits:
+        raise UserError("scenes: nothing to make; give --train or --val a number above 0")
+    return "scenes", list(scenes.CLASSES), f"scenes: seed {args.seed}, size {args.size}", splits
+
+
+def show(summary: Summary, out: str) -> None:
+    """Print rows by split and task mask, and what was rejected, dropped or clipped."""
+    table = Table("split", "annotated for", "rows", "boxes", title=f"{out}")
+    for split, counts in summary.rows.items():
+        for mask, rows in counts.items():
+            table.add_row(split, mask, str(rows), str(summary.boxes[split, mask]))
+    console = Console()
+    console.print(table)
+    reasons = [f"{rows} {reason}" for reason, rows in summary.rejected.most_common()]
+    console.print(f"rejected rows: {', '.join(reasons) or 'none'}", highlight=False)
+    if summary.zero_area or summary.clipped:
+        console.print(f"boxes: {summary.zero_area} dropped without area, {summary.clipped} clipped", highlight=False)
+
+
+def folder(text: str) -> Path:
+    """An existing folder."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: no such folder")
+    return Path(text)
+
+
+def fraction(text: str) -> float:
+    """A number of 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: a fraction of 0 to 1 is needed")
+    return value
+
+
+def count(text: str) -> int:
+    """A number of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a number of 0 or more is needed")
+    return int(text)
+
+
+def names(text: str) -> list[str]:
+    """Comma-separated names."""
+    return [name.strip() for name in text.split(",")]
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,28 @@
+"""Train a network: single-task (a teacher), multi-task, or distilled. The configuration decides.
+
+python jobs/train.py --config jobs/configs/animals_mtl.yaml optim.lr=0.0005 train.run=runs/other
+"""
+
+from pathlib import Path
+
+from multas_ray.config import load_config
+from multas_ray.job import Parser, run_job
+from multas_ray.train.console import follow, print_results
+from multas_ray.train.run import train
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the run")
+    parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    with follow([config]):
+        result = train(config)
+    run = Path(config.train.run)
+    print_results({run.name: result})
+    print(f"{run / 'report.html'}")
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,1 @@
+"""Detection and segmentation from partially annotated images, with teachers as a Ray service."""

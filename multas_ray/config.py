@@ -1,0 +1,365 @@
+"""The configuration of a run: one YAML file, one tree of pydantic models, any value overridable by its dotted path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from multas_ray.errors import UserError
+
+Task = Literal["det", "seg"]
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class AugmentConfig(Section):
+    """Training augmentation, applied alike to pixels, boxes and masks."""
+
+    photometric: bool = True
+    """Random brightness, contrast, saturation and hue."""
+    zoom_out: float = Field(0.3, ge=0, le=1)
+    """Probability to paste the image on a canvas up to twice its sides."""
+    crop: float = Field(0.5, ge=0, le=1)
+    """Probability of a crop that keeps a minimum IoU with some box (SSD); a random resized crop without boxes."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+
+
+class DataConfig(Section):
+    """The data set and how it is streamed."""
+
+    path: str
+    """Data set folder: local, or any URI that pyarrow reads."""
+    train: str = "train"
+    """Split to train on."""
+    val: str = "val"
+    """Split to evaluate on."""
+    size: int | list[int] = 320
+    """Side of the square network input in pixels, a multiple of 32; a list trains multi-scale, one size a batch
+    (evaluation uses the last one)."""
+    mixing: Literal["natural"] | dict[Literal["det", "seg", "both", "none"], int] = "natural"
+    """`natural`: rows in the proportions of the data set. A mapping fixes how many rows of each task mask are in every
+    batch, e.g. {det: 8, seg: 8}; each group then has epochs of its own."""
+    augment: AugmentConfig = AugmentConfig()
+    workers: int | None = Field(None, ge=1)
+    """Parallel Ray Data tasks of the training stream. Default: half of the cluster's CPUs."""
+    cpus_per_task: float = Field(0.25, gt=0)
+    """Logical CPUs that one Ray Data task reserves."""
+    shuffle_window: int = Field(16, ge=1)
+    """Row groups that are shuffled together, after the row groups of the split have been shuffled."""
+
+    @field_validator("size")
+    @classmethod
+    def _sizes(cls, value: int | list[int]) -> int | list[int]:
+        sizes = value if isinstance(value, list) else [value]
+        if not sizes or any(size < 32 or size % 32 for size in sizes):
+            raise ValueError("a multiple of 32, or a list of them")
+        return value
+
+    @property
+    def sizes(self) -> list[int]:
+        """Training sizes in pixels."""
+        return self.size if isinstance(self.size, list) else [self.size]
+
+    @property
+    def eval_size(self) -> int:
+        """Side of the square evaluation input in pixels."""
+        return self.sizes[-1]
+
+
+class ModelConfig(Section):
+    """The shared-backbone network."""
+
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "efficientnet_lite0"
+    ] = "resnet18"
+    pretrained: bool = True
+    """Start from ImageNet weights: through torchvision's downloads; for efficientnet_lite0, from the package of the
+    optional extra `pretrained`."""
+    tasks: list[Task] = ["det", "seg"]
+    """Tasks with a head. One task makes a single-task network, such as a teacher."""
+    width: int = Field(128, ge=16)
+    """Channels of the neck and the heads, a multiple of 16."""
+    norm: Literal["batch", "sync", "frozen", "group"] = "batch"
+    """Normalisation of the backbone: batch statistics a worker, over all workers (GPU only), frozen, or GroupNorm."""
+    anchor_base: float = Field(24.0, gt=0)
+    """Side in pixels of the smallest anchor at the finest level; it doubles from level to level."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks(cls, value: list[Task]) -> list[Task]:
+        if not value or len(set(value)) != len(value):
+            raise ValueError("one or both of det, seg, once each")
+        return sorted(value)
+
+    @field_validator("width")
+    @classmethod
+    def _width(cls, value: int) -> int:
+        if value % 16:
+            raise ValueError("a multiple of 16")
+        return value
+
+
+class LossConfig(Section):
+    """Supervised losses (annotated rows only)."""
+
+    det: float = Field(1.0, ge=0)
+    """Task weight of detection."""
+    seg: float = Field(1.0, ge=0)
+    """Task weight of segmentation."""
+    focal_alpha: float = Field(0.25, gt=0, lt=1)
+    focal_gamma: float = Field(1.0, ge=0)
+
+
+class DistillTaskConfig(Section):
+    """Distillation of one task."""
+
+    weight: float = Field(1.0, ge=0)
+    """Weight of the task's distillation loss; 0 turns it off."""
+    on: Literal["missing", "annotated", "all"] = "missing"
+    """Rows to distil on: those without the task's annotation, those with it, or all."""
+
+
+class DistillConfig(Section):
+    """Distillation from the teachers. A task without a teacher is not distilled."""
+
+    det: DistillTaskConfig = DistillTaskConfig()
+    seg: DistillTaskConfig = DistillTaskConfig()
+    temperature: float = Field(1.0, gt=0)
+    """Softmax temperature of segmentation distillation."""
+
+
+class Resources(Section):
+    """What one Ray actor reserves. CPUs are admission tokens: threads are set apart from them."""
+
+    cpu: float = Field(1.0, ge=0)
+    gpu: float = Field(0.0, ge=0)
+    custom: dict[str, float] = {}
+    """Custom resources, e.g. {teacher_node: 0.01}."""
+
+
+class TeacherConfig(Section):
+    """One frozen single-task network."""
+
+    checkpoint: str
+    """A run folder (its best checkpoint is taken) or a checkpoint folder."""
+
+
+class TeachersConfig(Section):
+    """The teachers and where they run."""
+
+    placement: Literal["pool", "inline"] = "pool"
+    """`pool`: Ray actors of their own. `inline`: inside the training worker."""
+    det: TeacherConfig | None = None
+    seg: TeacherConfig | None = None
+    replicas: int = Field(1, ge=1)
+    """Actors of each teacher."""
+    resources: Resources = Resources(cpu=0.5)
+    """Of each actor."""
+    prefetch: int = Field(3, ge=1)
+    """Batches a worker sends ahead to the teachers."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each actor."""
+
+    def of(self, task: Task) -> TeacherConfig | None:
+        """The teacher of a task."""
+        return self.det if task == "det" else self.seg
+
+
+class OptimConfig(Section):
+    """Optimiser, schedule and moving average. Weight decay spares biases and normalisation."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of SGD."""
+    warmup_steps: int = Field(100, ge=0)
+    """Linear from lr/10 to lr; a cosine then leads back to lr/10."""
+    clip_norm: float | None = Field(10.0, gt=0)
+    """Largest global gradient norm; null: no clipping."""
+    ema_decay: float = Field(0.9998, ge=0, lt=1)
+    ema_warmup: float = Field(2000, gt=0)
+    """Time constant n0 of the moving average's decay(n) = ema_decay * (1 - exp(-n / n0))."""
+
+
+class TrainConfig(Section):
+    """The training run."""
+
+    run: str
+    """Run folder. It may exist: the run then goes on where it stopped."""
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(16, ge=1)
+    """Images of a step, over all workers."""
+    workers: int = Field(1, ge=1)
+    """Data-parallel Ray Train workers."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each worker."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast type of forward and backward passes."""
+    seed: int = Field(0, ge=0)
+    resume: bool = True
+    """Go on from the run folder's newest checkpoint; false refuses a run folder that holds one."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """In addition to one checkpoint an epoch, an evaluation and the end."""
+    log_every_steps: int = Field(10, ge=1)
+    max_failures: int = Field(3, ge=0)
+    """Restarts of the worker group before the run fails."""
+    resources: Resources = Resources(cpu=1.0)
+    """Of each worker. A worker with a GPU share trains on CUDA with NCCL, else on the CPU with gloo."""
+
+
+class EvaluateConfig(Section):
+    """Evaluation on the validation split, on the moving average's weights."""
+
+    every_steps: int | None = Field(None, ge=1)
+    """Default: only at the end."""
+    batch_size: int = Field(32, ge=1)
+    score_threshold: float = Field(0.01, ge=0, lt=1)
+    nms_iou: float = Field(0.5, gt=0, le=1)
+    max_detections: int = Field(100, ge=1)
+    """Of an image."""
+    pictures: int = Field(8, ge=0)
+    """Validation images that each evaluation draws."""
+
+
+class TrackingConfig(Section):
+    """Weights & Biases. `metrics.jsonl` and `report.html` are written in any case."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online where an API key is set, else offline."""
+    project: str = "multas-ray"
+    group: str | None = None
+
+
+class Config(Section):
+    """A run."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    distill: DistillConfig = DistillConfig()
+    teachers: TeachersConfig = TeachersConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if isinstance(self.data.mixing, dict):
+            rows = sum(self.data.mixing.values())
+            if rows != self.train.batch_size:
+                raise ValueError(f"data.mixing: adds up to {rows} rows, train.batch_size is {self.train.batch_size}")
+        if self.train.workers > self.train.batch_size:
+            raise ValueError(
+                f"train.workers: {self.train.workers} workers, but a batch has {self.train.batch_size} rows"
+            )
+        for task in ("det", "seg"):
+            if self.teachers.of(task) and task not in self.model.tasks:
+                raise ValueError(f"teachers.{task}: set, but model.tasks is {self.model.tasks}")
+        if self.model.norm == "sync" and not self.train.resources.gpu:
+            raise ValueError("model.norm: sync needs GPU workers (train.resources.gpu); on CPU use batch, frozen or group")
+        if self.train.precision == "float16" and not self.train.resources.gpu:
+            raise ValueError("train.precision: float16 needs GPU workers; on CPU use float32 or bfloat16")
+        return self
+
+    def distilled(self) -> list[Task]:
+        """Tasks with a teacher and a weight."""
+        tasks: tuple[Task, ...] = ("det", "seg")
+        return [task for task in tasks if self.teachers.of(task) and getattr(self.distill, task).weight > 0]
+
+    def to_yaml(self) -> str:
+        """The whole tree, defaults filled in: enough to repeat the run."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `dotted.path=value` overrides (values are YAML).
+
+    Raises:
+        UserError: one line that names the path, what was given and what is allowed.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        try:
+            tree = yaml.safe_load(Path(file).read_text()) or {}
+        except OSError as error:
+            raise UserError(f"--config {file}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(tree, dict):
+            raise UserError(f"{file}: a mapping of sections is needed, found {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Validate a configuration tree.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"override '{override}': write it as dotted.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': the value is not YAML") from None
+    *parents, last = path.split(".")
+    node = tree
+    for key in parents:
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise UserError(f"override '{override}': {key} is a value, not a section")
+    # YAML 1.1 reads 1e-3 as a string: numbers are meant where Python sees one.
+    node[last] = _number(value) if isinstance(value, str) else value
+
+
+def _number(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        return f"{path}: no such key; allowed here: {', '.join(_keys_beside(first['loc']))}"
+    if first["type"] == "missing":
+        return f"{path}: missing, and it has no default"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["loc"]:
+        return f"{path}: {message} (given: {first['input']!r})"
+    return message
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)

@@ -1,0 +1,1 @@
+"""Data sets: schema, readers, the plan of a run, transforms, and the Ray Data stream."""

@@ -1,0 +1,28 @@
+"""A batch as one Arrow row, so that a batch of any shape travels through Ray Data whole and is read without a copy."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+
+def pack(arrays: Mapping[str, np.ndarray]) -> pa.Table:
+    """A one-row table that holds named arrays of any dtype (not object) and shape."""
+    columns: dict[str, pa.Array] = {}
+    for name, array in arrays.items():
+        array = np.asarray(array, order="C")
+        columns[name] = pa.array([memoryview(array).cast("B") if array.size else b""], pa.large_binary())
+        columns[f"{name}.shape"] = pa.array([list(array.shape)], pa.list_(pa.int64()))
+        columns[f"{name}.dtype"] = pa.array([array.dtype.str], pa.string())
+    return pa.table(columns)
+
+
+def unpack(table: pa.Table) -> dict[str, np.ndarray]:
+    """The arrays of a one-row table made by `pack`, as read-only views of its memory."""
+    arrays: dict[str, np.ndarray] = {}
+    for name in table.column_names:
+        if f"{name}.dtype" in table.column_names:
+            dtype = np.dtype(table[f"{name}.dtype"][0].as_py())
+            shape = table[f"{name}.shape"][0].as_py()
+            arrays[name] = np.frombuffer(table[name][0].as_buffer(), dtype).reshape(shape)
+    return arrays

@@ -1,0 +1,173 @@
+"""The plan of a run: which rows, augmented how, make up which batch. Pure functions of seed and step, without Ray.
+
+Every step's batch can be computed on its own, so that a run resumes at any step, with any number of workers, and any
+task of the data stream can lay out its chunk by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from multas_ray.data.index import Index
+from multas_ray.data.schema import TASK_MASKS, TaskMask
+from multas_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One worker's share of one global batch."""
+
+    step: int
+    rank: int
+    size: int
+    """Side of the square images in pixels."""
+    rows: np.ndarray
+    """(b,) int64: rows of the index."""
+    epochs: np.ndarray
+    """(b,) int64: how often the row has been seen before."""
+    seeds: np.ndarray
+    """(b,) uint64: seeds of the rows' augmentation."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are visited in turns of their own."""
+
+    rows: np.ndarray
+    """(n,) int64, in storage order."""
+    quota: int
+    """Rows of it in every batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The batches of a training run.
+
+    Each group's rows form an endless sequence, epoch after epoch, in which every epoch holds each row once; a batch
+    takes the next `quota` rows of each group. An epoch's order is a shuffle of the row groups (of the files), then of
+    the rows within windows of some row groups: global, yet with reads that stay sequential.
+    """
+
+    index: Index
+    groups: tuple[Group, ...]
+    seed: int
+    steps: int
+    sizes: tuple[int, ...]
+    window: int
+    """Row groups shuffled together."""
+    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> tuple:
+        return Plan, (self.index, self.groups, self.seed, self.steps, self.sizes, self.window)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a global batch."""
+        return sum(group.quota for group in self.groups)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which every row has been seen at least once."""
+        return max(len(group.rows) / group.quota for group in self.groups)
+
+    def part(self, step: int, rank: int, workers: int) -> Part:
+        """What worker `rank` of `workers` gets at a step. The parts of a step differ in size by at most one row."""
+        picked = [self._take(number, step) for number in range(len(self.groups))]
+        rows, epochs = (np.concatenate(column)[rank::workers] for column in zip(*picked, strict=True))
+        size = self.sizes[int(mix(self.seed, step, 0x512E) % np.uint64(len(self.sizes)))]
+        return Part(step, rank, size, rows, epochs, mix(self.seed, epochs, rows))
+
+    def _take(self, number: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        group = self.groups[number]
+        position = np.arange(step * group.quota, (step + 1) * group.quota)
+        epochs = position // len(group.rows)
+        rows = np.empty_like(position)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = self._order(number, int(epoch))[position[here] % len(group.rows)]
+        return rows, epochs
+
+    def _order(self, number: int, epoch: int) -> np.ndarray:
+        """(n,) int64: a group's rows in the order of an epoch. The last two epochs of each group are kept."""
+        key = (number, epoch)
+        if key not in self._orders:
+            self._orders.pop((number, epoch - 2), None)
+            self._orders[key] = shuffled(self.index, self.groups[number].rows, self.seed, number, epoch, self.window)
+        return self._orders[key]
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationPlan:
+    """Every row of a split once, in storage order; the last batch may be short, even empty for a worker."""
+
+    index: Index
+    batch_size: int
+    size: int
+
+    @property
+    def steps(self) -> int:
+        """Number of global batches."""
+        return -(-len(self.index) // self.batch_size)
+
+    def part(self, step: int, rank: int, workers: int) -> Part:
+        """What worker `rank` of `workers` gets of a batch."""
+        rows = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.index)))[rank::workers]
+        return Part(step, rank, self.size, rows, np.zeros_like(rows), np.zeros(len(rows), np.uint64))
+
+
+def lay_plan(
+    index: Index,
+    *,
+    usable: Sequence[TaskMask],
+    mixing: Mapping[TaskMask, int] | None,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    sizes: Sequence[int],
+    window: int,
+) -> Plan:
+    """The plan of a run over the rows that can teach it something.
+
+    Args:
+        usable: task masks of rows that some loss can use; others are left out.
+        mixing: rows of each task mask in a batch, or None for their natural proportions.
+
+    Raises:
+        UserError: no usable row, or a quota for rows that are absent or useless.
+    """
+    if mixing is None:
+        rows = index.rows(usable)
+        if not len(rows):
+            raise UserError(f"{index.path}: no row is of use: the model's tasks need rows with {' or '.join(usable)}")
+        groups: tuple[Group, ...] = (Group(rows, batch_size),)
+    else:
+        for mask, quota in mixing.items():
+            if quota and mask not in usable:
+                raise UserError(f"data.mixing.{mask}: {quota} rows, but no loss of this run can use such rows")
+            if quota and not len(index.rows([mask])):
+                raise UserError(f"data.mixing.{mask}: {quota} rows a batch, but {index.path} has none of them")
+        groups = tuple(Group(index.rows([mask]), mixing[mask]) for mask in TASK_MASKS if mixing.get(mask))
+    return Plan(index, groups, seed, steps, tuple(sizes), window)
+
+
+def shuffled(index: Index, rows: np.ndarray, seed: int, group: int, epoch: int, window: int) -> np.ndarray:
+    """(n,) int64: `rows` in an epoch's order: row groups shuffled, then rows within windows of row groups."""
+    random = np.random.default_rng((seed, group, epoch))
+    blocks, block_of_row = np.unique(index.block[rows], return_inverse=True)
+    place = random.permutation(len(blocks))[block_of_row]
+    return rows[np.lexsort((random.random(len(rows)), place // window))]
+
+
+def mix(seed: int, a: int | np.ndarray, b: int | np.ndarray) -> np.ndarray:
+    """uint64 hash of three integers (broadcast), by SplitMix64's finaliser: nearby inputs give unrelated seeds."""
+    state = np.asarray(seed, np.uint64)
+    with np.errstate(over="ignore"):
+        for value in (a, b):
+            state = (state + np.asarray(value).astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            state ^= state >> np.uint64(30)
+            state *= np.uint64(0xBF58476D1CE4E5B9)
+            state ^= state >> np.uint64(27)
+            state *= np.uint64(0x94D049BB133111EB)
+            state ^= state >> np.uint64(31)
+    return state

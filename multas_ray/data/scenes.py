@@ -1,0 +1,180 @@
+"""Generated scenes: textured shapes that overlap on textured backgrounds, with exact boxes and masks.
+
+A class is a shape. Colour, texture, size and rotation are drawn alike for all classes, so only the outline tells them
+apart.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from multas_ray.data.prepare import Row, encode
+
+CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
+MAX_OBJECTS = 5
+SMALLEST, LARGEST = 22 / 128, 70 / 128
+"""Diameter of an object as a share of the image's side."""
+MIN_VISIBLE_SHARE = 0.25
+MIN_VISIBLE_PIXELS = 30
+"""An object of which less is seen is not drawn at all, so that boxes and mask always agree."""
+CONTRAST = 90.0
+"""Smallest distance of an object's colour from the background's, in RGB units of 0..255."""
+
+
+class Scene(NamedTuple):
+    """One scene."""
+
+    image: np.ndarray
+    """(H, W, 3) uint8."""
+    boxes: np.ndarray
+    """(N, 4) float32 x1 y1 x2 y2: the tight box of the object's visible pixels."""
+    labels: np.ndarray
+    """(N,) int32, index into CLASSES."""
+    mask: np.ndarray
+    """(H, W) uint8: 0 background, 1 + label of the object in front."""
+
+
+def scene(seed: int, index: int, size: int = 128) -> Scene:
+    """A scene of size x size pixels with up to MAX_OBJECTS objects: a function of its arguments alone."""
+    rng = np.random.default_rng((seed, index))
+    owner, labels = _arrange(rng, size)
+    base = rng.uniform(30, 225, 3)
+    image = _background(rng, base, size)
+    for number in range(len(labels)):
+        inside = owner == number
+        image[inside] = _texture(rng, _colour_unlike(rng, base), size)[inside]
+    image += rng.normal(0, 6, image.shape)
+    mask = np.append(labels + 1, 0).astype(np.uint8)[owner]  # owner -1, the background, takes the last entry
+    boxes = np.array([_tight_box(owner == number) for number in range(len(labels))], np.float32).reshape(-1, 4)
+    return Scene(image.clip(0, 255).astype(np.uint8), boxes, labels, mask)
+
+
+def scene_id(index: int) -> str:
+    """The image id of a scene."""
+    return f"scene_{index:07d}"
+
+
+def rows(seed: int, indices: Iterable[int], size: int = 128) -> Iterator[Row]:
+    """Scenes as rows with both tasks annotated."""
+    for index in indices:
+        image, boxes, labels, mask = scene(seed, index, size)
+        data = encode(Image.fromarray(image), "JPEG")
+        yield Row(scene_id(index), data, size, size, True, True, boxes, labels, np.zeros(len(labels), bool), mask)
+
+
+def _arrange(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which object is in front at each pixel, (H, W) int with -1 for the background, and the labels (N,) int32."""
+    shapes, labels = [], []
+    for _ in range(rng.integers(1, MAX_OBJECTS + 1)):
+        label = int(rng.integers(len(CLASSES)))
+        diameter = size * SMALLEST * (LARGEST / SMALLEST) ** rng.random()
+        centre = rng.uniform(0.12, 0.88, 2) * size
+        shapes.append(_silhouette(label, centre, diameter / 2, rng.uniform(0, 2 * np.pi), size))
+        labels.append(label)
+    areas = np.array([shape.sum() for shape in shapes])
+    owner = _stack(shapes, size)
+    visible = np.bincount(owner.ravel() + 1, minlength=len(shapes) + 1)[1:]
+    # Taking hidden objects away only uncovers others, so one pass is enough.
+    kept = np.flatnonzero((visible >= MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * areas))
+    return _stack([shapes[i] for i in kept], size), np.array([labels[i] for i in kept], np.int32)
+
+
+def _stack(shapes: list[np.ndarray], size: int) -> np.ndarray:
+    """Lay silhouettes (H, W) over each other, later ones in front."""
+    owner = np.full((size, size), -1)
+    for number, shape in enumerate(shapes):
+        owner[shape] = number
+    return owner
+
+
+def _silhouette(label: int, centre: np.ndarray, radius: float, angle: float, size: int) -> np.ndarray:
+    """(H, W) bool: pixels whose middle lies in the rotated shape."""
+    middle = np.arange(size, dtype=np.float32) + 0.5
+    x, y = (middle - centre[0])[None, :] / radius, (middle - centre[1])[:, None] / radius
+    u = np.cos(angle) * x + np.sin(angle) * y
+    v = np.cos(angle) * y - np.sin(angle) * x
+    return SHAPES[CLASSES[label]](u, v)
+
+
+def _polar(u: np.ndarray, v: np.ndarray, corners: int) -> tuple[np.ndarray, np.ndarray]:
+    """A point's coordinates along and across the ray to the nearest of evenly spread corners."""
+    sector = 2 * np.pi / corners
+    angle = np.abs((np.arctan2(v, u) + sector / 2) % sector - sector / 2)
+    radius = np.hypot(u, v)
+    return radius * np.cos(angle), radius * np.sin(angle)
+
+
+def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    along, across = _polar(u, v, 5)
+    # The edge leads from the corner (1, 0) to the notch at radius 0.45, half a sector further on.
+    notch_x, notch_y = 0.45 * np.cos(np.pi / 5), 0.45 * np.sin(np.pi / 5)
+    return (along - 1) * notch_y + across * (1 - notch_x) <= 0
+
+
+SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "circle": lambda u, v: u**2 + v**2 <= 0.9**2,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 0.75,
+    "triangle": lambda u, v: _polar(-u, v, 3)[0] <= 0.5,
+    "star": _star,
+    "cross": lambda u, v: (np.minimum(np.abs(u), np.abs(v)) <= 0.3) & (np.maximum(np.abs(u), np.abs(v)) <= 0.95),
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.75) <= 0.22,
+}
+"""Whether points of the plane, scaled to a radius of 1, lie in the shape."""
+
+
+def _background(rng: np.random.Generator, base: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) float32: a gradient with soft blobs or stripes, around the colour `base`."""
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+    x, y = axis[None, :, None], axis[:, None, None]
+    image = base.astype(np.float32) + x * _shade(rng, 25) + y * _shade(rng, 25)
+    if rng.random() < 0.5:
+        for _ in range(6):
+            cx, cy = rng.uniform(-1, 1, 2)
+            width = rng.uniform(0.02, 0.12)
+            # A Gaussian is separable: an outer product of two rows costs less than an exponential a pixel.
+            image += np.exp(-((x - cx) ** 2) / width) * np.exp(-((y - cy) ** 2) / width) * _shade(rng, 35)
+    else:
+        image += _stripes(rng, x, y) * _shade(rng, 25)
+    return image
+
+
+def _texture(rng: np.random.Generator, colour: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) float32: plain, striped, checked or shaded, around a colour."""
+    axis = np.linspace(-1, 1, size, dtype=np.float32)
+    x, y = axis[None, :, None], axis[:, None, None]
+    pattern = rng.integers(4)
+    if pattern == 0:
+        wave = np.zeros((size, size, 1), np.float32)
+    elif pattern == 1:
+        wave = _stripes(rng, x, y)
+    elif pattern == 2:
+        wave = np.sign(_stripes(rng, x, y) * _stripes(rng, y, x))
+    else:
+        wave = x + y
+    return colour.astype(np.float32) + wave * _shade(rng, 30)
+
+
+def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(H, W, 1) in -1..1: waves of a random direction and length."""
+    direction, frequency = rng.uniform(0, np.pi), rng.uniform(12, 40)
+    return np.sin(frequency * (np.cos(direction) * x + np.sin(direction) * y) + rng.uniform(0, 2 * np.pi))
+
+
+def _shade(rng: np.random.Generator, strength: float) -> np.ndarray:
+    return rng.uniform(-strength, strength, 3).astype(np.float32)
+
+
+def _colour_unlike(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
+    """A colour (3,) at least CONTRAST away from `base`."""
+    while True:
+        colour = rng.uniform(20, 235, 3)
+        if np.linalg.norm(colour - base) >= CONTRAST:
+            return colour
+
+
+def _tight_box(inside: np.ndarray) -> tuple[int, int, int, int]:
+    """x1 y1 x2 y2 around the true pixels of (H, W); the last pixel lies within."""
+    columns, lines = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
+    return columns[0], lines[0], columns[-1] + 1, lines[-1] + 1

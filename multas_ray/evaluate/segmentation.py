@@ -1,0 +1,76 @@
+"""Segmentation metrics from a confusion matrix of pixels at the images' own resolution."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from multas_ray.data.schema import IGNORE
+from multas_ray.evaluate.arrays import to_numpy
+
+
+class SegmentationMetric:
+    """Counts pixels over images; shards that were counted apart add up exactly.
+
+    Args:
+        classes: names of the C pixel classes, background first; index = mask value.
+    """
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = list(classes)
+        self._confusion = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+
+    def add(self, logits: Tensor, mask: Tensor | np.ndarray) -> None:
+        """Add an image's prediction.
+
+        Args:
+            logits: (C, h, w) of any size; brought to the mask's size before the class is chosen, so that the metric
+                does not depend on the network's resolution.
+            mask: (H, W) uint8 class ids of the original image, 255 = ignore.
+        """
+        resized = F.interpolate(logits[None].float(), size=tuple(mask.shape), mode="bilinear", align_corners=False)
+        self.add_labels(resized[0].argmax(0), mask)
+
+    def add_labels(self, pred: Tensor | np.ndarray, mask: Tensor | np.ndarray) -> None:
+        """Add an image's label map.
+
+        Args:
+            pred: (H, W) class ids, 0..C-1 wherever the mask is not 255.
+            mask: (H, W) uint8 class ids, 255 = ignore.
+        """
+        true, found = to_numpy(mask), to_numpy(pred)
+        counted = true != IGNORE
+        size = len(self.classes)
+        pairs = true[counted].astype(np.int64) * size + found[counted]
+        self._confusion += np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was counted, for `merge`. `confusion`: (C, C) int64 pixels, by true and predicted class."""
+        return {"confusion": self._confusion.copy()}
+
+    def merge(self, state: Mapping[str, np.ndarray]) -> None:
+        """Add what another worker counted."""
+        self._confusion += state["confusion"]
+
+    def compute(self) -> dict[str, float]:
+        """Metrics in percent: seg/mIoU, seg/fwIoU, seg/mACC, seg/pACC and seg/IoU/<class>.
+
+        A class without a true pixel has no IoU: its key is left out, and the means are over the others (its false
+        pixels still count against the classes they cover). Without any pixel there is no metric: an empty dict.
+        """
+        truth = self._confusion.sum(1)
+        present = truth > 0
+        if not present.any():
+            return {}
+        hits = self._confusion.diagonal()
+        union = truth + self._confusion.sum(0) - hits
+        iou = 100 * hits[present] / union[present]
+        names = [name for name, there in zip(self.classes, present, strict=True) if there]
+        return {
+            "seg/mIoU": float(iou.mean()),
+            "seg/fwIoU": float(np.average(iou, weights=truth[present])),
+            "seg/mACC": float((100 * hits[present] / truth[present]).mean()),
+            "seg/pACC": float(100 * hits.sum() / truth.sum()),
+            **{f"seg/IoU/{name}": float(value) for name, value in zip(names, iou, strict=True)},
+        }

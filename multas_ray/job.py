@@ -1,0 +1,100 @@
+"""What every job shares: exit codes, one-line errors, and a Ray that fits the machine."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import ray
+
+from multas_ray.errors import UserError
+
+OK, FAILED, UNUSABLE = 0, 1, 2
+"""Exit codes: done; the job failed; unusable arguments, configuration or data."""
+
+
+def run_job(main: Callable[[], None]) -> NoReturn:
+    """Run a job's main and end the process: 0 done, 1 failed, 2 unusable input; the reason is the last line."""
+    try:
+        main()
+        code = OK
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = UNUSABLE
+    except KeyboardInterrupt:
+        print("stopped: interrupted", file=sys.stderr)
+        code = FAILED
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, UserError):
+            print(f"error: {cause}", file=sys.stderr)
+            code = UNUSABLE
+        else:
+            traceback.print_exc()
+            print(f"failed: {type(cause).__name__}: {_first_line(cause)}", file=sys.stderr)
+            code = FAILED
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    sys.exit(code)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception that a worker raised, behind what Ray wrapped around it."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        failures = getattr(error, "worker_failures", None)
+        inner = (
+            next(iter(failures.values()), None)
+            if failures
+            else getattr(error, "cause", None) or getattr(error, "controller_failure", None) or error.__cause__
+        )
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else "no message"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def start_ray(cpus: int = 4) -> None:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine.
+
+    A local Ray claims at least `cpus` and at least four logical CPUs, which are admission tokens and no threads: with
+    fewer, Ray Train and Ray Data wait for one another. It keeps its dashboard, bound to localhost, because Ray's clean-up of a killed run
+    asks it; and it is quiet: a job prints its own progress.
+    """
+    if ray.is_initialized():
+        return
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**settings)
+        return
+    ray.init(
+        address="local",
+        num_cpus=max(4, cpus, os.cpu_count() or 1),
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=0,
+        **settings,
+    )
+
+
+def cluster_cpus() -> float:
+    """Logical CPUs of the connected cluster."""
+    return float(ray.cluster_resources().get("CPU", 1))

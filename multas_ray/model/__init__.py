@@ -1,0 +1,1 @@
+"""The multi-task network. Plain PyTorch: never imports Ray."""

@@ -1,0 +1,156 @@
+"""Checkpoint folders: what is in them, which one is the newest that is whole, and how a network is loaded from one.
+
+A checkpoint folder `step_00000123/` holds
+    model.safetensors  the network to use: the moving average's weights, student only
+    state.pt           what resuming needs: raw weights, optimiser, moving average, position
+    meta.json          step, classes, model configuration, metrics
+    manifest.json      SHA-256 of the files above, written last
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from multas_ray.config import ModelConfig
+from multas_ray.errors import UserError
+from multas_ray.model.network import MultiTaskNet
+
+MODEL, STATE, META, MANIFEST = "model.safetensors", "state.pt", "meta.json", "manifest.json"
+
+
+class Meta(BaseModel):
+    """`meta.json`."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    step: int
+    model: ModelConfig
+    det_classes: list[str]
+    seg_classes: list[str]
+    size: int
+    """Side of the evaluation input in pixels."""
+    metrics: dict[str, float]
+    """Of the evaluation at this step; empty without one."""
+
+
+def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any], meta: Meta) -> None:
+    """Write a checkpoint folder, its manifest last."""
+    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / MODEL)
+    torch.save(dict(state), folder / STATE)
+    (folder / META).write_text(meta.model_dump_json(indent=1))
+    digests = {name: _digest(folder / name) for name in (MODEL, STATE, META)}
+    (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
+
+
+def verify(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None if every file is as its manifest says."""
+    try:
+        digests = json.loads((folder / MANIFEST).read_text())
+        for name, digest in digests.items():
+            if _digest(folder / name) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError) as error:
+        return f"{MANIFEST}: {error}"
+    return None
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of a run that verifies; a broken newer one is named on standard output."""
+    for folder in _newest_first(run):
+        problem = verify(folder)
+        if problem is None:
+            return folder
+        print(f"checkpoint {folder} is broken ({problem}): going back to the one before", flush=True)
+    return None
+
+
+def start_step(run: Path) -> int:
+    """The step that a run goes on from: that of its newest checkpoint, else 0."""
+    newest = newest_checkpoint(run)
+    return 0 if newest is None else read_meta(newest).step
+
+
+def find_checkpoint(path: str) -> Path:
+    """The checkpoint folder that `path` means: itself, or the best of a run folder (the newest if none was scored).
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = Path(path).expanduser()
+    if (folder / META).exists():
+        return folder
+    candidates = [c for c in _newest_first(folder) if (c / META).exists()]
+    if not candidates:
+        raise UserError(f"{path}: no checkpoint here (a run folder or a checkpoint folder is needed)")
+    return max(candidates, key=lambda c: read_meta(c).metrics.get("score", -1.0))
+
+
+def read_meta(folder: Path) -> Meta:
+    """Read and check `meta.json`.
+
+    Raises:
+        UserError: it is missing or not of a network that this version knows.
+    """
+    try:
+        return Meta.model_validate_json((folder / META).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / META}: not a checkpoint's description ({str(error).splitlines()[0]})") from None
+
+
+def load_network(path: str) -> tuple[MultiTaskNet, Meta]:
+    """The network of a checkpoint (see `find_checkpoint`), on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: there is no checkpoint, its files are broken, or its tensors do not fit the network it describes.
+    """
+    folder = find_checkpoint(path)
+    meta = read_meta(folder)
+    problem = verify(folder)
+    if problem is not None:
+        raise UserError(f"{folder}: {problem}")
+    try:
+        weights = load_file(folder / MODEL)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / MODEL}: not readable ({error})") from None
+    model = MultiTaskNet(meta.model.model_copy(update={"pretrained": False}), meta.det_classes, meta.seg_classes)
+    load_weights(model, weights, str(folder / MODEL))
+    return model.eval(), meta
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        UserError: names the source and the first key that does not fit.
+    """
+    own = model.state_dict()
+    for key in sorted(own.keys() | weights.keys()):
+        if key not in weights:
+            raise UserError(f"{source}: lacks '{key}' ({len(own.keys() - weights.keys())} tensors missing in all)")
+        if key not in own:
+            raise UserError(f"{source}: holds '{key}', which the network has not")
+        if own[key].shape != weights[key].shape:
+            raise UserError(f"{source}: '{key}' is {tuple(weights[key].shape)}, the network's {tuple(own[key].shape)}")
+    model.load_state_dict(weights)
+
+
+def _newest_first(run: Path) -> Iterator[Path]:
+    return iter(sorted((run / "checkpoints").glob("step_*"), reverse=True))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,197 @@
+"""A report as one HTML file that opens without a network."""
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from multas_ray.report.plots import class_bars, learning_curves
+
+Records = Sequence[Mapping[str, Any]]
+"""Rows of a table; the columns are their keys, in order of first occurrence."""
+
+STYLE = """
+:root { color-scheme: light; }
+body { margin: 0; color: #1c2330; background: #f6f7f9; font: 16px/1.5 system-ui, "Segoe UI", sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
+h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+p.intro { color: #55607a; margin: 0; white-space: pre-line; }
+.wide { overflow-x: auto; background: #fff; border: 1px solid #e1e5ec; border-radius: 8px; padding: .8rem; }
+.wide img { display: block; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .9rem .3rem .2rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+th { color: #55607a; font-weight: 600; border-bottom: 2px solid #e1e5ec; }
+tr + tr td { border-top: 1px solid #eef0f4; }
+pre { margin: 0; font-size: .85rem; }
+"""
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    intro: str = "",
+    tables: Mapping[str, Records] | None = None,
+    figures: Mapping[str, bytes] | None = None,
+    pictures: Mapping[str, bytes] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """Write a self-contained page: no script, no link, images inline, all text escaped.
+
+    Args:
+        path: of the HTML file; its folder is made.
+        title, intro: head of the page; line breaks in the intro are kept.
+        tables: heading -> rows.
+        figures, pictures: heading -> PNG, shown in its own size; a wide one scrolls.
+        texts: heading -> preformatted text, such as a configuration.
+    """
+    sections = [_section(name, _table(rows)) for name, rows in (tables or {}).items()]
+    sections += [
+        _section(name, _image(png, name)) for name, png in [*(figures or {}).items(), *(pictures or {}).items()]
+    ]
+    sections += [_section(name, f"<pre>{escape(text)}</pre>") for name, text in (texts or {}).items()]
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f'<body><main><h1>{escape(title)}</h1><p class="intro">{escape(intro)}</p>\n'
+        + "\n".join(sections)
+        + "\n</main></body></html>\n"
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def run_report(run: Path) -> Path:
+    """Build `<run>/report.html` from what the run left; what is not there (yet) is left out.
+
+    Reads config.yaml, metrics.jsonl, result.json, and of samples/*.png those of the newest evaluation: the first
+    number in a file's name is its step.
+
+    Returns:
+        The report's path.
+    """
+    lines = _metrics(run / "metrics.jsonl")
+    result = json.loads(_text(run / "result.json") or "{}")
+    final, best = result.get("final", {}), result.get("best", {})
+    # A run that is not over yet shows its newest evaluation.
+    columns = {"final": final} if final else {"newest": _newest_evaluation(lines)}
+    columns = {name: metrics for name, metrics in (columns | {"best": best}).items() if metrics}
+    tables = {
+        "Metrics [%]": _metric_table(columns),
+        "Metrics by class [%]": _class_table(columns),
+        "Time of a training step": _time_shares(lines),
+    }
+    figures = {"Learning curves": learning_curves({run.name: lines})} if lines else {}
+    if tables["Metrics by class [%]"]:
+        figures["By class"] = class_bars(columns)
+    config = _text(run / "config.yaml")
+    report = run / "report.html"
+    write_report(
+        report,
+        title=f"Run {run.name}",
+        intro=_intro(result, lines),
+        tables={heading: rows for heading, rows in tables.items() if rows},
+        figures=figures,
+        pictures={f"Samples: {file.stem}": file.read_bytes() for file in _newest_samples(run / "samples")},
+        texts={"Configuration": config} if config else {},
+    )
+    return report
+
+
+def _intro(result: Mapping[str, Any], lines: Records) -> str:
+    if result:
+        return f"{result['steps']} steps in {_duration(result['seconds'])}\nbest checkpoint: {result['checkpoint']}"
+    return f"not finished; {lines[-1]['step']} steps so far" if lines else "not started"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _newest_evaluation(lines: Records) -> Mapping[str, Any]:
+    return next((line for line in reversed(lines) if "score" in line), {})
+
+
+def _metric_table(columns: Mapping[str, Mapping[str, Any]]) -> Records:
+    """A row a metric that is not of one class, a column a set of metrics."""
+    keys = dict.fromkeys(key for metrics in columns.values() for key in metrics)
+    shown = [key for key in keys if key.startswith(("det/", "seg/")) and key.count("/") == 1]
+    shown += [key for key in ("score", "step") if key in keys]
+    return [{"metric": key} | {name: metrics.get(key, "") for name, metrics in columns.items()} for key in shown]
+
+
+def _class_table(columns: Mapping[str, Mapping[str, Any]]) -> Records:
+    """A row a class, a column a task and set of metrics."""
+    rows: dict[str, dict[str, Any]] = {}
+    for task in ("det/AP", "seg/IoU"):
+        for name, metrics in columns.items():
+            for key, value in metrics.items():
+                if key.startswith(f"{task}/"):
+                    label = key.removeprefix(f"{task}/")
+                    rows.setdefault(label, {"class": label})[f"{task} {name}"] = value
+    return list(rows.values())
+
+
+def _time_shares(lines: Records) -> Records:
+    """Where a step's seconds go, averaged over the run's logging steps."""
+    steps = [line for line in lines if line.get("time/step_s")]
+    if not steps:
+        return []
+    total = sum(line["time/step_s"] for line in steps)
+    parts = {"waiting for data": "time/data_wait_s", "waiting for teachers": "time/teacher_wait_s"}
+    waits = {name: sum(line.get(key, 0.0) for line in steps) for name, key in parts.items()}
+    rows = {**waits, "computing": total - sum(waits.values()), "step": total}
+    return [
+        {"part": name, "seconds a step": seconds / len(steps), "share": f"{seconds / total:.1%}"}
+        for name, seconds in rows.items()
+    ]
+
+
+def _newest_samples(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.png"))
+    newest = max((_step_of(file) for file in files), default=0)
+    return [file for file in files if _step_of(file) == newest]
+
+
+def _step_of(file: Path) -> int:
+    number = re.search(r"\d+", file.stem)
+    return int(number.group()) if number else -1
+
+
+def _metrics(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (_text(file) or "").splitlines() if line.strip()]
+
+
+def _text(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.exists() else None
+
+
+def _section(heading: str, body: str) -> str:
+    return f'<section><h2>{escape(heading)}</h2><div class="wide">{body}</div></section>'
+
+
+def _image(png: bytes, alt: str) -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _table(rows: Records) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_cell(row.get(column, '')))}</td>" for column in columns) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+    return str(value)

@@ -1,0 +1,1 @@
+"""Frozen single-task teachers and how their soft targets reach a worker."""

@@ -1,0 +1,1 @@
+"""The training job: step, loop, optimiser, checkpoints, tracking."""

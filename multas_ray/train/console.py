@@ -1,0 +1,98 @@
+"""What a person at the terminal sees of runs: progress while they last, a table of their results."""
+
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from multas_ray.config import Config
+from multas_ray.train.tracking import read_metrics
+
+POLL_S = 1.0
+PLAIN_EVERY_S = 30.0
+"""Between two lines where the output is no terminal, such as a job's log."""
+HEADLINE = ("det/AP50", "det/AP", "seg/mIoU")
+
+
+@contextmanager
+def follow(configs: Sequence[Config]) -> Iterator[None]:
+    """Show the progress of runs while the block lasts: bars on a terminal, now and then a line elsewhere.
+
+    It reads the runs' metrics files, so it needs nothing from the workers.
+    """
+    done = threading.Event()
+    show = _bars if sys.stderr.isatty() else _lines
+    thread = threading.Thread(target=show, args=(configs, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _bars(configs: Sequence[Config], done: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[news]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: list[TaskID] = [
+            progress.add_task(Path(config.train.run).name, total=config.train.steps, news="starting")
+            for config in configs
+        ]
+        while not done.wait(POLL_S):
+            for config, task in zip(configs, tasks, strict=True):
+                step, news = _state(Path(config.train.run))
+                progress.update(task, completed=step, news=news or "starting")
+
+
+def _lines(configs: Sequence[Config], done: threading.Event) -> None:
+    last: dict[str, int] = {}
+    printed = monotonic()
+    while not done.wait(POLL_S):
+        if monotonic() - printed < PLAIN_EVERY_S:
+            continue
+        printed = monotonic()
+        for config in configs:
+            step, news = _state(Path(config.train.run))
+            if news and step != last.get(config.train.run):
+                last[config.train.run] = step
+                print(f"{Path(config.train.run).name}: step {step}/{config.train.steps}  {news}", file=sys.stderr)
+
+
+def _state(run: Path) -> tuple[int, str]:
+    lines = read_metrics(run)
+    if not lines:
+        return 0, ""
+    news = []
+    logged = next((line for line in reversed(lines) if "loss/total" in line), None)
+    if logged:
+        news.append(f"loss {logged['loss/total']:.3f}  {logged['throughput/images_per_s']:.1f} img/s")
+    scored = next((line for line in reversed(lines) if "score" in line), None)
+    if scored:
+        news.append("  ".join(f"{name} {scored[name]:.1f}" for name in HEADLINE if name in scored))
+    return max(line["step"] for line in lines), "  ".join(news)
+
+
+def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> None:
+    """A table of finished runs: a row each, with their final headline metrics and seconds."""
+    table = Table("run", *HEADLINE, "seconds", title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, result in results.items():
+        final = result["final"]
+        cells = [f"{final[key]:.1f}" if key in final else "–" for key in HEADLINE]
+        table.add_row(name, *cells, f"{result['seconds']:.0f}")
+    Console().print(table)

@@ -1,0 +1,52 @@
+"""Optimiser, learning-rate schedule and the moving average of the weights."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from multas_ray.config import OptimConfig
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD. Tensors of one dimension (biases, normalisation) are not decayed."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.AdamW(groups, lr=config.lr)
+
+
+def learning_rate(step: int, base: float, warmup: int, total: int) -> float:
+    """Linear warm-up from base/10 to base over `warmup` steps, then a cosine back to base/10 at step `total`."""
+    if step < warmup:
+        return base * (0.1 + 0.9 * step / warmup)
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return base * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
+
+
+def ema_decay(updates: int, decay: float, warmup: float) -> float:
+    """Decay of the moving average at its `updates`-th update: decay * (1 - exp(-updates / warmup))."""
+    return decay * (1 - math.exp(-updates / warmup))
+
+
+class Ema:
+    """Exponential moving average of a model's parameters and buffers; it is what is evaluated and kept."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.config = config
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, updates: int) -> None:
+        """Take in the model's weights after its `updates`-th step (counted from 1)."""
+        weight = 1 - ema_decay(updates, self.config.ema_decay, self.config.ema_warmup)
+        own, new = self.model.state_dict(), model.state_dict()
+        floats = [key for key, value in own.items() if value.is_floating_point()]
+        torch._foreach_lerp_([own[key] for key in floats], [new[key] for key in floats], weight)
+        for key in own.keys() - set(floats):
+            own[key].copy_(new[key])

@@ -1,0 +1,225 @@
+"""The driver of a training run: checks everything first, then lets Ray Train do the work and writes the result."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError
+
+from multas_ray.config import Config, Task, parse_config
+from multas_ray.data.index import read_index
+from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
+from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
+from multas_ray.data.stream import stream
+from multas_ray.errors import UserError
+from multas_ray.job import cluster_cpus, start_ray
+from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta, start_step
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.report.html import run_report
+from multas_ray.teacher.pool import Handles, start_pool
+from multas_ray.teacher.teacher import Teacher
+from multas_ray.train.loop import train_worker
+from multas_ray.train.tracking import read_metrics
+
+RESULT = "result.json"
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Train as configured, or go on with what the run folder holds; a finished run is not run again.
+
+    Returns:
+        What `result.json` holds: final and best metrics, steps, seconds, checkpoint.
+
+    Raises:
+        UserError: configuration, data, teachers or run folder cannot be used.
+        ray.train.TrainingFailedError: the workers failed more often than allowed.
+    """
+    config = config.model_copy(deep=True)
+    config.train.run = str(Path(config.train.run).expanduser().resolve())
+    run = Path(config.train.run)
+    info = read_info(config.data.path)
+    plan = plan_run(config)
+    validation = EvaluationPlan(
+        read_index(config.data.path, config.data.val), config.evaluate.batch_size, config.data.eval_size
+    )
+    check_networks(config, info)
+    finished = prepare_folder(run, config)
+    if finished is not None:
+        return finished
+
+    began = perf_counter()
+    start_ray(_cpus_needed(config))
+    pool = _start_teachers(config, info)
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "det_classes": info.det_classes,
+        "seg_classes": info.seg_classes,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "pool": pool,
+    }
+    outcome = _fit(_trainer(config, settings, plan, validation), config.train.max_failures)
+    return conclude(run, outcome, perf_counter() - began)
+
+
+def plan_run(config: Config) -> Plan:
+    """The plan of the configured run, over the rows that its losses can use."""
+    distilled = config.distilled()
+    has: dict[TaskMask, set[Task]] = {"none": set(), "det": {"det"}, "seg": {"seg"}, "both": {"det", "seg"}}
+    tasks = set(config.model.tasks)
+    usable = [
+        mask
+        for mask, annotated in has.items()
+        if annotated & tasks or any(_distils(config, task, task in annotated) for task in distilled)
+    ]
+    return lay_plan(
+        read_index(config.data.path, config.data.train),
+        usable=usable,
+        mixing=None if config.data.mixing == "natural" else config.data.mixing,
+        batch_size=config.train.batch_size,
+        steps=config.train.steps,
+        seed=config.train.seed,
+        sizes=config.data.sizes,
+        window=config.data.shuffle_window,
+    )
+
+
+def _distils(config: Config, task: Task, annotated: bool) -> bool:
+    on = getattr(config.distill, task).on
+    return on == "all" or (on == "annotated") == annotated
+
+
+def check_networks(config: Config, info: DatasetInfo) -> None:
+    """Refuse a network that cannot be built and teachers that do not fit, before anything is started.
+
+    Raises:
+        UserError
+    """
+    MultiTaskNet(config.model, info.det_classes, info.seg_classes)
+    for task in config.distilled():
+        teacher = config.teachers.of(task)
+        assert teacher is not None
+        # Its actors may start in another folder, and must all load the same checkpoint.
+        teacher.checkpoint = str(find_checkpoint(teacher.checkpoint).resolve())
+        Teacher(task, teacher.checkpoint, info.det_classes if task == "det" else info.seg_classes)
+
+
+def prepare_folder(run: Path, config: Config) -> dict[str, Any] | None:
+    """Make the run folder, or check that what it holds can go on; the result if the run is finished.
+
+    Raises:
+        UserError: the folder holds another run, or holds one and `train.resume` is false.
+    """
+    if (run / "config.yaml").exists():
+        if not config.train.resume and newest_checkpoint(run) is not None:
+            raise UserError(f"train.run: {run} holds a run, and train.resume is false; choose another folder")
+        import yaml
+
+        before = parse_config(yaml.safe_load((run / "config.yaml").read_text()))
+        for section, mine, theirs in (
+            ("model", config.model, before.model),
+            ("data.path", config.data.path, before.data.path),
+            ("train.batch_size", config.train.batch_size, before.train.batch_size),
+            ("train.seed", config.train.seed, before.train.seed),
+            ("data.mixing", config.data.mixing, before.data.mixing),
+        ):
+            if mine != theirs:
+                raise UserError(f"train.run: {run} holds a run with another {section}; choose another folder")
+        if (run / RESULT).exists():
+            result = json.loads((run / RESULT).read_text())
+            if result["steps"] >= config.train.steps:
+                return result
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(config.to_yaml())
+    return None
+
+
+def _cpus_needed(config: Config) -> int:
+    teachers = len(config.distilled()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
+    # Two more: data tasks of the training and the validation stream must always find room.
+    return math.ceil(config.train.workers * config.train.resources.cpu + teachers * config.teachers.resources.cpu) + 2
+
+
+def _start_teachers(config: Config, info: DatasetInfo) -> Handles | None:
+    if config.teachers.placement != "pool" or not config.distilled():
+        return None
+    return start_pool(config.teachers, config.distilled(), {"det": info.det_classes, "seg": info.seg_classes})
+
+
+def _trainer(
+    config: Config, settings: dict[str, Any], plan: Plan, validation: EvaluationPlan
+) -> Callable[[], TorchTrainer]:
+    run = Path(config.train.run)
+    workers = config.train.workers
+    parallel = config.data.workers or max(1, int(cluster_cpus() / 2))
+    shared = {"parallel": parallel, "cpus_per_task": config.data.cpus_per_task}
+
+    # Ray Train calls these anew at every start of the worker group, so the stream begins at the newest checkpoint.
+    def training_stream() -> ray.data.Dataset:
+        return stream(plan, workers, start=start_step(run), augment=config.data.augment, **shared)
+
+    def validation_stream() -> ray.data.Dataset:
+        return stream(validation, workers, **shared)
+
+    options = ray.data.ExecutionOptions(preserve_order=True)
+    resources = config.train.resources
+
+    def build() -> TorchTrainer:
+        return TorchTrainer(
+            train_worker,
+            train_loop_config=settings,
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=resources.gpu > 0,
+                resources_per_worker={"CPU": resources.cpu, **({"GPU": resources.gpu} if resources.gpu else {})}
+                | resources.custom,
+            ),
+            datasets={"train": training_stream, "val": validation_stream},
+            dataset_config=DataConfig(execution_options=options, enable_shard_locality=False),
+            run_config=RunConfig(
+                name="checkpoints",
+                storage_path=str(run),
+                failure_config=FailureConfig(max_failures=config.train.max_failures),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="max"
+                ),
+                logging_config=LoggingConfig(log_level="ERROR"),
+            ),
+        )
+
+    return build
+
+
+def _fit(build: Callable[[], TorchTrainer], retries: int) -> dict[str, Any]:
+    """Run to the end. Ray restarts workers; a controller that died is started again here."""
+    for attempt in range(retries + 1):
+        try:
+            return build().fit().return_value
+        except (ControllerError, ray.exceptions.ActorDiedError) as error:
+            if attempt == retries:
+                raise
+            print(f"the training controller died ({type(error).__name__}): starting it again", flush=True)
+    raise AssertionError("unreachable")
+
+
+def conclude(run: Path, outcome: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Write `result.json` and `report.html` of a finished run."""
+    best = read_meta(find_checkpoint(str(run)))
+    scored = [line for line in read_metrics(run) if "score" in line]
+    top = max(scored, key=lambda line: line["score"])
+    previous = json.loads((run / RESULT).read_text()) if (run / RESULT).exists() else {}
+    result = {
+        "final": outcome["final"],
+        "best": top,
+        "steps": outcome["steps"],
+        "seconds": round(previous.get("seconds", 0.0) + seconds, 1),
+        "checkpoint": f"checkpoints/step_{best.step:08d}",
+    }
+    (run / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    run_report(run)
+    return result

@@ -1,0 +1,234 @@
+"""What the writer accepts, mends and refuses, and what it leaves on disk."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from multas_ray.data import prepare
+from multas_ray.data.prepare import Reject, Row, as_rgb, check_row, encode, write_dataset
+from multas_ray.data.schema import SCHEMA, read_info
+from multas_ray.errors import UserError
+
+DET, SEG = ["cat", "dog"], ["background", "cat", "dog"]
+HEIGHT, WIDTH = 20, 30
+
+
+def make_row(image_id: str = "a", boxes: list[list[float]] | None = None) -> Row:
+    """A row of 20 x 30 pixels with both tasks."""
+    array = np.array([[1, 2, 10, 12]] if boxes is None else boxes, np.float32).reshape(-1, 4)
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[2:12, 1:10] = 2
+    mask[0, 0] = 255
+    return Row(
+        image_id,
+        encode(Image.fromarray(pixels), "JPEG"),
+        HEIGHT,
+        WIDTH,
+        True,
+        True,
+        array,
+        np.ones(len(array), np.int32),
+        np.zeros(len(array), bool),
+        mask,
+    )
+
+
+def reason_of(row: Row) -> str:
+    """Why a row is rejected."""
+    with pytest.raises(Reject) as caught:
+        check_row(row, len(DET), len(SEG))
+    return caught.value.reason
+
+
+def rejections(path: Path) -> list[dict[str, str]]:
+    """The records of rejected.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_written_rows_come_back(tmp_path: Path) -> None:
+    rows = [make_row("both"), make_row("det").only("det"), make_row("seg").only("seg"), make_row("none").only(None)]
+    rows.append(make_row("empty", boxes=[]).only("det"))
+    summary = write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": rows}, source="here", command="make it")
+
+    table = pq.read_table(tmp_path / "set" / "train")
+    assert table.schema.equals(SCHEMA)
+    records = {record["image_id"]: record for record in table.to_pylist()}
+    assert [(r["has_det"], r["has_seg"], r["mask"] is None, len(r["boxes"])) for r in records.values()] == [
+        (True, True, False, 1),
+        (True, False, True, 1),
+        (False, True, False, 0),
+        (False, False, True, 0),
+        (True, False, True, 0),
+    ]
+    assert records["both"]["boxes"] == [[1, 2, 10, 12]]
+    assert records["both"]["labels"] == [1]
+    assert records["both"]["image"] == rows[0].image
+    mask = np.asarray(Image.open(io.BytesIO(records["seg"]["mask"])))
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, rows[0].mask)
+    info = read_info(str(tmp_path / "set"))
+    assert info.splits == summary.rows == {"train": {"none": 1, "det": 2, "seg": 1, "both": 1}}
+    assert (info.name, info.source, info.command) == ("toy", "here", "make it")
+
+
+def test_rows_are_streamed_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "ROW_GROUP", 4)
+    monkeypatch.setattr(prepare, "SHARD_GROUPS", 2)
+    rows = (make_row(f"{i:02d}") for i in range(23))
+    write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": rows})
+    files = sorted((tmp_path / "set" / "train").iterdir())
+    assert [file.name for file in files] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    groups = [pq.ParquetFile(file).metadata for file in files]
+    assert [[meta.row_group(i).num_rows for i in range(meta.num_row_groups)] for meta in groups] == [
+        [4, 4],
+        [4, 4],
+        [4, 3],
+    ]
+    ids = [name for file in files for name in pq.read_table(file)["image_id"].to_pylist()]
+    assert ids == [f"{i:02d}" for i in range(23)]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda row: replace(row, image=row.image[: len(row.image) // 2]), "broken image"),
+        (lambda row: replace(row, image=b"no image"), "broken image"),
+        (lambda row: replace(row, width=31), "annotation of another size"),
+        (lambda row: replace(row, boxes=np.array([[1, 2, 32.5, 12]], np.float32)), "box outside its image"),
+        (lambda row: replace(row, boxes=np.array([[-3, 2, 9, 12]], np.float32)), "box outside its image"),
+        (lambda row: replace(row, boxes=np.array([[1, 2, np.nan, 12]], np.float32)), "box outside its image"),
+        (lambda row: replace(row, boxes=np.array([[9, 2, 1, 12]], np.float32)), "inverted box"),
+        (lambda row: replace(row, labels=np.array([2], np.int32)), "unknown class"),
+        (lambda row: replace(row, mask=np.zeros((HEIGHT, WIDTH + 1), np.uint8)), "mask of another size"),
+        (lambda row: replace(row, mask=np.full((HEIGHT, WIDTH), 3, np.uint8)), "unknown class"),
+    ],
+)
+def test_bad_rows_are_rejected(change: Callable[[Row], Row], reason: str) -> None:
+    assert reason_of(change(make_row())) == reason
+
+
+def test_boxes_are_clipped_and_those_without_area_dropped() -> None:
+    row = make_row(boxes=[[-2, 0, 32, 22], [5, 5, 5, 9], [-1, 3, 0, 6], [1, 1, 2, 2]])
+    row.labels = np.array([0, 1, 1, 1], np.int32)
+    row.difficult = np.array([True, False, False, False])
+    checked, clipped, dropped = check_row(row, len(DET), len(SEG))
+    assert checked.boxes.tolist() == [[0, 0, 30, 20], [1, 1, 2, 2]]
+    assert checked.labels.tolist() == [0, 1]
+    assert checked.difficult.tolist() == [True, False]
+    assert (clipped, dropped) == (1, 2)
+
+
+@pytest.mark.parametrize(("mode", "format"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG")])
+def test_other_modes_become_rgb(mode: str, format: str) -> None:
+    data, height, width = as_rgb(encode(Image.new("RGB", (7, 5), (200, 60, 20)).convert(mode), format))
+    image = Image.open(io.BytesIO(data))
+    assert (image.mode, image.format, height, width) == ("RGB", format, 5, 7)
+
+
+def test_sixteen_bit_grey_is_no_rgb() -> None:
+    with pytest.raises(Reject, match="not convertible"):
+        as_rgb(encode(Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "PNG"))
+
+
+def test_too_many_rejected_rows_fail_in_one_line(tmp_path: Path) -> None:
+    rows = [make_row("a"), make_row("b"), make_row("a"), Reject("missing mask", "c.png", "c")]
+    with pytest.raises(UserError) as caught:
+        write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": rows}, max_rejected=0.49)
+    message = str(caught.value)
+    assert "2 of 4" in message
+    assert "1 duplicate id, 1 missing mask" in message
+    assert str(tmp_path / "set" / "rejected.jsonl") in message
+    assert "\n" not in message
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["set", "rejected.jsonl"]
+    assert [(r["image_id"], r["reason"]) for r in rejections(tmp_path / "set" / "rejected.jsonl")] == [
+        ("a", "duplicate id"),
+        ("c", "missing mask"),
+    ]
+
+    # What a failed job left does not stand in the way of the next one.
+    rows = [make_row("a"), make_row("b"), make_row("a"), Reject("missing mask", "c.png", "c")]
+    summary = write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": rows}, max_rejected=0.5)
+    assert summary.rows == {"train": {"both": 2}}
+    assert len(rejections(tmp_path / "set" / "rejected.jsonl")) == 2
+
+
+def test_ids_are_unique_across_splits(tmp_path: Path) -> None:
+    splits = {"train": [make_row("a"), make_row("b")], "val": [make_row("c"), make_row("a")]}
+    summary = write_dataset(tmp_path / "set", "toy", DET, SEG, splits, max_rejected=1)
+    assert summary.rows == {"train": {"both": 2}, "val": {"both": 1}}
+    assert rejections(tmp_path / "set" / "rejected.jsonl")[0]["split"] == "val"
+
+
+def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no rows for val"):
+        write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": [make_row()], "val": []})
+    with pytest.raises(UserError, match="1 of 1 rows rejected"):
+        write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": [Reject("x", "", "a")]}, max_rejected=1)
+
+
+def test_unusable_outputs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "set", "s3://bucket/set"):
+        with pytest.raises(UserError, match="--out"):
+            write_dataset(out, "toy", DET, SEG, {"train": [make_row()]})
+    for split in ("../train", "..", "", "a/b"):
+        with pytest.raises(UserError, match="plain folder name"):
+            write_dataset(tmp_path / "set", "toy", DET, SEG, {split: [make_row()]})
+
+
+def test_a_split_is_added_to_a_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    write_dataset(path, "toy", DET, SEG, {"train": [make_row("a")]}, command="first")
+    # A folder that dataset.json does not list, as a killed run leaves it.
+    (path / "val").mkdir()
+    (path / "val" / "part-00007.parquet").touch()
+    write_dataset(path, "toy", DET, SEG, {"val": [make_row("b"), make_row("a")]}, max_rejected=0.5, command="second")
+    info = read_info(str(path))
+    assert info.splits == {"train": {"both": 1}, "val": {"both": 1}}
+    assert info.command == "first; second"
+    assert [file.name for file in (path / "val").iterdir()] == ["part-00000.parquet"]
+    assert [record["reason"] for record in rejections(path / "rejected.jsonl")] == ["duplicate id"]
+
+    with pytest.raises(UserError, match="already has val"):
+        write_dataset(path, "toy", DET, SEG, {"val": [make_row("c")]})
+    with pytest.raises(UserError, match="other classes"):
+        write_dataset(path, "toy", ["cow"], ["background", "cow"], {"test": [make_row("c")]})
+    with pytest.raises(UserError, match="rejected"):
+        write_dataset(path, "toy", DET, SEG, {"test": [make_row("a")]})
+    assert read_info(str(path)) == info
+    assert len(rejections(path / "rejected.jsonl")) == 1
+    assert len(rejections(tmp_path / "set.rejected.jsonl")) == 1
+
+
+def test_only_a_data_set_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    write_dataset(path, "toy", DET, SEG, {"train": [make_row("a")], "val": [make_row("b")]})
+    write_dataset(path, "toy", DET, SEG, {"train": [make_row("c")]}, overwrite=True)
+    assert read_info(str(path)).splits == {"train": {"both": 1}}
+    assert not (path / "val").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not a data set"):
+        write_dataset(precious, "toy", DET, SEG, {"train": [make_row("a")]}, overwrite=True)
+    assert (precious / "thesis.txt").exists()
+
+
+def test_a_killed_writer_leaves_no_data_set(tmp_path: Path) -> None:
+    def rows() -> object:
+        yield make_row("a")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": rows()})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,109 @@
+"""The report: complete, self-contained and inert, from a whole run or from what there is of one."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from multas_ray.report.html import run_report, write_report
+from multas_ray.report.pictures import grid
+from multas_ray.report.plots import class_bars, learning_curves
+
+CLASSES = ["cat", "dog", "<script>alert(1)</script>"]
+PNG = b"\x89PNG\r\n\x1a\n"
+LINKS = re.compile(r"""(?:src|href)\s*=\s*["'](?!data:)|@import|url\(|<script""", re.IGNORECASE)
+
+
+def metrics(offset: float) -> dict[str, float]:
+    return {
+        "det/AP": 20 + offset,
+        "det/AP50": 40 + offset,
+        "seg/mIoU": 50 + offset,
+        "score": 70 + 2 * offset,
+        **{f"det/AP/{name}": 20 + offset for name in CLASSES},
+        **{f"seg/IoU/{name}": 50 + offset for name in ["background", *CLASSES]},
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "kd & co"
+    (folder / "samples").mkdir(parents=True)
+    steps = [
+        {"step": step, "epoch": 0.1, "lr": 1e-3, "loss/total": 3.0, "loss/seg": 1.0}
+        | {"time/step_s": 2.0, "time/data_wait_s": 0.1, "time/teacher_wait_s": 0.5}
+        for step in (10, 20)
+    ]
+    lines = [steps[0], {"step": 10} | metrics(1.5), steps[1], {"step": 20} | metrics(0.0)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = {
+        "final": metrics(0.0),
+        "best": metrics(1.5) | {"step": 10},
+        "steps": 20,
+        "seconds": 65.0,
+        "checkpoint": "checkpoints/best",
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "config.yaml").write_text("train:\n  run: runs/kd\n")
+    for step in (10, 20):
+        grid([[torch.zeros(3, 8, 8, dtype=torch.uint8)]], [], folder / "samples" / f"step_{step}.png")
+    return folder
+
+
+def test_a_run_has_everything_and_needs_no_network(run: Path) -> None:
+    page = run_report(run).read_text()
+    assert run_report(run) == run / "report.html"
+    assert not LINKS.search(page)
+    for name in ("background", "cat", "dog", "&lt;script&gt;alert(1)&lt;/script&gt;"):
+        assert f"<td>{name}</td>" in page
+    assert "21.50" in page, "the best det/AP"
+    assert "1 min 5 s" in page
+    assert "<td>5.0%</td>" in page, "waiting for data"
+    assert "<td>25.0%</td>" in page, "waiting for teachers"
+    assert "step_20" in page
+    assert "step_10" not in page, "only the newest samples"
+    assert page.count('src="data:image/png;base64,') == 3
+    assert "run: runs/kd" in page
+    assert "kd &amp; co" in page
+
+
+def test_a_run_that_is_not_over_shows_its_newest_evaluation(run: Path) -> None:
+    (run / "result.json").unlink()
+    page = run_report(run).read_text()
+    assert "20 steps so far" in page
+    assert "<th>newest</th>" in page
+
+
+def test_a_run_that_left_nothing(tmp_path: Path) -> None:
+    assert "not started" in run_report(tmp_path).read_text()
+
+
+def test_text_is_escaped_everywhere(tmp_path: Path) -> None:
+    evil = "<script>x</script>\"'"
+    path = tmp_path / "deep" / "page.html"
+    write_report(
+        path,
+        evil,
+        evil,
+        {evil: [{evil: evil}, {"other": 1.23456}]},
+        {evil: PNG},
+        {evil: PNG},
+        {evil: evil},
+    )
+    page = path.read_text()
+    assert "<script" not in page
+    assert "1.23<" in page
+
+
+def test_figures_are_png_also_without_data() -> None:
+    lines = [{"step": 1, "loss/total": 1.0}, {"step": 1} | metrics(0.0)]
+    for png in (
+        learning_curves({"one": lines, "two": lines}),
+        learning_curves({}),
+        learning_curves({"one": []}),
+        class_bars({"one": metrics(0.0), "seg only": {"seg/IoU/cat": 3.0}}),
+        class_bars({}),
+    ):
+        assert png.startswith(PNG)
