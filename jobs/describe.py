@@ -15,6 +15,7 @@ from multas_ray.data.describe import SplitCounts, choose, count
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, read_info
 from multas_ray.data.stream import decode, read_row
+from multas_ray.errors import UserError
 from multas_ray.job import Parser, run_job
 from multas_ray.report.pictures import captioned, grid, overlay
 
@@ -31,13 +32,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16, help="pictures of each split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: %(default)s)")
     arguments = parser.parse_args()
+    if arguments.samples < 0:
+        raise UserError(f"--samples {arguments.samples}: 0 or more")
     console = Console()
     info = read_info(arguments.dataset)
     indexes = {split: read_index(arguments.dataset, split) for split in info.splits}
     counts = count_splits(indexes, info, console)
     console.print(rows_table(info, counts))
-    console.print(boxes_table(info, counts))
-    console.print(pixels_table(info, counts))
+    for split, found in counts.items():
+        console.print(classes_table(info, split, found))
     for split, index in indexes.items():
         pictures = [draw(index, row, info) for row in choose(index, arguments.samples, arguments.seed)]
         file = (arguments.out or Path("runs/describe") / info.name) / f"{split}.png"
@@ -55,28 +58,24 @@ def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console)
 
 
 def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
-    table = numbers(f"{info.name}: images by task mask", ["split", *TASK_MASKS, "total"])
+    table = numbers(f"{info.name}: images by split and task mask", ["split", *TASK_MASKS, "total"])
     for split, found in counts.items():
         table.add_row(split, *(f"{found.rows[mask]:,}" for mask in TASK_MASKS), f"{sum(found.rows.values()):,}")
     return table
 
 
-def boxes_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
-    heads = [f"{split} {what}" for split in counts for what in ("boxes", "difficult", "images")]
-    table = numbers("boxes by class", ["class", *heads])
-    for label, name in enumerate(info.det_classes):
-        columns = [array[label] for c in counts.values() for array in (c.boxes, c.difficult, c.box_images)]
-        table.add_row(name, *(f"{number:,}" for number in columns))
-    return table
-
-
-def pixels_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
-    heads = [f"{split} {what}" for split in counts for what in ("pixels", "images")]
-    table = numbers("mask pixels by class", ["class", *heads])
-    for value, name in [*enumerate(info.seg_classes), (IGNORE, "(ignore)")]:
-        cells = []
-        for found in counts.values():
-            cells += [f"{found.pixels[value] / max(1, found.pixels.sum()):.2%}", f"{found.pixel_images[value]:,}"]
+def classes_table(info: DatasetInfo, split: str, found: SplitCounts) -> Table:
+    """A class may be one of objects, of pixels, or of both: a task that does not know it has blank cells."""
+    table = numbers(f"{split}: by class", ["class", "boxes", "difficult", "images", "pixels", "images"])
+    values = {name: value for value, name in enumerate(info.seg_classes)} | {"(ignore)": IGNORE}
+    share = found.pixels / max(1, found.pixels.sum())
+    for name in dict.fromkeys([*info.seg_classes, *info.det_classes, "(ignore)"]):
+        cells = [""] * 5
+        if name in info.det_classes:
+            label = info.det_classes.index(name)
+            cells[:3] = (f"{array[label]:,}" for array in (found.boxes, found.difficult, found.box_images))
+        if name in values:
+            cells[3:] = f"{share[values[name]]:.2%}", f"{found.pixel_images[values[name]]:,}"
         table.add_row(name, *cells)
     return table
 

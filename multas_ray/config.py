@@ -48,7 +48,7 @@ class DataConfig(Section):
     batch, e.g. {det: 8, seg: 8}; each group then has epochs of its own."""
     augment: AugmentConfig = AugmentConfig()
     workers: int | None = Field(None, ge=1)
-    """Parallel Ray Data tasks of the training stream. Default: half of the cluster's CPUs."""
+    """Parallel Ray Data tasks of the training stream. Default: half of the cluster's (of a local machine: its) cores."""
     cpus_per_task: float = Field(0.25, gt=0)
     """Logical CPUs that one Ray Data task reserves."""
     shuffle_window: int = Field(16, ge=1)
@@ -266,7 +266,9 @@ class Config(Section):
             if self.teachers.of(task) and task not in self.model.tasks:
                 raise ValueError(f"teachers.{task}: set, but model.tasks is {self.model.tasks}")
         if self.model.norm == "sync" and not self.train.resources.gpu:
-            raise ValueError("model.norm: sync needs GPU workers (train.resources.gpu); on CPU use batch, frozen or group")
+            raise ValueError(
+                "model.norm: sync needs GPU workers (train.resources.gpu); on CPU use batch, frozen or group"
+            )
         if self.train.precision == "float16" and not self.train.resources.gpu:
             raise ValueError("train.precision: float16 needs GPU workers; on CPU use float32 or bfloat16")
         return self
@@ -342,7 +344,8 @@ def _number(text: str) -> str | float:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    # An unknown key first: it often is the cause of the others, such as a misspelt key that is then missing.
+    first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
     path = ".".join(str(part) for part in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
         return f"{path}: no such key; allowed here: {', '.join(_keys_beside(first['loc']))}"

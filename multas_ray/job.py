@@ -74,8 +74,8 @@ def start_ray(cpus: int = 4) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine.
 
     A local Ray claims at least `cpus` and at least four logical CPUs, which are admission tokens and no threads: with
-    fewer, Ray Train and Ray Data wait for one another. It keeps its dashboard, bound to localhost, because Ray's clean-up of a killed run
-    asks it; and it is quiet: a job prints its own progress.
+    fewer, Ray Train and Ray Data wait for one another. It keeps its dashboard, bound to localhost, because Ray's
+    clean-up of a killed run asks it; and it is quiet: a job prints its own progress.
     """
     if ray.is_initialized():
         return
@@ -90,11 +90,14 @@ def start_ray(cpus: int = 4) -> None:
         num_cpus=max(4, cpus, os.cpu_count() or 1),
         include_dashboard=True,
         dashboard_host="127.0.0.1",
+        _node_ip_address="127.0.0.1",
         dashboard_port=0,
         **settings,
     )
 
 
-def cluster_cpus() -> float:
-    """Logical CPUs of the connected cluster."""
-    return float(ray.cluster_resources().get("CPU", 1))
+def cluster_cores() -> int:
+    """CPUs that do work: of the cluster, or the cores of this machine where Ray was started on it (see `start_ray`)."""
+    if os.environ.get("RAY_ADDRESS"):
+        return int(ray.cluster_resources().get("CPU", 1))
+    return os.cpu_count() or 1

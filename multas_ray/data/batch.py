@@ -11,7 +11,7 @@ def pack(arrays: Mapping[str, np.ndarray]) -> pa.Table:
     columns: dict[str, pa.Array] = {}
     for name, array in arrays.items():
         array = np.asarray(array, order="C")
-        columns[name] = pa.array([memoryview(array).cast("B") if array.size else b""], pa.large_binary())
+        columns[name] = pa.array([array.data.cast("B") if array.size else b""], pa.large_binary())
         columns[f"{name}.shape"] = pa.array([list(array.shape)], pa.list_(pa.int64()))
         columns[f"{name}.dtype"] = pa.array([array.dtype.str], pa.string())
     return pa.table(columns)

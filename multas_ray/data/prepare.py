@@ -279,7 +279,7 @@ def _present(
         UserError: what is there may be neither replaced nor added to, or a split's name is no folder name.
     """
     for split in splits:
-        if split.startswith(".") or Path(split).name != split:
+        if not split or split.startswith(".") or Path(split).name != split:
             raise UserError(f"split '{split}': a plain folder name is needed")
     if not out.exists() or (out.is_dir() and {entry.name for entry in out.iterdir()} <= {REJECTED}):
         return None
@@ -351,23 +351,14 @@ def _write_shards(folder: Path, rows: Iterator[Row]) -> dict[TaskMask, int]:
     """Write rows as `part-00000.parquet` and so on; returns their number by task mask."""
     folder.mkdir()
     counts: Counter[TaskMask] = Counter()
-    writer: pq.ParquetWriter | None = None
-    try:
-        for number in itertools.count():
-            group = list(itertools.islice(rows, ROW_GROUP))
-            if not group:
-                break
-            if number % SHARD_GROUPS == 0:
-                if writer:
-                    writer.close()
-                shard = folder / f"part-{number // SHARD_GROUPS:05d}.parquet"
-                # Images and masks are compressed already, and nothing in them repeats.
-                writer = pq.ParquetWriter(shard, SCHEMA, compression="none", use_dictionary=False)
-            counts.update(row.task_mask for row in group)
-            writer.write_table(pa.Table.from_pylist([_record(row) for row in group], schema=SCHEMA))
-    finally:
-        if writer:
-            writer.close()
+    groups = iter(lambda: list(itertools.islice(rows, ROW_GROUP)), [])
+    for shard, first in enumerate(groups):
+        file = folder / f"part-{shard:05d}.parquet"
+        # Images and masks are compressed already, and nothing in them repeats.
+        with pq.ParquetWriter(file, SCHEMA, compression="none", use_dictionary=False) as writer:
+            for group in itertools.chain([first], itertools.islice(groups, SHARD_GROUPS - 1)):
+                counts.update(row.task_mask for row in group)
+                writer.write_table(pa.Table.from_pylist([_record(row) for row in group], schema=SCHEMA))
     return {mask: counts[mask] for mask in TASK_MASKS if counts[mask]}
 
 

@@ -14,12 +14,14 @@ from multas_ray.data.prepare import Row, encode
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 MAX_OBJECTS = 5
-SMALLEST, LARGEST = 22 / 128, 70 / 128
+SMALLEST, LARGEST = 28 / 128, 72 / 128
 """Diameter of an object as a share of the image's side."""
+TILT = 0.5
+"""Largest rotation in radians either way: a square never looks like a diamond."""
 MIN_VISIBLE_SHARE = 0.25
 MIN_VISIBLE_PIXELS = 30
 """An object of which less is seen is not drawn at all, so that boxes and mask always agree."""
-CONTRAST = 90.0
+CONTRAST = 110.0
 """Smallest distance of an object's colour from the background's, in RGB units of 0..255."""
 
 
@@ -71,7 +73,7 @@ def _arrange(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
         label = int(rng.integers(len(CLASSES)))
         diameter = size * SMALLEST * (LARGEST / SMALLEST) ** rng.random()
         centre = rng.uniform(0.12, 0.88, 2) * size
-        shapes.append(_silhouette(label, centre, diameter / 2, rng.uniform(0, 2 * np.pi), size))
+        shapes.append(_silhouette(label, centre, diameter / 2, rng.uniform(-TILT, TILT), size))
         labels.append(label)
     areas = np.array([shape.sum() for shape in shapes])
     owner = _stack(shapes, size)
@@ -116,7 +118,7 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "circle": lambda u, v: u**2 + v**2 <= 0.9**2,
     "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 0.75,
-    "triangle": lambda u, v: _polar(-u, v, 3)[0] <= 0.5,
+    "triangle": lambda u, v: _polar(v, u, 3)[0] <= 0.5,
     "star": _star,
     "cross": lambda u, v: (np.minimum(np.abs(u), np.abs(v)) <= 0.3) & (np.maximum(np.abs(u), np.abs(v)) <= 0.95),
     "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.75) <= 0.22,

@@ -88,5 +88,7 @@ def read_info(path: str) -> DatasetInfo:
         first = error.errors()[0]
         raise UserError(f"{path}/dataset.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     if info.schema_version != SCHEMA_VERSION:
-        raise UserError(f"{path}/dataset.json: schema_version {info.schema_version}, this version reads {SCHEMA_VERSION}")
+        raise UserError(
+            f"{path}/dataset.json: schema_version {info.schema_version}, this version reads {SCHEMA_VERSION}"
+        )
     return info

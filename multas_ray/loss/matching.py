@@ -11,7 +11,7 @@ from multas_ray.model.anchors import corners
 class Match(NamedTuple):
     """The box of each anchor."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # tuple.index is not used
     """(B, A) long, 0..M-1; without meaning where `overlap` is 0."""
     overlap: Tensor
     """(B, A) float32 in 0..1: IoU with that box; 1 for the best anchor of a box; 0 in images without boxes."""

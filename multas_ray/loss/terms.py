@@ -14,5 +14,5 @@ class Term(NamedTuple):
 
     sum: Tensor
     """Scalar, float32, connected to the graph; exactly zero without rows."""
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuple.count is not used
     """Scalar, float32, without gradient."""

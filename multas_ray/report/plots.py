@@ -82,7 +82,7 @@ def class_bars(runs: Mapping[str, Mapping[str, Any]]) -> bytes:
             )
             if widest * len(runs) <= LABELLED_BARS:
                 axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
-        axis.set_xticks(range(len(classes)), classes, rotation=0 if widest <= 10 else 60, fontsize=8)
+        axis.set_xticks(range(len(classes)), classes, rotation=0 if widest <= 10 else 60, fontsize=8, parse_math=False)
         axis.set_title(tasks[prefix], fontsize=10, loc="left")
         axis.set_ylim(0, 105)
         axis.margins(x=0.01)
@@ -115,7 +115,9 @@ def _legend(figure: Figure, axes: Sequence[Axes], runs: Mapping[str, Any]) -> No
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     shown = [name for name in runs if name in handles]
     if shown:
-        figure.legend([handles[name] for name in shown], shown, loc="outside upper left", ncols=4, frameon=False)
+        key = figure.legend([handles[name] for name in shown], shown, loc="outside upper left", ncols=4, frameon=False)
+        for text in key.get_texts():
+            text.set_parse_math(False)  # a name with a $ is no formula
 
 
 def _png(figure: Figure) -> bytes:

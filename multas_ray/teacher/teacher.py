@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from multas_ray.model.checkpoint import load_network
 from multas_ray.config import Task
 from multas_ray.errors import UserError
+from multas_ray.model.checkpoint import load_network
 
 SoftTargets = dict[str, np.ndarray]
 """float16, in the order of the rows: of a detection teacher `cls` (n, A, C) logits and `box` (n, A, 4) codes, of a

@@ -9,7 +9,15 @@ from time import monotonic
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from multas_ray.config import Config
@@ -93,6 +101,6 @@ def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = 
         column.justify = "right"
     for name, result in results.items():
         final = result["final"]
-        cells = [f"{final[key]:.1f}" if key in final else "–" for key in HEADLINE]
+        cells = [f"{final[key]:.1f}" if key in final else "-" for key in HEADLINE]
         table.add_row(name, *cells, f"{result['seconds']:.0f}")
     Console().print(table)

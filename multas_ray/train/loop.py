@@ -1,7 +1,6 @@
 """What each Ray Train worker runs: resume, then step, log, evaluate and checkpoint until the plan's last step."""
 
 import tempfile
-
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -16,7 +15,7 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 
-from multas_ray.config import Config, TeachersConfig
+from multas_ray.config import Config, Task, TeachersConfig
 from multas_ray.data.plan import mix
 from multas_ray.data.stream import read_batches
 from multas_ray.evaluate.evaluator import evaluate
@@ -56,7 +55,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         trainer.load(step_folder(run, start))
     teachers: PoolClient | InlineTeachers
     if settings["pool"] is None:
-        classes = {"det": settings["det_classes"], "seg": settings["seg_classes"]}
+        classes: dict[Task, list[str]] = {"det": settings["det_classes"], "seg": settings["seg_classes"]}
         teachers = InlineTeachers(config.teachers, config.distilled(), classes, str(device))
     else:
         teachers = PoolClient(settings["pool"])
@@ -177,7 +176,9 @@ class _Trainer:
             for value in self.ema.model.state_dict().values():
                 dist.broadcast(value, 0)
         shard = ray.train.get_dataset_shard("val")
-        samples = SamplePictures(self.network.det_classes, self.config.evaluate.pictures if run else 0)
+        network = self.network
+        count = self.config.evaluate.pictures if run else 0
+        samples = SamplePictures(network.det_classes, network.seg_classes, count)
         with self._autocast():
             metrics = evaluate(self.ema.model, read_batches(shard, PREFETCH), self.config.evaluate, show=samples.add)
         if tracker is not None and run is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from multas_ray.config import OptimConfig
+from multas_ray.model.network import MultiTaskNet
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -37,8 +38,8 @@ def ema_decay(updates: int, decay: float, warmup: float) -> float:
 class Ema:
     """Exponential moving average of a model's parameters and buffers; it is what is evaluated and kept."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: MultiTaskNet, config: OptimConfig) -> None:
+        self.model: MultiTaskNet = copy.deepcopy(model).eval().requires_grad_(False)
         self.config = config
 
     @torch.no_grad()

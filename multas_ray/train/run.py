@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +19,7 @@ from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import stream
 from multas_ray.errors import UserError
-from multas_ray.job import cluster_cpus, start_ray
+from multas_ray.job import cluster_cores, start_ray
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta, start_step
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.html import run_report
@@ -156,15 +157,15 @@ def _trainer(
 ) -> Callable[[], TorchTrainer]:
     run = Path(config.train.run)
     workers = config.train.workers
-    parallel = config.data.workers or max(1, int(cluster_cpus() / 2))
-    shared = {"parallel": parallel, "cpus_per_task": config.data.cpus_per_task}
+    parallel = config.data.workers or max(1, cluster_cores() // 2)
+    source = partial(stream, workers=workers, parallel=parallel, cpus_per_task=config.data.cpus_per_task)
 
     # Ray Train calls these anew at every start of the worker group, so the stream begins at the newest checkpoint.
     def training_stream() -> ray.data.Dataset:
-        return stream(plan, workers, start=start_step(run), augment=config.data.augment, **shared)
+        return source(plan, start=start_step(run), augment=config.data.augment)
 
     def validation_stream() -> ray.data.Dataset:
-        return stream(validation, workers, **shared)
+        return source(validation)
 
     options = ray.data.ExecutionOptions(preserve_order=True)
     resources = config.train.resources

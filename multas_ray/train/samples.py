@@ -18,8 +18,9 @@ SHOWN_SCORE = 0.3
 class SamplePictures:
     """Collects the first `count` images that are shown to it."""
 
-    def __init__(self, det_classes: Sequence[str], count: int) -> None:
+    def __init__(self, det_classes: Sequence[str], seg_classes: Sequence[str], count: int) -> None:
         self.det_classes = list(det_classes)
+        self.seg_classes = list(seg_classes) or ["background", *det_classes]
         self.count = count
         self.rows: list[list[torch.Tensor]] = []
 
@@ -34,7 +35,7 @@ class SamplePictures:
             return []
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{step:08d}.png"
-        grid(self.rows, ["ground truth", "prediction"], file)
+        grid(self.rows, ["ground truth", "prediction"], file, classes=self.seg_classes)
         return [file]
 
 
@@ -54,9 +55,7 @@ def draw_truth(batch: Mapping[str, np.ndarray], row: int, det_classes: Sequence[
     return overlay(image, boxes=boxes, captions=names, labels=labels, mask=small)
 
 
-def draw(
-    batch: Mapping[str, np.ndarray], row: int, prediction: Prediction, det_classes: Sequence[str]
-) -> torch.Tensor:
+def draw(batch: Mapping[str, np.ndarray], row: int, prediction: Prediction, det_classes: Sequence[str]) -> torch.Tensor:
     """An evaluation batch's image with a prediction drawn on it."""
     image = torch.tensor(batch["images"][row])
     size = image.shape[-1]
@@ -66,7 +65,8 @@ def draw(
         shown = found.scores >= SHOWN_SCORE
         boxes, labels = found.boxes[shown].cpu() * size, found.labels[shown].tolist()
         captions = [
-            f"{det_classes[label]} {score:.2f}" for label, score in zip(labels, found.scores[shown].tolist(), strict=True)
+            f"{det_classes[label]} {score:.2f}"
+            for label, score in zip(labels, found.scores[shown].tolist(), strict=True)
         ]
     if prediction.logits is not None:
         logits = F.interpolate(prediction.logits[None].float(), (size, size), mode="bilinear")

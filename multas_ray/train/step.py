@@ -76,7 +76,9 @@ def loss_terms(
         terms |= segmentation_loss(pick("seg", "seg", annotated["seg"]), put(batch["masks"]))
     if "det" in distilled:
         cls, box = (pick(name, "det", distilled["det"]) for name in ("cls", "box"))
-        terms |= distill_detection(cls, box, *(_target(soft, name, like) for name, like in (("cls", cls), ("box", box))))
+        terms |= distill_detection(
+            cls, box, *(_target(soft, name, like) for name, like in (("cls", cls), ("box", box)))
+        )
     if "seg" in distilled:
         logits = pick("seg", "seg", distilled["seg"])
         terms |= distill_segmentation(logits, _target(soft, "seg", logits), config.distill.temperature)
@@ -99,7 +101,9 @@ def term_weights(config: Config) -> dict[str, float]:
     }
 
 
-def total_loss(terms: Mapping[str, Term], weights: Mapping[str, float], workers: int) -> tuple[Tensor, dict[str, Tensor]]:
+def total_loss(
+    terms: Mapping[str, Term], weights: Mapping[str, float], workers: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss to run backward from, and each term's share of its global value.
 
     Every term is this worker's sum divided by the count over all workers. DDP takes the mean of the workers'

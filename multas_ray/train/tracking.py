@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from multas_ray.config import Config
 
@@ -43,7 +44,9 @@ class Tracker:
             import wandb
 
             self.wandb.summary.update(dict(metrics))
-            self.wandb.log({name: wandb.Table(columns=["metric", "value"], data=[list(item) for item in metrics.items()])})
+            self.wandb.log(
+                {name: wandb.Table(columns=["metric", "value"], data=[list(item) for item in metrics.items()])}
+            )
 
     def __enter__(self) -> "Tracker":
         return self
@@ -81,7 +84,7 @@ def _start_wandb(run: Path, config: Config) -> Any:
     # The run's own folder keeps its id, so that every attempt goes on in the same W&B run.
     id_file = run / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(wandb.util.generate_id())
+        id_file.write_text(uuid4().hex[:8])
     mode = config.tracking.wandb
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"

@@ -103,7 +103,7 @@ def test_figures_are_png_also_without_data() -> None:
         learning_curves({"one": lines, "two": lines}),
         learning_curves({}),
         learning_curves({"one": []}),
-        class_bars({"one": metrics(0.0), "seg only": {"seg/IoU/cat": 3.0}}),
+        class_bars({"one": metrics(0.0), "$seg^$ only": {"seg/IoU/$^$": 3.0}}),
         class_bars({}),
     ):
         assert png.startswith(PNG)

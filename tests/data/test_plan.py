@@ -1,0 +1,134 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from multas_ray.data.index import Index, read_index
+from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan, mix
+from multas_ray.errors import UserError
+
+ALL = ("none", "det", "seg", "both")
+
+
+def index_of(rows: int, group_size: int = 8, files: int = 2) -> Index:
+    number = np.arange(rows)
+    per_file = -(-rows // files)
+    return Index(
+        path="memory",
+        files=tuple(f"{n}.parquet" for n in range(files)),
+        file=(number // per_file).astype(np.int32),
+        group=(number % per_file // group_size).astype(np.int32),
+        offset=(number % per_file % group_size).astype(np.int32),
+        task_mask=(number % 4).astype(np.uint8),
+    )
+
+
+def plan_of(index: Index, *, batch_size: int = 10, steps: int = 30, seed: int = 0, **changes) -> Plan:
+    settings = {"usable": ALL, "mixing": None, "sizes": (64,), "window": 3} | changes
+    return lay_plan(index, batch_size=batch_size, steps=steps, seed=seed, **settings)
+
+
+@pytest.mark.parametrize("mixing", [None, {"det": 3, "both": 6, "none": 1}])
+def test_a_batch_is_the_same_for_any_number_of_workers(mixing):
+    plan = plan_of(index_of(101), mixing=mixing)
+    for step in range(25):
+        whole = plan.part(step, 0, 1)
+        for workers in (2, 3, 4, 10):
+            parts = [plan.part(step, rank, workers) for rank in range(workers)]
+            together = sorted(
+                zip(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("rows", "seeds")), strict=True)
+            )
+            assert together == sorted(zip(whole.rows, whole.seeds, strict=True))
+            assert {part.size for part in parts} == {whole.size}
+            assert max(len(p.rows) for p in parts) - min(len(p.rows) for p in parts) <= 1
+
+
+def test_every_epoch_holds_every_row_once():
+    index = index_of(101)
+    plan = plan_of(index, steps=60)
+    parts = [plan.part(step, 0, 1) for step in range(60)]
+    rows, epochs = np.concatenate([p.rows for p in parts]), np.concatenate([p.epochs for p in parts])
+    orders = [rows[epochs == epoch] for epoch in range(5)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(101))
+    assert not np.array_equal(orders[0], orders[1])
+
+
+def test_every_row_has_another_seed_in_every_epoch():
+    plan = plan_of(index_of(40), steps=40)
+    seeds = np.concatenate([plan.part(step, 0, 1).seeds for step in range(40)])
+    assert len(np.unique(seeds)) == len(seeds)
+
+
+def test_a_step_does_not_depend_on_the_steps_before():
+    index = index_of(77)
+    used = plan_of(index)
+    for step in range(30):
+        used.part(step, 0, 1)
+    fresh = pickle.loads(pickle.dumps(used))
+    for step in (29, 3, 17):
+        np.testing.assert_array_equal(used.part(step, 1, 2).rows, fresh.part(step, 1, 2).rows)
+        np.testing.assert_array_equal(used.part(step, 1, 2).seeds, fresh.part(step, 1, 2).seeds)
+
+
+def test_quotas_hold_in_every_batch():
+    index = index_of(61)
+    plan = plan_of(index, mixing={"det": 4, "seg": 6, "both": 0})
+    for step in range(30):
+        masks = index.task_mask[plan.part(step, 0, 1).rows]
+        assert np.bincount(masks, minlength=4).tolist() == [0, 4, 6, 0]
+
+
+def test_reads_stay_within_a_window_of_row_groups():
+    index = index_of(384, group_size=8, files=4)
+    plan = plan_of(index, window=3, batch_size=8)
+    order = np.concatenate([plan.part(step, 0, 1).rows for step in range(48)])
+    for start in range(0, 384, 24):
+        assert len(np.unique(index.block[order[start : start + 24]])) == 3
+    assert len(np.unique(index.block[order[:24]] // 12)) > 1, "row groups are shuffled over all files"
+
+
+def test_rows_that_no_loss_can_use_are_left_out():
+    index = index_of(64)
+    plan = plan_of(index, usable=("det", "both"))
+    rows = np.concatenate([plan.part(step, 0, 1).rows for step in range(10)])
+    assert set(index.task_mask[rows]) == {1, 3}
+
+
+def test_all_sizes_come_up():
+    plan = plan_of(index_of(64), sizes=(64, 96, 128), steps=60)
+    sizes = [plan.part(step, 0, 1).size for step in range(60)]
+    assert {sizes.count(size) > 8 for size in (64, 96, 128)} == {True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mixing": {"seg": 10}, "usable": ("det",)}, "data.mixing.seg"),
+        ({"usable": ()}, "no row is of use"),
+    ],
+)
+def test_a_plan_without_rows_is_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        plan_of(index_of(64), **changes)
+
+
+def test_evaluation_covers_every_row_once():
+    index = index_of(23)
+    plan = EvaluationPlan(index, batch_size=10, size=64)
+    for workers in (1, 2, 4):
+        rows = [plan.part(step, rank, workers).rows for step in range(plan.steps) for rank in range(workers)]
+        np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(23))
+
+
+def test_mix_spreads_neighbours():
+    values = mix(0, np.arange(1000), 1)
+    assert len(np.unique(values)) == 1000
+    assert 450 < (values >> np.uint64(63)).sum() < 550
+
+
+def test_index_of_a_real_file(scenes_path):
+    index = read_index(scenes_path, "train")
+    assert [len(index.rows([mask])) for mask in ("det", "seg", "both", "none")] == [13, 13, 12, 12]
+    with pytest.raises(UserError, match="no split 'test'; it has train, val"):
+        read_index(scenes_path, "test")

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from multas_ray.config import AugmentConfig
+from multas_ray.data.schema import IGNORE
+from multas_ray.data.transforms import Augment
+
+
+def sample(annotated: bool = True) -> dict:
+    """A 60 x 80 image with one white rectangle, its box, and its mask."""
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    image[:, 20:44, 10:50] = 255
+    parts = {"image": tv_tensors.Image(image)}
+    if annotated:
+        parts |= {
+            "boxes": tv_tensors.BoundingBoxes([[10.0, 20.0, 50.0, 44.0]], format="XYXY", canvas_size=(60, 80)),
+            "labels": torch.tensor([2]),
+            "difficult": torch.tensor([False]),
+            "mask": tv_tensors.Mask((image[0] > 0).to(torch.uint8)),
+        }
+    return parts
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_box_mask_and_pixels_stay_together(seed):
+    out = Augment(AugmentConfig(photometric=False, zoom_out=0.5, crop=0.8))(sample(), 96, seed)
+    assert out["image"].shape == (3, 96, 96)
+    assert out["mask"].shape == (96, 96)
+    inside = out["mask"] == 1
+    bright = (out["image"].float().mean(0) > 200) & (out["mask"] != IGNORE)
+    assert (bright & ~inside).sum() <= 0.06 * inside.sum() + 100, "the mask covers the object's pixels"
+    if len(out["boxes"]):
+        rows, columns = torch.where(inside)
+        tight = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+        assert (out["boxes"][0] - tight).abs().max() <= 2.5
+
+
+def test_the_seed_decides_everything():
+    augment = Augment(AugmentConfig())
+    torch.manual_seed(1)
+    first = augment(sample(), 64, 11)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = augment(sample(), 64, 11)
+    assert torch.equal(first["image"], second["image"])
+    assert torch.equal(first["mask"], second["mask"])
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
+    assert not torch.equal(first["image"], augment(sample(), 64, 12)["image"])
+
+
+def test_padding_is_ignored_by_segmentation():
+    out = Augment(AugmentConfig(photometric=False, zoom_out=1.0, crop=0.0, flip=0.0))(sample(), 64, 5)
+    assert set(out["mask"].unique().tolist()) == {0, 1, IGNORE}
+
+
+def test_an_unannotated_image_is_cropped_too():
+    out = Augment(AugmentConfig(zoom_out=0, crop=1.0))(sample(annotated=False), 64, 1)
+    assert out.keys() == {"image"}
+    assert out["image"].shape == (3, 64, 64)

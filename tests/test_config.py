@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from multas_ray.config import load_config, parse_config
+from multas_ray.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "jobs" / "configs").rglob("*.yaml"))
+MINIMAL = {"data": {"path": "data/x"}, "train": {"run": "runs/x", "steps": 10}}
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_shipped_configuration_is_valid(file):
+    config = load_config(file)
+    assert parse_config(yaml.safe_load(config.to_yaml())) == config, "what is saved repeats the run"
+
+
+def test_overrides_reach_any_depth(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    config = load_config(
+        file, ["optim.lr=1e-3", "teachers.det.checkpoint=runs/t", "data.size=[256, 320]", "optim.clip_norm=null"]
+    )
+    assert config.optim.lr == 0.001
+    assert config.teachers.det is not None
+    assert config.teachers.det.checkpoint == "runs/t"
+    assert config.data.sizes == [256, 320]
+    assert config.optim.clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.worker=2", ["train.worker", "no such key", "workers"]),
+        ("teachers.det.checkpont=x", ["teachers.det.checkpont", "checkpoint"]),
+        ("optim.lr=-1", ["optim.lr", "greater than 0", "-1"]),
+        ("optim.name=adam", ["optim.name", "adamw", "sgd", "adam"]),
+        ("data.size=100", ["data.size", "multiple of 32", "100"]),
+        ("model.tasks=[det,det]", ["model.tasks", "det, seg"]),
+        ("train.workers=99", ["train.workers", "99", "16"]),
+        ("data.mixing={det: 3}", ["data.mixing", "3", "16"]),
+        ("model.norm=sync", ["model.norm", "GPU"]),
+        ("nonsense", ["nonsense", "dotted.path=value"]),
+        ("train.steps.more=1", ["train.steps.more=1", "not a section"]),
+    ],
+)
+def test_a_wrong_value_is_named_in_one_line(override, words, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL))
+    with pytest.raises(UserError) as raised:
+        load_config(file, [override])
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data: [", "not YAML"),
+        ("- 1", "a mapping of sections"),
+        ("data: {path: x}\ntrain: {run: r}", "train.steps: missing"),
+    ],
+)
+def test_a_wrong_file_is_named_in_one_line(text, words, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=words) as raised:
+        load_config(file)
+    assert "\n" not in str(raised.value)
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("data: !!python/object/apply:os.system ['true']")
+    with pytest.raises(UserError, match="not YAML"):
+        load_config(file)

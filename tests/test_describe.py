@@ -1,0 +1,135 @@
+"""jobs/describe.py: its counts, its choice of pictures, and how it refuses what it cannot read."""
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.describe import main
+from multas_ray.data.describe import choose, count
+from multas_ray.data.index import read_index
+from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo
+from multas_ray.errors import UserError
+from multas_ray.job import run_job
+from tests.shared import ROOT
+
+INFO = DatasetInfo(
+    name="tiny",
+    det_classes=["cat", "dog"],
+    seg_classes=["background", "pet"],
+    splits={"train": {"det": 6, "seg": 2, "both": 1, "none": 1}},
+)
+
+
+def png(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(number: int, labels: Sequence[int] | None = None, mask: np.ndarray | None = None) -> dict[str, Any]:
+    """A 20 x 30 image with boxes of these labels (the first one difficult) and a mask; None = not annotated."""
+    found = labels or []
+    return {
+        "image_id": f"image{number}",
+        "image": png(np.full((20, 30, 3), 10 * number, np.uint8)),
+        "height": 20,
+        "width": 30,
+        "has_det": labels is not None,
+        "has_seg": mask is not None,
+        "boxes": [[2.0, 2.0, 12.0, 15.0]] * len(found),
+        "labels": list(found),
+        "difficult": [index == 0 for index in range(len(found))],
+        "mask": None if mask is None else png(mask),
+    }
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> str:
+    """A data set of one split in two shards of small row groups."""
+    (folder / "train").mkdir(parents=True)
+    (folder / "dataset.json").write_text(INFO.model_dump_json())
+    for shard, part in enumerate((rows[:3], rows[3:])):
+        pq.write_table(pa.Table.from_pylist(part, SCHEMA), folder / "train" / f"{shard}.parquet", row_group_size=2)
+    return str(folder)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    half = np.zeros((20, 30), np.uint8)
+    half[:, 15:] = 1
+    ignored = half.copy()
+    ignored[:, 20:] = 255
+    rows = [row(0, [0, 1, 1]), *(row(number, []) for number in range(1, 6))]
+    rows += [row(6, None, half), row(7, None, np.zeros((20, 30), np.uint8)), row(8, [1], ignored), row(9)]
+    return write(tmp_path / "tiny", rows)
+
+
+def test_counts(dataset: str) -> None:
+    seen: list[int] = []
+    counts = count(read_index(dataset, "train"), INFO, seen.append)
+    assert counts.rows == {"none": 1, "det": 6, "seg": 2, "both": 1}
+    assert counts.boxes.tolist() == [1, 3]
+    assert counts.difficult.tolist() == [1, 1]
+    assert counts.box_images.tolist() == [1, 2]
+    assert counts.pixels[[0, 1, 255]].tolist() == [300 + 600 + 300, 300 + 100, 200]
+    assert counts.pixel_images[[0, 1, 255]].tolist() == [3, 2, 1]
+    assert sum(seen) == 10
+
+
+def test_choice_covers_every_task_mask_and_is_seeded(dataset: str) -> None:
+    index = read_index(dataset, "train")
+    chosen = choose(index, 6, seed=0)
+    masks = [TASK_MASKS[index.task_mask[row]] for row in chosen]
+    assert masks == ["none", "det", "det", "seg", "seg", "both"]
+    assert chosen == choose(index, 6, seed=0)
+    assert any(chosen != choose(index, 6, seed=seed) for seed in range(1, 5))
+    assert sorted(choose(index, 100, seed=0)) == list(range(10)), "no more than there are"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (row(1, [2]), r"row image1: label 2, .* 0\.\.1"),
+        (row(1, None, np.full((20, 30), 7, np.uint8)), r"row image1: mask value 7, .* 0\.\.1"),
+        (row(1) | {"has_seg": True, "mask": b"no image"}, "row image1: the mask is not an image"),
+    ],
+    ids=["label", "mask value", "mask"],
+)
+def test_a_row_that_breaks_the_contract_is_named(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
+    index = read_index(write(tmp_path / "bad", [row(0), bad]), "train")
+    with pytest.raises(UserError, match=message):
+        count(index, INFO, lambda rows: None)
+
+
+def test_job_prints_tables_and_writes_pictures(dataset: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, str(ROOT / "jobs" / "describe.py"), dataset, "--out", str(out), "--samples", "5"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for text in ("cat", "dog", "pet", "(ignore)", "22.22%", str(out / "train.png")):
+        assert text in done.stdout
+    with Image.open(out / "train.png") as picture:
+        assert picture.width > 4 * 60
+
+
+@pytest.mark.parametrize(
+    "arguments", [["/nowhere"], [], ["/nowhere", "--samples", "many"], ["/nowhere", "--samples=-1"]]
+)
+def test_job_refuses_in_one_line(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["describe.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        run_job(main)
+    assert ended.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1

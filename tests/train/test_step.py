@@ -1,0 +1,144 @@
+"""The loss of a step, on one process and on real distributed ones."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from multas_ray.config import Config, parse_config
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.train.step import distilled_rows, loss_terms, named_losses, term_weights, total_loss
+
+DET, SEG = ["cat", "dog", "cow"], ["background", "cat", "dog", "cow"]
+SIZE = 64
+
+
+def config_of(**sections) -> Config:
+    tree = {
+        "data": {"path": "memory", "size": SIZE},
+        "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 16, "norm": "group"},
+        "teachers": {"det": {"checkpoint": "-"}, "seg": {"checkpoint": "-"}},
+        "train": {"run": "-", "steps": 1, "batch_size": 6},
+    }
+    return parse_config(tree | sections)
+
+
+def batch_of(masks: list[str], seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch of random images with these task masks: det, seg, both or none."""
+    random = np.random.default_rng(seed)
+    rows = len(masks)
+    has_det = np.array([mask in ("det", "both") for mask in masks], bool)
+    has_seg = np.array([mask in ("seg", "both") for mask in masks], bool)
+    corner = random.uniform(0, 0.5, (rows, 2, 2)).astype(np.float32)
+    boxes = np.concatenate([corner, corner + random.uniform(0.2, 0.5, (rows, 2, 2)).astype(np.float32)], axis=2)
+    labels = np.where(has_det[:, None], random.integers(0, 3, (rows, 2)), -1)
+    return {
+        "images": random.integers(0, 256, (rows, 3, SIZE, SIZE), dtype=np.uint8),
+        "has_det": has_det,
+        "has_seg": has_seg,
+        "boxes": boxes * has_det[:, None, None],
+        "labels": labels,
+        "difficult": np.zeros((rows, 2), bool),
+        "masks": random.integers(0, 4, (rows, SIZE, SIZE), dtype=np.uint8)[has_seg],
+    }
+
+
+def share(batch: dict, rows: list[int]) -> dict[str, np.ndarray]:
+    """Some rows of a batch, as a worker gets them."""
+    part = {name: array[rows] for name, array in batch.items() if name != "masks"}
+    kept = [number for number, row in enumerate(np.flatnonzero(batch["has_seg"])) if row in rows]
+    return part | {"masks": batch["masks"][kept]}
+
+
+def soft_of(batch: dict, config: Config) -> dict[str, np.ndarray]:
+    """Soft targets for a batch's distilled rows, a function of each row's pixels."""
+    torch.manual_seed(9)
+    teacher = MultiTaskNet(config.model, DET, SEG).eval()
+    rows = distilled_rows(batch, config)
+    with torch.no_grad():
+        out = teacher(torch.tensor(batch["images"]))
+    pairs = {"cls": "det", "box": "det", "seg": "seg"}
+    return {name: out[name][rows[task]].half().numpy() for name, task in pairs.items() if len(rows.get(task, ()))}
+
+
+def gradients(config: Config, batch: dict, workers: int = 1, wrap=lambda model: model) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    network = MultiTaskNet(config.model, DET, SEG)
+    model = wrap(network)
+    rows = distilled_rows(batch, config)
+    terms = loss_terms(model, batch, rows, soft_of(batch, config), config, network.anchors(SIZE, SIZE))
+    total, shares = total_loss(terms, term_weights(config), workers)
+    total.backward()
+    assert all(torch.isfinite(value) for value in shares.values())
+    return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config: Config) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=max(owners) + 1)
+    part = share(batch_of(masks), [row for row, owner in enumerate(owners) if owner == rank])
+    grads = gradients(config, part, max(owners) + 1, DistributedDataParallel)
+    if rank == 0:
+        torch.save(grads, f"{folder}/grads.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("masks", "owners"),
+    [
+        (["det", "both", "det", "seg", "seg", "none"], [0, 0, 0, 1, 1, 1]),
+        (["det", "det", "none", "det", "none", "none"], [0, 0, 0, 0, 1, 1]),
+        (["seg", "both", "none", "det", "seg", "both"], [0, 1, 1, 1, 1, 1]),
+    ],
+    ids=["a rank without boxes, one with few masks", "no mask in the whole batch", "uneven shares"],
+)
+def test_two_processes_have_the_gradients_of_one(masks, owners, tmp_path: Path):
+    config = config_of()
+    expected = gradients(config, batch_of(masks))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    mp.spawn(_worker, (str(tmp_path), masks, owners, config), nprocs=2)
+    found = torch.load(tmp_path / "grads.pt", weights_only=True)
+    scale = max(grad.norm() for grad in expected.values())
+    for name, grad in expected.items():
+        error = (found[name] - grad).norm() / grad.norm().clamp(min=1e-4 * scale)
+        assert error <= 1e-5, f"{name}: {error:.2e}"
+
+
+def test_an_unannotated_row_adds_no_supervised_loss():
+    config = config_of(teachers={})
+    network = MultiTaskNet(config.model, DET, SEG)
+    batch = batch_of(["det", "seg", "both", "none", "none"])
+    anchors = network.anchors(SIZE, SIZE)
+    whole = loss_terms(network, batch, {}, {}, config, anchors)
+    annotated = loss_terms(network, share(batch, [0, 1, 2]), {}, {}, config, anchors)
+    for name, term in annotated.items():
+        torch.testing.assert_close(whole[name].sum, term.sum, rtol=1e-5, atol=1e-6)
+        assert whole[name].count == term.count
+
+
+def test_a_task_without_rows_leaves_its_head_and_loss_at_zero():
+    config = config_of(teachers={})
+    grads = gradients(config, batch_of(["det", "det", "none"]))
+    assert all(grad.abs().max() == 0 for name, grad in grads.items() if name.startswith("seg_head"))
+    assert any(grad.abs().max() > 0 for name, grad in grads.items() if name.startswith("det_head"))
+
+
+@pytest.mark.parametrize(
+    ("on", "expected"), [("missing", [1, 3]), ("annotated", [0, 2]), ("all", [0, 1, 2, 3])], ids=str
+)
+def test_which_rows_are_distilled(on, expected):
+    config = config_of(distill={"det": {"on": on}, "seg": {"weight": 0}})
+    rows = distilled_rows(batch_of(["det", "seg", "both", "none"]), config)
+    assert rows.keys() == {"det"}, "a task of weight 0 is not distilled"
+    assert rows["det"].tolist() == expected
+
+
+def test_published_losses_add_up():
+    weights = term_weights(config_of(loss={"seg": 2.0}, distill={"det": {"weight": 0.5}}))
+    losses = named_losses({"det_box": 1.0, "seg": 3.0, "kd_det_box": 0.5, "kd_det_cls": 1.5}, weights)
+    assert losses == {"loss/total": 8.0, "loss/det_box": 1.0, "loss/seg": 3.0, "loss/kd_det": 2.0}
