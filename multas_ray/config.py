@@ -48,7 +48,7 @@ class DataConfig(Section):
     batch, e.g. {det: 8, seg: 8}; each group then has epochs of its own."""
     augment: AugmentConfig = AugmentConfig()
     workers: int | None = Field(None, ge=1)
-    """Parallel Ray Data tasks of the training stream. Default: half of the cluster's (of a local machine: its) cores."""
+    """Parallel Ray Data tasks of the training stream. Default: half the cores of the cluster, or of a local machine."""
     cpus_per_task: float = Field(0.25, gt=0)
     """Logical CPUs that one Ray Data task reserves."""
     shuffle_window: int = Field(16, ge=1)

@@ -1,6 +1,7 @@
 """What every job shares: exit codes, one-line errors, and a Ray that fits the machine."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -79,7 +80,12 @@ def start_ray(cpus: int = 4) -> None:
     """
     if ray.is_initialized():
         return
+    # Says at every start that the local Ray wants a token, which nobody has to type.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    # Ray runs its workers at low priority, so that anything else on the machine outruns the training.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Reports (checkpoints) are taken over once in this time; Ray's two seconds are long for short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):

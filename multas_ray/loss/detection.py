@@ -60,9 +60,10 @@ def detection_losses(
 
 
 def balanced_l1(input: Tensor, target: Tensor, alpha: float = 0.5, gamma: float = 1.5, beta: float = 0.11) -> Tensor:
-    """Balanced L1 loss, elementwise (Libra R-CNN, Pang et al., CVPR 2019, eq. 9).
+    """Balanced L1 loss, elementwise (Libra R-CNN, Pang et al., CVPR 2019, eq. 9, in the form that its code gives it for
+    beta != 1).
 
-    Near zero it grows like x log x, beyond `beta` linearly with slope `gamma`; `alpha` lifts the gradient of inliers.
+    Beyond `beta` it is linear with slope `gamma`; `alpha` lifts the gradient of the inliers below.
     """
     error = (input - target).abs()
     b = math.exp(gamma / alpha) - 1

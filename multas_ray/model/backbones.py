@@ -1,4 +1,4 @@
-"""Backbones: image classifiers cut down to feature maps at strides 4, 8, 16 and 32."""
+"""Backbones: image classifiers cut down to feature maps at strides 8, 16 and 32."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,14 +8,13 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 from torchvision.ops.misc import SqueezeExcitation
 
 from multas_ray.errors import UserError
-from multas_ray.model.depthwise import depthwise_conv2d
+from multas_ray.model.same_conv import same_conv2d
 
-Channels = tuple[int, int, int, int]
+Channels = tuple[int, int, int]
 RGB = tuple[float, float, float]
 
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
@@ -23,10 +22,10 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Four stages run one after the other; the map after each is an output.
+    """Three stages run one after the other; the map after each is an output.
 
     Args:
-        stages: of strides 4, 8, 16, 32 relative to the input.
+        stages: of strides 8, 16, 32 relative to the input.
         channels: of the stages' outputs.
         mean, std: of the RGB input in 0..1 units, as in pretraining: the caller normalises by them.
     """
@@ -41,7 +40,7 @@ class Backbone(nn.Module):
         self.std = std
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images (B, 3, H, W) float to maps (B, channels[i], H/4/2**i, W/4/2**i), i = 0..3."""
+        """Normalised images (B, 3, H, W) float to maps (B, channels[i], H/8/2**i, W/8/2**i), i = 0..2."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -86,19 +85,20 @@ def _resnet(name: str, pretrained: bool, norm: str) -> Backbone:
     if pretrained:
         _load(model, _torchvision_weights(name), norm)
     stem = [model.conv1, model.bn1, model.relu, model.maxpool]
-    channels: Channels = (64, 128, 256, 512) if name in ("resnet18", "resnet34") else (256, 512, 1024, 2048)
-    return Backbone([nn.Sequential(*stem, model.layer1), model.layer2, model.layer3, model.layer4], channels)
+    channels: Channels = (128, 256, 512) if name in ("resnet18", "resnet34") else (512, 1024, 2048)
+    return Backbone([nn.Sequential(*stem, model.layer1, model.layer2), model.layer3, model.layer4], channels)
 
 
 def _swin(name: str, pretrained: bool) -> Backbone:
-    # No stochastic depth here nor below: it would make gradients depend on how a batch is split over workers.
-    model = torchvision.models.get_model(name, weights=None, stochastic_depth_prob=0.0)
+    model = torchvision.models.get_model(name, weights=None)
+    # No stochastic depth, here and below: it would make gradients depend on how a batch is split over workers.
+    _replace(model, StochasticDepth, lambda _: nn.Identity())
     if pretrained:
         model.load_state_dict(_torchvision_weights(name))
     # Patch embedding or merging, then blocks: four times.
-    stages = [model.features[index : index + 2] for index in (0, 2, 4, 6)]
+    stages = [model.features[0:4], model.features[4:6], model.features[6:8]]
     width = model.features[0][0].out_channels
-    return SwinBackbone(stages, (width, 2 * width, 4 * width, 8 * width))
+    return SwinBackbone(stages, (2 * width, 4 * width, 8 * width))
 
 
 def _efficientnet_lite0(pretrained: bool, norm: str) -> Backbone:
@@ -108,39 +108,29 @@ def _efficientnet_lite0(pretrained: bool, norm: str) -> Backbone:
     activations on real images agree with the stored ones of BatchNorm, and a linear probe on 128-pixel images finds
     VOC's animals with mAP 77.6, against 68.9 with symmetric padding and ImageNet's mean and deviation.
     """
-    model = torchvision.models.efficientnet_b0(
-        weights=None, stochastic_depth_prob=0.0, norm_layer=_norm_layer(norm, eps=1e-3)
-    )
+    model = torchvision.models.efficientnet_b0(weights=None, norm_layer=_norm_layer(norm, eps=1e-3))
+    _replace(model, StochasticDepth, lambda _: nn.Identity())
     _replace(model, SqueezeExcitation, lambda _: nn.Identity())
     _replace(model, nn.SiLU, lambda _: nn.ReLU6(inplace=True))
     if pretrained:
         _load(model, _lite0_weights(), norm)
-    _replace(model, nn.Conv2d, LiteConv2d)
+    _replace(model, nn.Conv2d, SameConv2d)
     features = model.features
-    stages = [features[0:3], features[3:4], features[4:6], features[6:8]]
-    return Backbone(stages, (24, 40, 112, 320), mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    stages = [features[0:4], features[4:6], features[6:8]]
+    return Backbone(stages, (40, 112, 320), mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
-class LiteConv2d(nn.Module):
-    """A convolution without bias that takes over another's weight and pads as TensorFlow's "same" does: at stride 2,
-    on an even side, one pixel less before than after."""
+class SameConv2d(nn.Module):
+    """`same_conv2d` with the weight of a torchvision convolution."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.weight = conv.weight
         self.stride = conv.stride[0]
-        self.padding = conv.kernel_size[0] // 2
-        self.depthwise = conv.groups > 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H / stride, W / stride); H and W even at stride 2."""
-        padding = self.padding
-        if self.stride == 2:
-            x = F.pad(x, (padding - 1, padding, padding - 1, padding))
-            padding = 0
-        if self.depthwise:
-            return depthwise_conv2d(x, self.weight, self.stride, padding)
-        return F.conv2d(x, self.weight, None, self.stride, padding)
+        """(B, C, H, W) to (B, C', H / stride, W / stride)."""
+        return same_conv2d(x, self.weight, self.stride)
 
 
 def _norm_layer(norm: str, eps: float = 1e-5) -> Callable[[int], nn.Module]:

@@ -9,6 +9,7 @@ A checkpoint folder `step_00000123/` holds
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,19 @@ def start_step(run: Path) -> int:
     """The step that a run goes on from: that of its newest checkpoint, else 0."""
     newest = newest_checkpoint(run)
     return 0 if newest is None else read_meta(newest).step
+
+
+def prune(run: Path) -> None:
+    """Delete a run's checkpoints except the newest and the best.
+
+    Not left to Ray Train's `num_to_keep`: it deletes a folder that is reported again after a restart, and forgets one
+    that was written but not registered before a crash.
+    """
+    folders = list(_newest_first(run))
+    kept = {folders[0], find_checkpoint(str(run))} if folders else set()
+    for folder in folders:
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_checkpoint(path: str) -> Path:

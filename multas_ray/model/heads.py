@@ -50,27 +50,25 @@ def _per_anchor(output: Tensor, channels: int) -> Tensor:
 
 
 class SegmentationHead(nn.Module):
-    """Semantic branch of Panoptic FPN (Kirillov et al., CVPR 2019), with one convolution a level.
+    """Semantic branch of a feature pyramid (Kirillov et al., CVPR 2019), cut down: all levels are added at stride 8.
 
-    Levels are added from coarse to fine, each brought to the next one's size bilinearly, down to stride 4.
+    It leaves out the backbone's stride-4 map. On 828 real images that made the loss fall more slowly, and it costs.
     """
 
-    def __init__(self, fine_channels: int, width: int, classes: int, levels: int = 4) -> None:
+    def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.classes = classes
-        self.lateral = nn.Sequential(nn.Conv2d(fine_channels, width, 1, bias=False), group_norm(width))
-        self.levels = nn.ModuleList(conv_block(width, width) for _ in range(levels))
+        self.merge = conv_block(width, width)
         self.refine = conv_block(width, width)
         self.classify = nn.Conv2d(width, classes, 1)
-        nn.init.normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)  # type: ignore[arg-type]
 
-    def forward(self, fine: Tensor, pyramid: Sequence[Tensor]) -> Tensor:
-        """The backbone's stride-4 map (B, fine_channels, H/4, W/4) and the pyramid, fine to coarse, to logits
-        (B, C, H/4, W/4)."""
-        maps = [self.lateral(fine), *(conv(level) for conv, level in zip(self.levels, pyramid, strict=True))]
-        total = maps.pop()
-        while maps:
-            below = maps.pop()
-            total = below + F.interpolate(total, size=below.shape[-2:], mode="bilinear", align_corners=False)
-        return self.classify(self.refine(F.relu(total)))
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Maps (B, width, h, w), stride 8 and coarser, to logits (B, C, H/4, W/4)."""
+        finest, *coarser = pyramid
+        total = finest + sum(_resize(level, finest.shape[-2:]) for level in coarser)
+        height, width = finest.shape[-2:]
+        return self.classify(self.refine(_resize(self.merge(total), (2 * height, 2 * width))))
+
+
+def _resize(feature: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(feature, size=list(size), mode="bilinear", align_corners=False)

@@ -9,8 +9,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of eight channels a group: independent of the batch, so of its size and of its split over workers."""
-    return nn.GroupNorm(channels // 8, channels)
+    """GroupNorm: independent of the batch, so of its size and of its split over workers.
+
+    Sixteen channels a group, since PyTorch's channels-last bfloat16 kernels are three times slower for fewer.
+    """
+    return nn.GroupNorm(channels // 16, channels)
 
 
 class Neck(nn.Module):

@@ -36,10 +36,9 @@ class MultiTaskNet(nn.Module):
                 raise UserError(f"model.tasks: has {task}, but the data set has no {task}_classes")
 
         self.backbone = build_backbone(config.backbone, config.pretrained, config.norm)
-        fine, *rest = self.backbone.channels
-        self.neck = Neck(rest, config.width)
+        self.neck = Neck(self.backbone.channels, config.width)
         self.det_head = DetectionHead(config.width, len(self.det_classes)) if "det" in self.tasks else None
-        self.seg_head = SegmentationHead(fine, config.width, len(self.seg_classes)) if "seg" in self.tasks else None
+        self.seg_head = SegmentationHead(config.width, len(self.seg_classes)) if "seg" in self.tasks else None
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(self.backbone.mean).view(1, 3, 1, 1), persistent=False)
@@ -62,12 +61,12 @@ class MultiTaskNet(nn.Module):
             `anchors`; "seg" (Bs, C, H/4, W/4) logits.
         """
         pixels = images.to(memory_format=torch.channels_last).float()
-        fine, *rest = self.backbone((pixels - self.mean) / self.std)
-        pyramid = self.neck(rest)
+        maps = self.backbone((pixels - self.mean) / self.std)
+        pyramid = self.neck(maps)
         outputs = {}
         if self.det_head is not None:
             if _is_empty(det_rows):
-                zero = _connected_zero(self.det_head, [fine, *pyramid])
+                zero = _connected_zero(self.det_head, pyramid)
                 count = len(self.anchors(*images.shape[-2:]))
                 outputs["cls"] = zero.expand(0, count, len(self.det_classes))
                 outputs["box"] = zero.expand(0, count, 4)
@@ -76,10 +75,10 @@ class MultiTaskNet(nn.Module):
                 outputs["cls"], outputs["box"] = cls.float(), box.float()
         if self.seg_head is not None:
             if _is_empty(seg_rows):
-                zero = _connected_zero(self.seg_head, [fine, *pyramid])
-                outputs["seg"] = zero.expand(0, len(self.seg_classes), *fine.shape[-2:])
+                zero = _connected_zero(self.seg_head, pyramid)
+                outputs["seg"] = zero.expand(0, len(self.seg_classes), images.shape[2] // 4, images.shape[3] // 4)
             else:
-                logits = self.seg_head(_rows(fine, seg_rows), [_rows(level, seg_rows) for level in pyramid])
+                logits = self.seg_head([_rows(level, seg_rows) for level in pyramid])
                 outputs["seg"] = logits.float()
         return outputs
 

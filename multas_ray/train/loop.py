@@ -1,5 +1,6 @@
 """What each Ray Train worker runs: resume, then step, log, evaluate and checkpoint until the plan's last step."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -19,7 +20,16 @@ from multas_ray.config import Config, Task, TeachersConfig
 from multas_ray.data.plan import mix
 from multas_ray.data.stream import read_batches
 from multas_ray.evaluate.evaluator import evaluate
-from multas_ray.model.checkpoint import STATE, Meta, load_weights, step_folder, verify, write_checkpoint
+from multas_ray.model.checkpoint import (
+    STATE,
+    Meta,
+    load_weights,
+    prune,
+    read_meta,
+    step_folder,
+    verify,
+    write_checkpoint,
+)
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.teacher.pool import InlineTeachers, PoolClient, with_soft_targets
 from multas_ray.train.optim import Ema, build_optimizer, learning_rate
@@ -102,9 +112,8 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
             trainer.report(step, metrics if scored else {}, rank)
             began = perf_counter()
     if not metrics:
-        # The run had been trained to its end before, but not concluded.
-        metrics = trainer.evaluate(run if rank == 0 else None, step, tracker)
-        trainer.report(step, metrics, rank)
+        # The run had been trained and scored to its end before, but not concluded.
+        metrics = read_meta(step_folder(run, start)).metrics
     if tracker is not None:
         with tracker:
             tracker.table("final", metrics)
@@ -188,9 +197,8 @@ class _Trainer:
 
     def report(self, step: int, metrics: Mapping[str, float], rank: int) -> None:
         """Hand a checkpoint to Ray Train; all workers call it."""
-        published = {"step": step, "score": metrics.get("score", -1.0)}
         if rank != 0:
-            ray.train.report(published)
+            ray.train.report({"step": step})
             return
         meta = Meta(
             step=step,
@@ -209,11 +217,13 @@ class _Trainer:
         }
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), self.ema.model.state_dict(), state, meta)
+            target = step_folder(Path(self.config.train.run), step)
+            # What is left there is broken, else the run had gone on from it.
+            shutil.rmtree(target, ignore_errors=True)
             ray.train.report(
-                published,
-                checkpoint=Checkpoint.from_directory(folder),
-                checkpoint_dir_name=step_folder(Path(), step).name,
+                {"step": step}, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=target.name
             )
+        prune(Path(self.config.train.run))
 
 
 class _Meter:

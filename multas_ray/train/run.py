@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
@@ -17,7 +17,7 @@ from multas_ray.config import Config, Task, parse_config
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
-from multas_ray.data.stream import stream
+from multas_ray.data.stream import stream, stream_memory
 from multas_ray.errors import UserError
 from multas_ray.job import cluster_cores, start_ray
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta, start_step
@@ -167,7 +167,13 @@ def _trainer(
     def validation_stream() -> ray.data.Dataset:
         return source(validation)
 
-    options = ray.data.ExecutionOptions(preserve_order=True)
+    options = ray.data.ExecutionOptions(
+        preserve_order=True,
+        # Without a limit of our own the stream would fill half of the object store with batches of a far future.
+        resource_limits=ray.data.ExecutionResources.for_limits(
+            object_store_memory=stream_memory(max(config.data.sizes), workers, parallel)
+        ),
+    )
     resources = config.train.resources
 
     def build() -> TorchTrainer:
@@ -186,9 +192,6 @@ def _trainer(
                 name="checkpoints",
                 storage_path=str(run),
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
-                checkpoint_config=CheckpointConfig(
-                    num_to_keep=1, checkpoint_score_attribute="score", checkpoint_score_order="max"
-                ),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
         )

@@ -55,7 +55,7 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.wandb is not None:
-            self.wandb.finish(exit_code=0 if kind is None else 1, quiet=True)
+            self.wandb.finish(exit_code=0 if kind is None else 1)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

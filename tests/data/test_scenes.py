@@ -20,7 +20,8 @@ def test_boxes_are_tight_around_visible_pixels(size: int) -> None:
     seen = np.zeros(len(scenes.CLASSES), int)
     for index in range(60):
         scene = scenes.scene(0, index, size)
-        owner, labels = scenes._arrange(np.random.default_rng((0, index)), size)
+        owner, objects = scenes._arrange(np.random.default_rng((0, index)), size)
+        labels = [thing.label for thing in objects]
         np.testing.assert_array_equal(labels, scene.labels)
         assert len(scene.boxes) == len(labels) <= scenes.MAX_OBJECTS
         np.testing.assert_array_equal(scene.mask > 0, owner >= 0)
@@ -36,8 +37,8 @@ def test_boxes_are_tight_around_visible_pixels(size: int) -> None:
 @pytest.mark.parametrize("label", range(len(scenes.CLASSES)))
 def test_shapes_have_their_size_and_turn_with_the_angle(label: int) -> None:
     centre = np.array([40.0, 30.0])
-    upright = scenes._silhouette(label, centre, 20.0, 0.0, 80)
-    turned = scenes._silhouette(label, centre, 20.0, 0.4, 80)
+    upright = scenes._silhouette(scenes._Object(label, centre, 20.0, 0.0), 80)
+    turned = scenes._silhouette(scenes._Object(label, centre, 20.0, 0.4), 80)
     y, x = np.nonzero(upright)
     assert x.min() >= 18
     assert x.max() <= 61

@@ -1,0 +1,174 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from multas_ray.loss.detection import balanced_l1, detection_losses, focal_bce, quality_focal_bce
+from multas_ray.loss.matching import iou_match
+from multas_ray.loss.terms import Term
+from multas_ray.model.anchors import anchors
+from tests.loss.golden import detection_targets, relative_error
+from tests.shared import shared_path
+
+ANCHORS = anchors(64, 64)
+CLASSES = 4
+
+
+def losses(cls: Tensor, box: Tensor, targets: dict[str, Tensor], gamma: float = 1.0) -> dict[str, Term]:
+    return detection_losses(cls, box, ANCHORS, targets, alpha=0.25, gamma=gamma)
+
+
+def sample(batch: int, seed: int = 0, objects: int = 4) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    corner = torch.rand(batch, objects, 2, generator=g) * 0.6
+    boxes = torch.cat([corner, corner + 0.05 + 0.35 * torch.rand(batch, objects, 2, generator=g)], dim=-1)
+    targets = {
+        "boxes": boxes,
+        "labels": torch.randint(-1, CLASSES, (batch, objects), generator=g),
+        "difficult": torch.rand(batch, objects, generator=g) < 0.3,
+    }
+    cls = torch.randn(batch, len(ANCHORS), CLASSES, generator=g).requires_grad_()
+    return cls, torch.randn(batch, len(ANCHORS), 4, generator=g).requires_grad_(), targets
+
+
+def test_golden() -> None:
+    golden, boxes, labels = detection_targets(shared_path("golden", "detection.npz"))
+    cls, box = golden["pred_logits"].requires_grad_(), golden["pred_loc"].requires_grad_()
+    targets = {"boxes": boxes, "labels": labels, "difficult": torch.zeros_like(labels, dtype=torch.bool)}
+    terms = detection_losses(cls, box, golden["anchors_cxcywh"], targets, alpha=0.25, gamma=1.0)
+    values = {name: term.sum / term.count for name, term in terms.items()}
+    assert values["det_box"].item() == pytest.approx(golden["iou_focal_loss_box"].item(), rel=1e-4)
+    assert values["det_cls"].item() == pytest.approx(golden["iou_focal_loss_cls"].item(), rel=1e-4)
+    (values["det_box"] + values["det_cls"]).backward()
+    assert relative_error(cls.grad, golden["iou_focal_grad_logits"]) < 1e-4
+    assert relative_error(box.grad, golden["iou_focal_grad_loc"]) < 1e-4
+
+
+def test_terms_of_parts_add_up() -> None:
+    cls, box, targets = sample(6)
+    whole = losses(cls, box, targets)
+    parts = [losses(cls[rows], box[rows], {k: v[rows] for k, v in targets.items()}) for rows in (slice(2), slice(2, 6))]
+    for name, term in whole.items():
+        torch.testing.assert_close(sum(part[name].sum for part in parts), term.sum)
+        assert sum(part[name].count for part in parts) == term.count
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(4)), st.integers(0, 100))
+def test_order_does_not_matter(order: list[int], seed: int) -> None:
+    cls, box, targets = sample(4, seed)
+    plain = losses(cls, box, targets)
+    rows = losses(cls[order], box[order], {k: v[order] for k, v in targets.items()})
+    objects = losses(cls, box, {k: v[:, order] for k, v in targets.items()})
+    for name, term in plain.items():
+        torch.testing.assert_close(rows[name].sum, term.sum)
+        # Two boxes may have the same best anchor; only then the order of objects decides.
+        if _no_shared_best(targets):
+            torch.testing.assert_close(objects[name].sum, term.sum)
+
+
+def _no_shared_best(targets: dict[str, Tensor]) -> bool:
+    valid = targets["labels"] >= 0
+    forced = [iou_match(targets["boxes"], valid & kind, ANCHORS).overlap == 1 for kind in _kinds(targets)]
+    return sum(int(f.sum()) for f in forced) == int(valid.sum())
+
+
+def _kinds(targets: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return targets["difficult"], ~targets["difficult"]
+
+
+@pytest.mark.parametrize("objects", [0, 3])
+def test_annotated_and_empty_is_background(objects: int) -> None:
+    cls, box, targets = sample(2, objects=objects)
+    targets["labels"].fill_(-1)
+    terms = losses(cls, box, targets)
+    assert terms["det_box"] == (0, 0)
+    assert terms["det_cls"].sum > 0
+    assert terms["det_cls"].count == 0
+    sum(term.sum for term in terms.values()).backward()
+    assert (cls.grad > 0).all()
+    assert not box.grad.any()
+
+
+def test_no_rows() -> None:
+    cls, box, targets = sample(0)
+    terms = losses(cls, box, targets)
+    assert all(term == (0, 0) for term in terms.values())
+    sum(term.sum for term in terms.values()).backward()
+    assert cls.grad is not None
+    assert box.grad is not None
+
+
+def test_difficult_objects_are_neither_object_nor_background() -> None:
+    cls, box, targets = sample(1, objects=1)
+    targets["labels"].fill_(2)
+    targets["difficult"].fill_(True)
+    near = iou_match(targets["boxes"], targets["difficult"], ANCHORS).overlap >= 0.4
+    terms = losses(cls, box, targets)
+    sum(term.sum for term in terms.values()).backward()
+    assert terms["det_box"] == (0, 0)
+    assert near.any()
+    assert not cls.grad[near].any()
+    assert (cls.grad[~near] > 0).all()
+
+
+def test_difficult_object_takes_no_positives_away() -> None:
+    cls, box, targets = sample(1, objects=1)
+    targets["labels"].fill_(2)
+    targets["difficult"].fill_(False)
+    alone = losses(cls, box, targets)
+    doubled = {name: value.repeat_interleave(2, dim=1) for name, value in targets.items()}
+    doubled["difficult"][0, 1] = True
+    both = losses(cls, box, doubled)
+    assert both["det_box"] == alone["det_box"]
+    assert both["det_cls"].count == alone["det_cls"].count
+
+
+def test_band_is_ignored_in_the_matched_class_only() -> None:
+    cls, box, targets = sample(1, objects=1)
+    # The finest square, moved by three pixels in both directions: IoU 0.47 with the anchor it comes from.
+    targets["boxes"] = torch.tensor([[[11.0, 11.0, 35.0, 35.0]]]) / 64
+    targets["labels"].fill_(2)
+    targets["difficult"].fill_(False)
+    overlap = iou_match(targets["boxes"], targets["labels"] >= 0, ANCHORS).overlap
+    band = (overlap >= 0.4) & (overlap < 0.5)
+    losses(cls, box, targets)["det_cls"].sum.backward()
+    assert band.any()
+    assert not cls.grad[band][:, 2].any()
+    assert (cls.grad[band][:, [0, 1, 3]] > 0).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_extreme_outputs(gamma: float, scale: float) -> None:
+    cls, box, targets = sample(2)
+    terms = losses(cls * scale, box * scale, targets, gamma)
+    sum(term.sum for term in terms.values()).backward()
+    assert all(term.sum.isfinite() for term in terms.values())
+    assert cls.grad.isfinite().all()
+    assert box.grad.isfinite().all()
+
+
+def test_bfloat16() -> None:
+    cls, box, targets = sample(2)
+    for name, term in losses(cls.bfloat16(), box.bfloat16(), targets).items():
+        assert term.sum.dtype == torch.float32
+        torch.testing.assert_close(term.sum, losses(cls, box, targets)[name].sum, rtol=0.02, atol=0)
+
+
+def test_balanced_l1() -> None:
+    x = torch.tensor([0.0, 0.11 - 1e-6, 0.11 + 1e-6, 2.0, -2.0], requires_grad=True)
+    y = balanced_l1(x, torch.zeros(5))
+    y.sum().backward()
+    assert y[0] == 0
+    torch.testing.assert_close(y[1], y[2], rtol=1e-3, atol=0)
+    torch.testing.assert_close(x.grad[[0, 3, 4]], torch.tensor([0, 1.5, -1.5]))
+
+
+def test_focal_losses() -> None:
+    logits, target = torch.randn(100), torch.rand(100).round()
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    torch.testing.assert_close(focal_bce(logits, target, alpha=0.5, gamma=0.0), plain / 2)
+    torch.testing.assert_close(focal_bce(logits, target, 0.5, 2.0) * 2, quality_focal_bce(logits, target))
+    assert not quality_focal_bce(logits, logits.sigmoid()).any()

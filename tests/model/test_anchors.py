@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+import torch
+
+from multas_ray.model.anchors import anchors, decode, encode
+from tests.shared import shared_path
+
+
+def test_golden() -> None:
+    with np.load(shared_path("golden", "anchors.npz")) as golden:
+        for name in golden.files:
+            base, size = name.removeprefix("base").split("_size")
+            found = anchors(int(size), int(size), 24.0, "cpu", levels={"320": 4, "512": 5}[base])
+            np.testing.assert_allclose(found, golden[name], atol=1e-6)
+
+
+def test_golden_coding() -> None:
+    with np.load(shared_path("golden", "detection.npz")) as golden:
+        boxes = torch.from_numpy(golden["anchors_cxcywh"])
+        for image in range(3):
+            codes = encode(torch.from_numpy(golden[f"iou_match_box_{image}"]), boxes)
+            torch.testing.assert_close(codes, torch.from_numpy(golden[f"encoded_{image}"]), rtol=1e-5, atol=1e-5)
+            decoded = decode(torch.from_numpy(golden["pred_loc"][image]), boxes)
+            torch.testing.assert_close(decoded, torch.from_numpy(golden[f"decoded_{image}"]), rtol=1e-5, atol=1e-6)
+
+
+def test_oblong_inputs() -> None:
+    found = anchors(64, 128)
+    assert len(found) == 6 * (8 * 16 + 4 * 8 + 2 * 4 + 1 * 2)
+    torch.testing.assert_close(found[0], torch.tensor([4 / 128, 4 / 64, 24 / 128, 24 / 64]))
+    torch.testing.assert_close(found[6, :2], torch.tensor([12 / 128, 4 / 64]))  # the next cell is to the right
+
+
+def test_cache_serves_training_after_inference() -> None:
+    with torch.inference_mode():
+        anchors(96, 32)
+    codes = torch.zeros(len(anchors(96, 32)), 4, requires_grad=True)
+    decode(codes, anchors(96, 32)).sum().backward()
+    assert anchors(96, 32) is anchors(96, 32)
+
+
+def test_decode_inverts_encode() -> None:
+    boxes = torch.rand(5, len(anchors(64, 64)), 4).sort(dim=-1).values[..., [0, 1, 2, 3]] + torch.tensor(
+        [0, 0, 0.1, 0.1]
+    )
+    torch.testing.assert_close(decode(encode(boxes, anchors(64, 64)), anchors(64, 64)), boxes, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_extreme_codes_stay_finite(value: float) -> None:
+    assert decode(torch.full((6 * 85, 4), value), anchors(64, 64)).isfinite().all()

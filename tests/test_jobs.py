@@ -1,0 +1,97 @@
+"""Jobs as they are called: arguments in, exit code and last line out."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from multas_ray.errors import UserError
+from multas_ray.job import FAILED, OK, UNUSABLE, root_cause, run_job
+from tests.shared import ROOT
+
+
+def call(monkeypatch, capsys, job: str, *arguments: str) -> tuple[int, list[str]]:
+    """Run a job in this process: its exit code and the lines it wrote to standard error."""
+    monkeypatch.setattr(sys, "argv", [job, *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
+    return stop.value.code, capsys.readouterr().err.strip().splitlines()
+
+
+@pytest.fixture
+def config_file(make_config, tmp_path) -> Path:
+    file = tmp_path / "config.yaml"
+    file.write_text(make_config().to_yaml())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.widht=8", "model.widht: no such key"),
+        ("model.width=8", "model.width: Input should be greater than or equal to 16 (given: 8)"),
+        ("data.path=nowhere", "nowhere: no data set here"),
+        ("data.train=test", "no split 'test'; it has train, val"),
+        ("teachers.det.checkpoint=nowhere", "nowhere: no checkpoint here"),
+    ],
+)
+def test_train_refuses_what_it_cannot_use_in_one_line(monkeypatch, capsys, config_file, override, words):
+    code, lines = call(monkeypatch, capsys, "train.py", "--config", str(config_file), override)
+    assert code == UNUSABLE
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "words"),
+    [
+        ("train.py", [], "--config"),
+        ("train.py", ["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        ("prepare.py", ["scenes", "--train", "many", "--out", "x"], "many"),
+        ("prepare.py", ["voc", "--root", ".", "--out", "x"], "at least one of"),
+        ("prepare.py", [], "source"),
+        ("describe.py", ["nowhere"], "nowhere: no data set here"),
+    ],
+)
+def test_unusable_arguments_end_with_2_and_one_line(monkeypatch, capsys, job, arguments, words):
+    code, lines = call(monkeypatch, capsys, job, *arguments)
+    assert code == UNUSABLE
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+def ending_of(main, capsys) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        run_job(main)
+    return stop.value.code, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_failure_ends_with_1_and_its_reason_as_last_line(capsys):
+    def main() -> None:
+        raise RuntimeError("the disk is gone\nand more")
+
+    assert ending_of(main, capsys) == (FAILED, "failed: RuntimeError: the disk is gone")
+
+
+def test_a_worker_s_user_error_is_the_user_s(capsys):
+    class Wrapped(Exception):
+        worker_failures = {0: UserError("teachers.det: gone")}  # noqa: RUF012
+
+    def main() -> None:
+        raise Wrapped("Training failed")
+
+    assert ending_of(main, capsys) == (UNUSABLE, "error: teachers.det: gone")
+    assert isinstance(root_cause(Wrapped()), UserError)
+
+
+def test_done_is_0(monkeypatch, capsys, tmp_path):
+    out = str(tmp_path / "scenes")
+    code, _ = call(
+        monkeypatch, capsys, "prepare.py", "scenes", "--train", "6", "--val", "2", "--size", "64", "--out", out
+    )
+    assert code == OK
+    code, _ = call(monkeypatch, capsys, "describe.py", out, "--out", str(tmp_path / "pictures"))
+    assert code == OK
+    assert yaml.safe_load((tmp_path / "scenes" / "dataset.json").read_text())["splits"]["train"]["both"] == 6

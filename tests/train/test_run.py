@@ -1,0 +1,186 @@
+"""Whole runs: Ray Train workers, the stream, the pool, checkpoints, metrics."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from multas_ray.errors import UserError
+from multas_ray.model.checkpoint import find_checkpoint, load_network
+from multas_ray.train.run import train
+from multas_ray.train.tracking import read_metrics
+from tests.shared import ROOT
+
+RETRY = {"train": {"max_failures": 0}}
+
+
+def losses(run: str | Path, name: str = "loss/total") -> list[float]:
+    return [line[name] for line in read_metrics(Path(run)) if name in line]
+
+
+def test_a_run_of_two_workers_leaves_what_it_promises(started_ray, make_config):
+    config = make_config(train={"run": make_config().train.run, "steps": 4, "batch_size": 7, "workers": 2})
+    result = train(config)
+    run = Path(config.train.run)
+    lines = read_metrics(run)
+    logged = [line for line in lines if "loss/total" in line]
+    assert [line["step"] for line in logged] == [1, 2, 3, 4]
+    assert {"epoch", "lr", "loss/det_box", "loss/det_cls", "loss/seg", "throughput/images_per_s"} <= logged[0].keys()
+    assert {"time/step_s", "time/data_wait_s", "time/teacher_wait_s"} <= logged[0].keys()
+    scored = [line for line in lines if "score" in line]
+    assert [line["step"] for line in scored] == [4]
+    assert scored[0]["score"] == pytest.approx(scored[0]["det/AP"] + scored[0]["seg/mIoU"])
+    assert json.loads((run / "result.json").read_text()) == result
+    assert result["steps"] == 4
+    assert result["final"]["seg/mIoU"] == scored[0]["seg/mIoU"]
+    network, meta = load_network(str(run / result["checkpoint"]))
+    assert meta.step == 4
+    assert network.tasks == ("det", "seg")
+    assert yaml.safe_load((run / "config.yaml").read_text())["train"]["workers"] == 2
+    assert "data:image/png;base64" in (run / "report.html").read_text()
+    assert len(list((run / "samples").glob("*.png"))) == 1
+    before = (run / "metrics.jsonl").read_bytes()
+    assert train(config) == result, "a finished run is not run again"
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_pool_and_inline_teachers_give_the_same_losses(started_ray, make_config, tmp_path):
+    single = {}
+    for task in ("det", "seg"):
+        config = make_config(train={"run": str(tmp_path / task), "steps": 2, "batch_size": 8})
+        config.model.tasks = [task]
+        train(config)
+        single[task] = {"checkpoint": str(tmp_path / task)}
+    found = {}
+    for placement in ("pool", "inline"):
+        run = str(tmp_path / placement)
+        config = make_config(
+            train={"run": run, "steps": 5, "batch_size": 8, "log_every_steps": 1, **RETRY["train"]},
+            teachers={"placement": placement, **single},
+        )
+        train(config)
+        found[placement] = [losses(run, name) for name in ("loss/total", "loss/kd_det", "loss/kd_seg")]
+        weights = load_file(find_checkpoint(run) / "model.safetensors")
+        network, _ = load_network(run)
+        assert weights.keys() == network.state_dict().keys(), "the student's checkpoint holds no teacher"
+    torch.testing.assert_close(torch.tensor(found["pool"]), torch.tensor(found["inline"]), rtol=1e-5, atol=0)
+    assert all(value > 0 for value in found["pool"][1]), "detection is distilled"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"path": "nowhere"}}, "nowhere: no data set here"),
+        ({"data": {"val": "test"}}, "no split 'test'"),
+        ({"teachers": {"det": {"checkpoint": "nowhere"}}}, "nowhere: no checkpoint here"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_anything_starts(make_config, changes, words):
+    with pytest.raises(UserError, match=words):
+        train(make_config(**changes))
+
+
+def test_a_run_folder_of_another_network_is_refused(make_config, tmp_path):
+    config = make_config()
+    run = Path(config.train.run)
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(config.to_yaml())
+    config.model.width = 32
+    with pytest.raises(UserError, match="another model"):
+        train(config)
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+def start_job(config, folder: Path) -> subprocess.Popen:
+    file = folder / "config.yaml"
+    file.write_text(config.to_yaml())
+    return subprocess.Popen(
+        [sys.executable, "jobs/train.py", "--config", str(file)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def wait_for_step(run: str, step: int, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if any(line["step"] >= step for line in read_metrics(Path(run))):
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"{run} has not reached step {step}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_job_continues_as_one_curve_and_ends_as_if_unbroken(make_config, tmp_path):
+    settings = {"steps": 40, "batch_size": 8, "log_every_steps": 1, "checkpoint_every_steps": 5}
+    whole = make_config(train={"run": str(tmp_path / "whole"), **settings})
+    broken = make_config(train={"run": str(tmp_path / "broken"), **settings})
+    assert start_job(whole, tmp_path).wait(400) == 0
+
+    job = start_job(broken, tmp_path)
+    wait_for_step(broken.train.run, 18)
+    family = psutil.Process(job.pid).children(recursive=True)
+    for process in [psutil.Process(job.pid), *family]:
+        process.kill()
+    job.wait()
+    assert not (tmp_path / "broken" / "result.json").exists()
+    assert start_job(broken, tmp_path).wait(400) == 0
+
+    steps = [line["step"] for line in read_metrics(Path(broken.train.run)) if "loss/total" in line]
+    assert steps == list(range(1, 41))
+    assert losses(broken.train.run) == losses(whole.train.run), "same seed, same numbers, also through a kill"
+    ends = [load_file(find_checkpoint(config.train.run) / "model.safetensors") for config in (whole, broken)]
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_teacher_or_worker_does_not_end_the_run(started_ray, make_config, tmp_path):
+    teacher = make_config(train={"run": str(tmp_path / "det"), "steps": 2, "batch_size": 8})
+    teacher.model.tasks = ["det"]
+    train(teacher)
+    config = make_config(
+        train={
+            "run": str(tmp_path / "kd"),
+            "steps": 60,
+            "batch_size": 8,
+            "log_every_steps": 1,
+            "checkpoint_every_steps": 10,
+        },
+        teachers={"det": {"checkpoint": str(tmp_path / "det")}},
+    )
+    killed: list[str] = []
+
+    def kill(name: str, at: int) -> None:
+        wait_for_step(config.train.run, at)
+        for process in psutil.process_iter(["cmdline"]):
+            if name in " ".join(process.info["cmdline"] or []):
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(name)
+
+    def kills() -> None:
+        kill("ray::TeacherActor", 12)
+        kill("ray::RayTrainWorker", 25)
+
+    thread = threading.Thread(target=kills)
+    thread.start()
+    result = train(config)
+    thread.join()
+    assert killed == ["ray::TeacherActor", "ray::RayTrainWorker"]
+    assert result["steps"] == 60
+    assert [line["step"] for line in read_metrics(Path(config.train.run)) if "loss/total" in line] == list(range(1, 61))
