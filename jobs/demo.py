@@ -15,14 +15,14 @@ import torch
 
 from multas_ray.config import Config, EvaluateConfig, load_config
 from multas_ray.data import scenes
+from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.partial import apply_partial, draw_partial
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.prepare import write_dataset
-from multas_ray.data.stream import make_batch
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.job import Parser, run_job, start_ray
-from multas_ray.model.checkpoint import load_network
+from multas_ray.model.weights import load_network
 from multas_ray.report.html import write_report
 from multas_ray.report.pictures import grid
 from multas_ray.report.plots import class_bars, learning_curves
@@ -34,6 +34,8 @@ from multas_ray.train.tracking import read_metrics
 ARMS = {"det": ["det"], "seg": ["seg"], "mtl": ["det", "seg"], "kd": ["det", "seg"]}
 """Tasks of each arm. The first two are the teachers of the last."""
 TRAIN_SCENES, VAL_SCENES = 1600, 200
+SIZE = 96
+"""Side of a scene in pixels, and of the networks' input."""
 TEACHER_STEPS, STUDENT_STEPS = 250, 400
 PICTURES = 8
 
@@ -64,8 +66,8 @@ def make_data(path: Path) -> None:
         scenes.CLASSES,
         ["background", *scenes.CLASSES],
         {
-            "train": apply_partial(scenes.rows(0, indices), kept),
-            "val": scenes.rows(0, range(TRAIN_SCENES, TRAIN_SCENES + VAL_SCENES)),
+            "train": apply_partial(scenes.rows(0, indices, SIZE), kept),
+            "val": scenes.rows(0, range(TRAIN_SCENES, TRAIN_SCENES + VAL_SCENES), SIZE),
         },
         source="generated scenes, seed 0",
         command="python jobs/demo.py",
@@ -77,6 +79,7 @@ def arm(out: Path, name: str) -> Config:
     steps = TEACHER_STEPS if name in ("det", "seg") else STUDENT_STEPS
     settings = [
         f"data.path={out / 'data'}",
+        f"data.size={SIZE}",
         f"model.tasks=[{','.join(ARMS[name])}]",
         f"train.run={out / name}",
         f"train.steps={steps}",

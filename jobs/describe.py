@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from multas_ray.data.collate import decode, read_row
 from multas_ray.data.describe import SplitCounts, choose, count
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, read_info
-from multas_ray.data.stream import decode, read_row
 from multas_ray.errors import UserError
 from multas_ray.job import Parser, run_job
 from multas_ray.report.pictures import captioned, grid, overlay

@@ -203,7 +203,7 @@ class TrainConfig(Section):
     threads: int = Field(1, ge=1)
     """CPU threads of each worker."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast type of forward and backward passes."""
+    """Autocast type of forward and backward passes, also the teachers'."""
     seed: int = Field(0, ge=0)
     resume: bool = True
     """Go on from the run folder's newest checkpoint; false refuses a run folder that holds one."""

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 
-from multas_ray.config import Config, parse_config
+from multas_ray.config import Config, ModelConfig, parse_config
 from multas_ray.data import scenes
 from multas_ray.data.prepare import Row, write_dataset
 from multas_ray.job import start_ray
+from multas_ray.model.checkpoint import Meta
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.model.weights import write_checkpoint
 
 TRAIN_ROWS, VAL_ROWS = 50, 11
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -46,6 +50,22 @@ def started_ray() -> Iterator[None]:
     start_ray(8)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def random_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """Checkpoints of single-task networks for the scenes, with random weights: `teachers.det` and `teachers.seg`."""
+    teachers = {}
+    for task in ("det", "seg"):
+        torch.manual_seed(1)
+        config = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, tasks=[task])
+        network = MultiTaskNet(config, scenes.CLASSES, ["background", *scenes.CLASSES])
+        folder = tmp_path_factory.mktemp(task)
+        det_classes, seg_classes = list(network.det_classes), list(network.seg_classes)
+        meta = Meta(step=1, model=config, det_classes=det_classes, seg_classes=seg_classes, size=64, metrics={})
+        write_checkpoint(folder, network.state_dict(), {}, meta)
+        teachers[task] = {"checkpoint": str(folder)}
+    return teachers
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from multas_ray.config import EvaluateConfig
-from multas_ray.data.stream import original_masks
+from multas_ray.data.collate import original_masks
 from multas_ray.evaluate.coco_ap import DetectionMetric
 from multas_ray.evaluate.postprocess import Detections, detect
 from multas_ray.evaluate.scores import score

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is in them, which one is the newest that is whole, and how a network is loaded from one.
+"""Checkpoint folders: what is in them, and which one is the newest that is whole. Free of PyTorch.
 
 A checkpoint folder `step_00000123/` holds
     model.safetensors  the network to use: the moving average's weights, student only
@@ -10,19 +10,13 @@ A checkpoint folder `step_00000123/` holds
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from multas_ray.config import ModelConfig
 from multas_ray.errors import UserError
-from multas_ray.model.network import MultiTaskNet
 
 MODEL, STATE, META, MANIFEST = "model.safetensors", "state.pt", "meta.json", "manifest.json"
 
@@ -42,11 +36,8 @@ class Meta(BaseModel):
     """Of the evaluation at this step; empty without one."""
 
 
-def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any], meta: Meta) -> None:
-    """Write a checkpoint folder, its manifest last."""
-    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / MODEL)
-    torch.save(dict(state), folder / STATE)
-    (folder / META).write_text(meta.model_dump_json(indent=1))
+def write_manifest(folder: Path) -> None:
+    """Write down what the other files are: the last act of writing a checkpoint."""
     digests = {name: _digest(folder / name) for name in (MODEL, STATE, META)}
     (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
 
@@ -122,43 +113,6 @@ def read_meta(folder: Path) -> Meta:
         return Meta.model_validate_json((folder / META).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / META}: not a checkpoint's description ({str(error).splitlines()[0]})") from None
-
-
-def load_network(path: str) -> tuple[MultiTaskNet, Meta]:
-    """The network of a checkpoint (see `find_checkpoint`), on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: there is no checkpoint, its files are broken, or its tensors do not fit the network it describes.
-    """
-    folder = find_checkpoint(path)
-    meta = read_meta(folder)
-    problem = verify(folder)
-    if problem is not None:
-        raise UserError(f"{folder}: {problem}")
-    try:
-        weights = load_file(folder / MODEL)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{folder / MODEL}: not readable ({error})") from None
-    model = MultiTaskNet(meta.model.model_copy(update={"pretrained": False}), meta.det_classes, meta.seg_classes)
-    load_weights(model, weights, str(folder / MODEL))
-    return model.eval(), meta
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict that must fit exactly.
-
-    Raises:
-        UserError: names the source and the first key that does not fit.
-    """
-    own = model.state_dict()
-    for key in sorted(own.keys() | weights.keys()):
-        if key not in weights:
-            raise UserError(f"{source}: lacks '{key}' ({len(own.keys() - weights.keys())} tensors missing in all)")
-        if key not in own:
-            raise UserError(f"{source}: holds '{key}', which the network has not")
-        if own[key].shape != weights[key].shape:
-            raise UserError(f"{source}: '{key}' is {tuple(weights[key].shape)}, the network's {tuple(own[key].shape)}")
-    model.load_state_dict(weights)
 
 
 def _newest_first(run: Path) -> Iterator[Path]:

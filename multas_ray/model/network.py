@@ -87,6 +87,11 @@ class MultiTaskNet(nn.Module):
         return anchors(height, width, self.config.anchor_base, self.mean.device)
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to float32 (none), bfloat16 or float16."""
+    return torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32")
+
+
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -23,10 +23,10 @@ Rows = Mapping[Task, np.ndarray]
 class TeacherActor:
     """A teacher of the pool."""
 
-    def __init__(self, task: Task, checkpoint: str, classes: Sequence[str], threads: int) -> None:
+    def __init__(self, task: Task, checkpoint: str, classes: Sequence[str], threads: int, precision: str) -> None:
         torch.set_num_threads(threads)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self.teacher = Teacher(task, checkpoint, classes, device)
+        self.teacher = Teacher(task, checkpoint, classes, device, precision)
 
     def soft_targets(self, images: np.ndarray, rows: np.ndarray) -> SoftTargets:
         """Soft targets of some rows of a batch's images (b, 3, size, size) uint8."""
@@ -37,7 +37,9 @@ class TeacherActor:
         return True
 
 
-def start_pool(config: TeachersConfig, tasks: Sequence[Task], classes: Mapping[Task, Sequence[str]]) -> Handles:
+def start_pool(
+    config: TeachersConfig, tasks: Sequence[Task], classes: Mapping[Task, Sequence[str]], precision: str = "float32"
+) -> Handles:
     """Start the actors of these tasks' teachers and wait until all are loaded.
 
     The pool lives as long as its handles and the process that called this: through restarts of the training workers.
@@ -55,7 +57,8 @@ def start_pool(config: TeachersConfig, tasks: Sequence[Task], classes: Mapping[T
             max_task_retries=-1,
         )
         handles[task] = [
-            actor.remote(task, teacher.checkpoint, classes[task], config.threads) for _ in range(config.replicas)
+            actor.remote(task, teacher.checkpoint, classes[task], config.threads, precision)
+            for _ in range(config.replicas)
         ]
     ray.get([handle.ready.remote() for replicas in handles.values() for handle in replicas])
     return handles
@@ -100,13 +103,18 @@ class InlineTeachers:
     """Teachers inside the worker: computed when they are asked for, on the worker's device."""
 
     def __init__(
-        self, config: TeachersConfig, tasks: Sequence[Task], classes: Mapping[Task, Sequence[str]], device: str
+        self,
+        config: TeachersConfig,
+        tasks: Sequence[Task],
+        classes: Mapping[Task, Sequence[str]],
+        device: str,
+        precision: str = "float32",
     ) -> None:
         self.teachers: dict[Task, Teacher] = {}
         for task in tasks:
             teacher = config.of(task)
             assert teacher is not None
-            self.teachers[task] = Teacher(task, teacher.checkpoint, classes[task], device)
+            self.teachers[task] = Teacher(task, teacher.checkpoint, classes[task], device, precision)
 
     def submit(self, images: np.ndarray, rows: Rows) -> Callable[[], SoftTargets]:
         """As `PoolClient.submit`; the work is done by the call that is returned."""

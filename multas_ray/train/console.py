@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from multas_ray.config import Config
-from multas_ray.train.tracking import read_metrics
+from multas_ray.train.tracking import ERRORS, read_metrics
 
 POLL_S = 1.0
 PLAIN_EVERY_S = 30.0
@@ -91,7 +91,18 @@ def _state(run: Path) -> tuple[int, str]:
     scored = next((line for line in reversed(lines) if "score" in line), None)
     if scored:
         news.append("  ".join(f"{name} {scored[name]:.1f}" for name in HEADLINE if name in scored))
+    error = _last_error(run)
+    if error:
+        news.append(f"restarted after: {error}")
     return max(line["step"] for line in lines), "  ".join(news)
+
+
+def _last_error(run: Path) -> str:
+    """The newest headline of the run's errors.log."""
+    if not (run / ERRORS).exists():
+        return ""
+    headlines = [line for line in (run / ERRORS).read_text().splitlines() if line[:2].isdigit() and " rank " in line]
+    return headlines[-1][:160] if headlines else ""
 
 
 def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> None:

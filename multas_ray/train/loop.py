@@ -2,7 +2,9 @@
 
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -20,22 +22,14 @@ from multas_ray.config import Config, Task, TeachersConfig
 from multas_ray.data.plan import mix
 from multas_ray.data.stream import read_batches
 from multas_ray.evaluate.evaluator import evaluate
-from multas_ray.model.checkpoint import (
-    STATE,
-    Meta,
-    load_weights,
-    prune,
-    read_meta,
-    step_folder,
-    verify,
-    write_checkpoint,
-)
-from multas_ray.model.network import MultiTaskNet
+from multas_ray.model.checkpoint import STATE, Meta, prune, read_meta, step_folder, verify
+from multas_ray.model.network import MultiTaskNet, autocast
+from multas_ray.model.weights import load_weights, write_checkpoint
 from multas_ray.teacher.pool import InlineTeachers, PoolClient, with_soft_targets
 from multas_ray.train.optim import Ema, build_optimizer, learning_rate
 from multas_ray.train.samples import SamplePictures
 from multas_ray.train.step import distilled_rows, loss_terms, named_losses, term_weights, total_loss
-from multas_ray.train.tracking import Tracker
+from multas_ray.train.tracking import ERRORS, Tracker
 
 Batch = dict[str, np.ndarray]
 PREFETCH = 2
@@ -43,6 +37,20 @@ PREFETCH = 2
 
 
 def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The training loop of one worker; see `_train_worker`. What goes wrong is also written to the run's errors.log,
+    since Ray restarts the workers without a word."""
+    try:
+        return _train_worker(settings)
+    except Exception as error:
+        rank = ray.train.get_context().get_world_rank()
+        with (Path(settings["config"]["train"]["run"]) / ERRORS).open("a") as log:
+            log.write(
+                f"{datetime.now():%F %T} rank {rank}: {type(error).__name__}: {error}\n{traceback.format_exc()}\n"
+            )
+        raise
+
+
+def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The training loop of one worker.
 
     Args:
@@ -60,13 +68,14 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     run = Path(config.train.run)
 
     batches, start = first_step(read_batches(ray.train.get_dataset_shard("train"), PREFETCH), config.train.steps)
+    config.model.pretrained &= start == 0
     trainer = _Trainer(config, settings["det_classes"], settings["seg_classes"], device)
     if start:
         trainer.load(step_folder(run, start))
     teachers: PoolClient | InlineTeachers
     if settings["pool"] is None:
         classes: dict[Task, list[str]] = {"det": settings["det_classes"], "seg": settings["seg_classes"]}
-        teachers = InlineTeachers(config.teachers, config.distilled(), classes, str(device))
+        teachers = InlineTeachers(config.teachers, config.distilled(), classes, str(device), config.train.precision)
     else:
         teachers = PoolClient(settings["pool"])
 
@@ -77,7 +86,6 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         batches, teachers, lambda batch: distilled_rows(batch, config), _prefetch(config.teachers, settings["pool"])
     )
     step = start
-    began = perf_counter()
     for fed in fed_batches:
         check_position(fed.batch, step, rank)
         shares = trainer.step(fed.batch, fed.rows, fed.soft, step, rank, workers)
@@ -85,32 +93,19 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         meter.add(shares, fed.data_wait, fed.teacher_wait)
         last = step == config.train.steps
         if step % config.train.log_every_steps == 0 or last:
-            values = meter.read(workers, device)
-            losses = named_losses(values, trainer.weights)
+            losses = named_losses(meter.read(workers, device), trainer.weights)
             if not np.isfinite(losses["loss/total"]):
                 raise FloatingPointError(f"the loss is {losses['loss/total']} around step {step}: {losses}")
             if tracker is not None:
-                seconds = (perf_counter() - began) / meter.steps
-                tracker.log(
-                    step,
-                    {
-                        "epoch": step / settings["steps_per_epoch"],
-                        "lr": trainer.optimizer.param_groups[0]["lr"],
-                        **losses,
-                        "time/step_s": seconds,
-                        "time/data_wait_s": meter.data_wait / meter.steps,
-                        "time/teacher_wait_s": meter.teacher_wait / meter.steps,
-                        "throughput/images_per_s": config.train.batch_size / seconds,
-                    },
-                )
+                rate = {"epoch": step / settings["steps_per_epoch"], "lr": trainer.optimizer.param_groups[0]["lr"]}
+                tracker.log(step, rate | losses | meter.times(config.train.batch_size))
             meter = _Meter()
-            began = perf_counter()
         scored = last or (config.evaluate.every_steps and step % config.evaluate.every_steps == 0)
         if scored:
             metrics = trainer.evaluate(run if rank == 0 else None, step, tracker)
         if scored or _checkpoint_due(step, settings["steps_per_epoch"], config.train.checkpoint_every_steps):
             trainer.report(step, metrics if scored else {}, rank)
-            began = perf_counter()
+            meter.restart()
     if not metrics:
         # The run had been trained and scored to its end before, but not concluded.
         metrics = read_meta(step_folder(run, start)).metrics
@@ -159,7 +154,7 @@ class _Trainer:
             group["lr"] = learning_rate(step, optim.lr, optim.warmup_steps, self.config.train.steps)
         self.model.train()
         anchors = self.network.anchors(*batch["images"].shape[-2:])
-        with self._autocast():
+        with autocast(self.device, self.config.train.precision):
             terms = loss_terms(self.model, batch, distilled, soft, self.config, anchors)
         total, shares = total_loss(terms, self.weights, workers)
         self.scaler.scale(total).backward()
@@ -172,12 +167,6 @@ class _Trainer:
         self.ema.update(self.network, step + 1)
         return shares
 
-    def _autocast(self) -> torch.autocast:
-        precision = self.config.train.precision
-        return torch.autocast(
-            self.device.type, dtype=getattr(torch, precision), enabled=precision != "float32", cache_enabled=True
-        )
-
     def evaluate(self, run: Path | None, step: int, tracker: Tracker | None) -> dict[str, float]:
         """Score the moving average on the validation split; rank 0 (with a tracker) logs and draws."""
         if dist.is_initialized():
@@ -188,7 +177,7 @@ class _Trainer:
         network = self.network
         count = self.config.evaluate.pictures if run else 0
         samples = SamplePictures(network.det_classes, network.seg_classes, count)
-        with self._autocast():
+        with autocast(self.device, self.config.train.precision):
             metrics = evaluate(self.ema.model, read_batches(shard, PREFETCH), self.config.evaluate, show=samples.add)
         if tracker is not None and run is not None:
             tracker.log(step, metrics)
@@ -233,6 +222,12 @@ class _Meter:
         self.steps = 0
         self.data_wait = self.teacher_wait = 0.0
         self.sums: dict[str, torch.Tensor] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Take the time from here: what came before was no training."""
+        self.began = perf_counter()
+        self.timed_from = self.steps
 
     def add(self, shares: Mapping[str, torch.Tensor], data_wait: float, teacher_wait: float) -> None:
         self.steps += 1
@@ -240,6 +235,16 @@ class _Meter:
         self.teacher_wait += teacher_wait
         for name, share in shares.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(share)) + share
+
+    def times(self, batch_size: int) -> dict[str, float]:
+        """A step's mean seconds, in all and waiting, and images a second."""
+        seconds = (perf_counter() - self.began) / (self.steps - self.timed_from)
+        return {
+            "time/step_s": seconds,
+            "time/data_wait_s": self.data_wait / self.steps,
+            "time/teacher_wait_s": self.teacher_wait / self.steps,
+            "throughput/images_per_s": batch_size / seconds,
+        }
 
     def read(self, workers: int, device: torch.device) -> dict[str, float]:
         """Each loss over the global batches, a step's mean."""

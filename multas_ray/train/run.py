@@ -149,7 +149,8 @@ def _cpus_needed(config: Config) -> int:
 def _start_teachers(config: Config, info: DatasetInfo) -> Handles | None:
     if config.teachers.placement != "pool" or not config.distilled():
         return None
-    return start_pool(config.teachers, config.distilled(), {"det": info.det_classes, "seg": info.seg_classes})
+    classes: dict[Task, list[str]] = {"det": info.det_classes, "seg": info.seg_classes}
+    return start_pool(config.teachers, config.distilled(), classes, config.train.precision)
 
 
 def _trainer(

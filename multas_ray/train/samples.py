@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from multas_ray.data.stream import original_masks
+from multas_ray.data.collate import original_masks
 from multas_ray.evaluate.evaluator import Prediction
 from multas_ray.report.pictures import grid, overlay
 

@@ -11,6 +11,7 @@ from uuid import uuid4
 from multas_ray.config import Config
 
 METRICS = "metrics.jsonl"
+ERRORS = "errors.log"
 
 
 class Tracker:

@@ -8,9 +8,10 @@ import ray
 
 from multas_ray.config import AugmentConfig
 from multas_ray.data.batch import pack, unpack
+from multas_ray.data.collate import make_batch, original_masks
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
-from multas_ray.data.stream import make_batch, original_masks, read_batches, stream
+from multas_ray.data.stream import read_batches, stream
 
 STEPS = 16
 

@@ -10,13 +10,12 @@ from multas_ray.model.checkpoint import (
     MODEL,
     Meta,
     find_checkpoint,
-    load_network,
     newest_checkpoint,
     start_step,
     step_folder,
-    write_checkpoint,
 )
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.model.weights import load_network, write_checkpoint
 
 CONFIG = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16)
 

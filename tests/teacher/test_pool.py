@@ -3,42 +3,24 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 import torch
 
-from multas_ray.config import ModelConfig, TeachersConfig
+from multas_ray.config import TeachersConfig
+from multas_ray.data import scenes
 from multas_ray.errors import UserError
-from multas_ray.model.checkpoint import Meta, write_checkpoint
-from multas_ray.model.network import MultiTaskNet
 from multas_ray.teacher.pool import InlineTeachers, PoolClient, start_pool, with_soft_targets
 from multas_ray.teacher.teacher import Teacher
 
-CLASSES = {"det": ["cat", "dog"], "seg": ["background", "cat", "dog"]}
+CLASSES = {"det": list(scenes.CLASSES), "seg": ["background", *scenes.CLASSES]}
 
 
-@pytest.fixture(scope="module")
-def teachers(tmp_path_factory: pytest.TempPathFactory) -> TeachersConfig:
-    checkpoints = {}
-    for task in ("det", "seg"):
-        torch.manual_seed(1)
-        config = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, tasks=[task])
-        network = MultiTaskNet(config, CLASSES["det"], CLASSES["seg"])
-        folder: Path = tmp_path_factory.mktemp(task)
-        meta = Meta(
-            step=1,
-            model=config,
-            det_classes=list(network.det_classes),
-            seg_classes=list(network.seg_classes),
-            size=64,
-            metrics={},
-        )
-        write_checkpoint(folder, network.state_dict(), {}, meta)
-        checkpoints[task] = {"checkpoint": str(folder)}
-    return TeachersConfig.model_validate(checkpoints)
+@pytest.fixture
+def teachers(random_teachers: dict) -> TeachersConfig:
+    return TeachersConfig.model_validate(random_teachers)
 
 
 def images(rows: int = 4) -> np.ndarray:
@@ -63,7 +45,7 @@ def test_soft_targets_are_the_network_s_outputs(teachers):
 @pytest.mark.parametrize(
     ("task", "of", "classes", "words"),
     [
-        ("det", "det", ["dog", "cat"], "its classes are cat, dog; the data set's are dog, cat"),
+        ("det", "det", ["cat", "dog"], "its classes are circle, .*; the data set's are cat, dog"),
         ("seg", "det", CLASSES["seg"], "trained for det, not seg"),
     ],
 )

@@ -16,12 +16,11 @@ import yaml
 from safetensors.torch import load_file
 
 from multas_ray.errors import UserError
-from multas_ray.model.checkpoint import find_checkpoint, load_network
+from multas_ray.model.checkpoint import find_checkpoint
+from multas_ray.model.weights import load_network
 from multas_ray.train.run import train
 from multas_ray.train.tracking import read_metrics
 from tests.shared import ROOT
-
-RETRY = {"train": {"max_failures": 0}}
 
 
 def losses(run: str | Path, name: str = "loss/total") -> list[float]:
@@ -54,19 +53,13 @@ def test_a_run_of_two_workers_leaves_what_it_promises(started_ray, make_config):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_pool_and_inline_teachers_give_the_same_losses(started_ray, make_config, tmp_path):
-    single = {}
-    for task in ("det", "seg"):
-        config = make_config(train={"run": str(tmp_path / task), "steps": 2, "batch_size": 8})
-        config.model.tasks = [task]
-        train(config)
-        single[task] = {"checkpoint": str(tmp_path / task)}
+def test_pool_and_inline_teachers_give_the_same_losses(started_ray, make_config, random_teachers, tmp_path):
     found = {}
     for placement in ("pool", "inline"):
         run = str(tmp_path / placement)
         config = make_config(
-            train={"run": run, "steps": 5, "batch_size": 8, "log_every_steps": 1, **RETRY["train"]},
-            teachers={"placement": placement, **single},
+            train={"run": run, "steps": 5, "batch_size": 8, "log_every_steps": 1, "max_failures": 0},
+            teachers={"placement": placement, **random_teachers},
         )
         train(config)
         found[placement] = [losses(run, name) for name in ("loss/total", "loss/kd_det", "loss/kd_seg")]
@@ -75,6 +68,7 @@ def test_pool_and_inline_teachers_give_the_same_losses(started_ray, make_config,
         assert weights.keys() == network.state_dict().keys(), "the student's checkpoint holds no teacher"
     torch.testing.assert_close(torch.tensor(found["pool"]), torch.tensor(found["inline"]), rtol=1e-5, atol=0)
     assert all(value > 0 for value in found["pool"][1]), "detection is distilled"
+    assert all(value > 0 for value in found["pool"][2]), "segmentation is distilled"
 
 
 @pytest.mark.parametrize(
@@ -150,19 +144,10 @@ def test_a_killed_job_continues_as_one_curve_and_ends_as_if_unbroken(make_config
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_teacher_or_worker_does_not_end_the_run(started_ray, make_config, tmp_path):
-    teacher = make_config(train={"run": str(tmp_path / "det"), "steps": 2, "batch_size": 8})
-    teacher.model.tasks = ["det"]
-    train(teacher)
+def test_a_killed_teacher_or_worker_does_not_end_the_run(started_ray, make_config, random_teachers, tmp_path):
+    steps = {"steps": 60, "log_every_steps": 1, "checkpoint_every_steps": 10}
     config = make_config(
-        train={
-            "run": str(tmp_path / "kd"),
-            "steps": 60,
-            "batch_size": 8,
-            "log_every_steps": 1,
-            "checkpoint_every_steps": 10,
-        },
-        teachers={"det": {"checkpoint": str(tmp_path / "det")}},
+        train={"run": str(tmp_path / "kd"), "batch_size": 8, **steps}, teachers={"det": random_teachers["det"]}
     )
     killed: list[str] = []
 

@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+from multas_ray.train.tracking import METRICS, Tracker, read_metrics
+from tests.train.wandb_file import read_offline
+
+
+def steps_of(run: Path) -> list[int]:
+    return [line["step"] for line in read_metrics(run)]
+
+
+def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
+    config = make_config()
+    with Tracker(tmp_path, config, 0) as tracker:
+        for step in (1, 2, 3, 4):
+            tracker.log(step, {"loss/total": float(step)})
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"step": 5, "loss/to')
+    assert steps_of(tmp_path) == [1, 2, 3, 4], "a line that a kill cut short is left out"
+    with Tracker(tmp_path, config, 2) as tracker:
+        tracker.log(3, {"loss/total": 30.0})
+    assert steps_of(tmp_path) == [1, 2, 3]
+    assert read_metrics(tmp_path)[-1]["loss/total"] == 30.0
+    assert not (tmp_path / "wandb_id").exists(), "W&B is disabled"
+
+
+def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    config = make_config(tracking={"wandb": "auto", "group": "tests"}, train={"run": str(tmp_path), "steps": 9})
+    picture = tmp_path / "00000002.png"
+    from PIL import Image
+
+    Image.new("RGB", (4, 4)).save(picture)
+    for start in (0, 2):
+        with Tracker(tmp_path, config, start) as tracker:
+            tracker.log(start + 1, {"loss/total": 0.5})
+            tracker.pictures(start + 1, [picture])
+            tracker.table("final", {"seg/mIoU": 55.0})
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2, "one offline folder an attempt"
+    identity = (tmp_path / "wandb_id").read_text()
+    for file in files:
+        assert identity in file.name, "both are the same W&B run"
+    records = [list(read_offline(file)) for file in files]
+    runs = [next(r.run for r in found if r.WhichOneof("record_type") == "run") for found in records]
+    assert {(run.run_id, run.run_group) for run in runs} == {(identity, "tests")}
+    saved = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
+    assert saved["train"]["steps"] == 9
+    history = [
+        {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+        for found in records
+        for record in found
+        if record.WhichOneof("record_type") == "history"
+    ]
+    assert [row["step"] for row in history if "loss/total" in row] == [1, 3]
+    logged = {key.split(".")[0] for row in history for key in row}
+    assert {"samples", "final"} <= logged
