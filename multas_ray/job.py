@@ -85,6 +85,8 @@ def start_ray(cpus: int = 4) -> None:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     # Ray runs its workers at low priority, so that anything else on the machine outruns the training.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Several small processes a run are meant to be; by default Ray warns of three a core.
+    os.environ.setdefault("RAY_maximum_startup_concurrency", "8")
     # Reports (checkpoints) are taken over once in this time; Ray's two seconds are long for short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -96,7 +98,6 @@ def start_ray(cpus: int = 4) -> None:
         num_cpus=max(4, cpus, os.cpu_count() or 1),
         include_dashboard=True,
         dashboard_host="127.0.0.1",
-        _node_ip_address="127.0.0.1",
         dashboard_port=0,
         **settings,
     )
