@@ -107,7 +107,7 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     draw_overlays(out)
     curves = {name: read_metrics(out / name) for name in results}
     rows = [
-        {"arm": name, **{key: f"{metrics[key]:.1f}" for key in (*HEADLINE, "seconds") if key in metrics}}
+        {"arm": name, **{key: f"{metrics[key]:.1f}" if key in metrics else "" for key in (*HEADLINE, "seconds")}}
         for name, metrics in summary(results).items()
     ]
     write_report(

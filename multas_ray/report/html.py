@@ -22,6 +22,7 @@ h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 p.intro { color: #55607a; margin: 0; white-space: pre-line; }
 .wide { overflow-x: auto; background: #fff; border: 1px solid #e1e5ec; border-radius: 8px; padding: .8rem; }
 .wide img { display: block; }
+.wide img.figure { max-width: 100%; height: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .9rem .3rem .2rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
@@ -46,13 +47,13 @@ def write_report(
         path: of the HTML file; its folder is made.
         title, intro: head of the page; line breaks in the intro are kept.
         tables: heading -> rows.
-        figures, pictures: heading -> PNG, shown in its own size; a wide one scrolls.
+        figures: heading -> PNG, shrunk to the page's width.
+        pictures: heading -> PNG in its own size; a wide one scrolls.
         texts: heading -> preformatted text, such as a configuration.
     """
     sections = [_section(name, _table(rows)) for name, rows in (tables or {}).items()]
-    sections += [
-        _section(name, _image(png, name)) for name, png in [*(figures or {}).items(), *(pictures or {}).items()]
-    ]
+    sections += [_section(name, _image(png, name, "figure")) for name, png in (figures or {}).items()]
+    sections += [_section(name, _image(png, name, "picture")) for name, png in (pictures or {}).items()]
     sections += [_section(name, f"<pre>{escape(text)}</pre>") for name, text in (texts or {}).items()]
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -177,8 +178,8 @@ def _section(heading: str, body: str) -> str:
     return f'<section><h2>{escape(heading)}</h2><div class="wide">{body}</div></section>'
 
 
-def _image(png: bytes, alt: str) -> str:
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def _image(png: bytes, alt: str, kind: str) -> str:
+    return f'<img class="{kind}" alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _table(rows: Records) -> str:

@@ -178,6 +178,9 @@ def _trainer(
     resources = config.train.resources
 
     def build() -> TorchTrainer:
+        # Ray's record of an earlier attempt names checkpoints that `prune` has deleted since, which Ray refuses. Where
+        # to go on is for `start_step` alone to say.
+        (run / "checkpoints" / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
         return TorchTrainer(
             train_worker,
             train_loop_config=settings,

@@ -153,8 +153,9 @@ def test_a_killed_teacher_or_worker_does_not_end_the_run(started_ray, make_confi
 
     def kill(name: str, at: int) -> None:
         wait_for_step(config.train.run, at)
-        for process in psutil.process_iter(["cmdline"]):
-            if name in " ".join(process.info["cmdline"] or []):
+        # Of this session's Ray only: other runs of the machine are not ours to kill.
+        for process in psutil.Process().children(recursive=True):
+            if name in " ".join(process.cmdline()):
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(name)
 
