@@ -20,6 +20,7 @@ from multas_ray.data.index import read_index
 from multas_ray.data.partial import apply_partial, draw_partial
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.prepare import write_dataset
+from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.job import Parser, run_job, start_ray
 from multas_ray.model.weights import load_network
@@ -45,6 +46,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder, made anew (default runs/demo)")
     out: Path = parser.parse_args().out
     if out.exists():
+        if not (out / "data" / "dataset.json").exists():
+            raise UserError(f"--out {out}: exists and is not an earlier demo's; choose another folder")
         shutil.rmtree(out)
     make_data(out / "data")
     start_ray(8)

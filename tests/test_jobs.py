@@ -34,7 +34,7 @@ def config_file(make_config, tmp_path) -> Path:
         ("model.width=8", "model.width: Input should be greater than or equal to 16 (given: 8)"),
         ("data.path=nowhere", "nowhere: no data set here"),
         ("data.train=test", "no split 'test'; it has train, val"),
-        ("teachers.det.checkpoint=nowhere", "nowhere: no checkpoint here"),
+        ("teachers.det.checkpoint=nowhere", "nowhere: no whole checkpoint here"),
     ],
 )
 def test_train_refuses_what_it_cannot_use_in_one_line(monkeypatch, capsys, config_file, override, words):

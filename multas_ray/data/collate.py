@@ -43,7 +43,7 @@ def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[
         "rank": np.asarray(part.rank),
         "rows": part.rows,
         "epochs": part.epochs,
-        "ids": np.asarray([row["image_id"] for row in rows], np.bytes_),
+        "ids": np.asarray([row["image_id"].encode() for row in rows], np.bytes_),
         "images": _stack([sample["image"] for sample in inputs], (3, part.size, part.size)),
         "has_det": np.asarray([row["has_det"] for row in rows], bool),
         "has_seg": np.asarray([row["has_seg"] for row in rows], bool),

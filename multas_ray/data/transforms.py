@@ -43,7 +43,11 @@ class Augment:
             sample = resize(self.flip(sample), size)
             if self.config.photometric:
                 sample = self.photometric(sample)
-        return self.sanitize(sample) if "boxes" in sample else sample
+        if "boxes" not in sample:
+            return sample
+        # Apart from the mask, whose rows torchvision would take for one entry a box.
+        boxes = {key: sample[key] for key in ("boxes", "labels", "difficult")}
+        return sample | self.sanitize(boxes)
 
 
 def free_crop(sample: Sample, size: int) -> Sample:

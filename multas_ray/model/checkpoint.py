@@ -75,21 +75,20 @@ def start_step(run: Path) -> int:
     return 0 if newest is None else read_meta(newest).step
 
 
-def prune(run: Path) -> None:
-    """Delete a run's checkpoints except the newest and the best.
+def prune(run: Path, written: Path) -> None:
+    """Delete a run's checkpoints except the one just written and the best.
 
     Not left to Ray Train's `num_to_keep`: it deletes a folder that is reported again after a restart, and forgets one
     that was written but not registered before a crash.
     """
-    folders = list(_newest_first(run))
-    kept = {folders[0], find_checkpoint(str(run))} if folders else set()
-    for folder in folders:
+    kept = {written, find_checkpoint(str(run))}
+    for folder in _newest_first(run):
         if folder not in kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_checkpoint(path: str) -> Path:
-    """The checkpoint folder that `path` means: itself, or the best of a run folder (the newest if none was scored).
+    """The checkpoint folder that `path` means: itself, or the best whole one of a run folder, else its newest.
 
     Raises:
         UserError: there is none.
@@ -98,9 +97,11 @@ def find_checkpoint(path: str) -> Path:
     if (folder / META).exists():
         return folder
     candidates = [c for c in _newest_first(folder) if (c / META).exists()]
-    if not candidates:
-        raise UserError(f"{path}: no checkpoint here (a run folder or a checkpoint folder is needed)")
-    return max(candidates, key=lambda c: read_meta(c).metrics.get("score", -1.0))
+    candidates.sort(key=lambda c: read_meta(c).metrics.get("score", -1.0), reverse=True)
+    for candidate in candidates:
+        if verify(candidate) is None:
+            return candidate
+    raise UserError(f"{path}: no whole checkpoint here (a run folder or a checkpoint folder is needed)")
 
 
 def read_meta(folder: Path) -> Meta:

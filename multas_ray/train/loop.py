@@ -19,7 +19,6 @@ from ray.train.torch import get_device, prepare_model
 from torch import nn
 
 from multas_ray.config import Config, Task, TeachersConfig
-from multas_ray.data.plan import mix
 from multas_ray.data.stream import read_batches
 from multas_ray.evaluate.evaluator import evaluate
 from multas_ray.model.checkpoint import STATE, Meta, prune, read_meta, step_folder, verify
@@ -88,11 +87,14 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     step = start
     for fed in fed_batches:
         check_position(fed.batch, step, rank)
-        shares = trainer.step(fed.batch, fed.rows, fed.soft, step, rank, workers)
+        shares = trainer.step(fed.batch, fed.rows, fed.soft, step, workers)
         step += 1
         meter.add(shares, fed.data_wait, fed.teacher_wait)
         last = step == config.train.steps
-        if step % config.train.log_every_steps == 0 or last:
+        scored = last or bool(config.evaluate.every_steps and step % config.evaluate.every_steps == 0)
+        kept = scored or _checkpoint_due(step, settings["steps_per_epoch"], config.train.checkpoint_every_steps)
+        # Also before every checkpoint: one of a diverged network would take the place of a good one.
+        if step % config.train.log_every_steps == 0 or kept:
             losses = named_losses(meter.read(workers, device), trainer.weights)
             if not np.isfinite(losses["loss/total"]):
                 raise FloatingPointError(f"the loss is {losses['loss/total']} around step {step}: {losses}")
@@ -100,10 +102,9 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
                 rate = {"epoch": step / settings["steps_per_epoch"], "lr": trainer.optimizer.param_groups[0]["lr"]}
                 tracker.log(step, rate | losses | meter.times(config.train.batch_size))
             meter = _Meter()
-        scored = last or (config.evaluate.every_steps and step % config.evaluate.every_steps == 0)
         if scored:
             metrics = trainer.evaluate(run if rank == 0 else None, step, tracker)
-        if scored or _checkpoint_due(step, settings["steps_per_epoch"], config.train.checkpoint_every_steps):
+        if kept:
             trainer.report(step, metrics if scored else {}, rank)
             meter.restart()
     if not metrics:
@@ -144,12 +145,10 @@ class _Trainer:
         self.scaler.load_state_dict(state["scaler"])
 
     def step(
-        self, batch: Batch, distilled: Mapping, soft: Mapping[str, np.ndarray], step: int, rank: int, workers: int
+        self, batch: Batch, distilled: Mapping, soft: Mapping[str, np.ndarray], step: int, workers: int
     ) -> dict[str, torch.Tensor]:
         """One optimiser step; each loss's share (see `total_loss`)."""
         optim = self.config.optim
-        # Randomness in the network (stochastic depth) is a function of seed, step and rank, so resuming restores none.
-        torch.manual_seed(int(mix(self.config.train.seed, step, rank) >> np.uint64(1)))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, optim.lr, optim.warmup_steps, self.config.train.steps)
         self.model.train()
@@ -212,7 +211,7 @@ class _Trainer:
             ray.train.report(
                 {"step": step}, checkpoint=Checkpoint.from_directory(folder), checkpoint_dir_name=target.name
             )
-        prune(Path(self.config.train.run))
+        prune(Path(self.config.train.run), target)
 
 
 class _Meter:

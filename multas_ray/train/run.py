@@ -43,12 +43,17 @@ def train(config: Config) -> dict[str, Any]:
     """
     config = config.model_copy(deep=True)
     config.train.run = str(Path(config.train.run).expanduser().resolve())
+    if "://" not in config.data.path:
+        config.data.path = str(Path(config.data.path).expanduser().resolve())
     run = Path(config.train.run)
     info = read_info(config.data.path)
     plan = plan_run(config)
     validation = EvaluationPlan(
         read_index(config.data.path, config.data.val), config.evaluate.batch_size, config.data.eval_size
     )
+    for task in config.model.tasks:
+        if not len(validation.index.rows([task, "both"])):
+            raise UserError(f"data.val: split '{config.data.val}' has no row annotated for {task}, which is trained")
     check_networks(config, info)
     finished = prepare_folder(run, config)
     if finished is not None:
@@ -107,7 +112,13 @@ def check_networks(config: Config, info: DatasetInfo) -> None:
         assert teacher is not None
         # Its actors may start in another folder, and must all load the same checkpoint.
         teacher.checkpoint = str(find_checkpoint(teacher.checkpoint).resolve())
-        Teacher(task, teacher.checkpoint, info.det_classes if task == "det" else info.seg_classes)
+        loaded = Teacher(task, teacher.checkpoint, info.det_classes if task == "det" else info.seg_classes)
+        theirs = loaded.network.config.anchor_base
+        if task == "det" and theirs != config.model.anchor_base:
+            raise UserError(
+                f"teachers.det.checkpoint {teacher.checkpoint}: its model.anchor_base is {theirs}, the student's "
+                f"{config.model.anchor_base}; detection is distilled anchor by anchor, so they must be equal"
+            )
 
 
 def prepare_folder(run: Path, config: Config) -> dict[str, Any] | None:
@@ -122,22 +133,54 @@ def prepare_folder(run: Path, config: Config) -> dict[str, Any] | None:
         import yaml
 
         before = parse_config(yaml.safe_load((run / "config.yaml").read_text()))
-        for section, mine, theirs in (
-            ("model", config.model, before.model),
-            ("data.path", config.data.path, before.data.path),
-            ("train.batch_size", config.train.batch_size, before.train.batch_size),
-            ("train.seed", config.train.seed, before.train.seed),
-            ("data.mixing", config.data.mixing, before.data.mixing),
-        ):
-            if mine != theirs:
-                raise UserError(f"train.run: {run} holds a run with another {section}; choose another folder")
+        changed = _first_difference(config, before)
+        if changed is not None:
+            raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")
         if (run / RESULT).exists():
             result = json.loads((run / RESULT).read_text())
             if result["steps"] >= config.train.steps:
                 return result
+        newest = newest_checkpoint(run)
+        if newest is not None and read_meta(newest).step > config.train.steps:
+            done = read_meta(newest).step
+            raise UserError(f"train.steps: {config.train.steps}, but {run} has been trained for {done} steps already")
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(config.to_yaml())
+    _write(run / "config.yaml", config.to_yaml())
     return None
+
+
+MAY_CHANGE: dict[str, Any] = {
+    "data": {"workers", "cpus_per_task"},
+    "teachers": {"placement", "replicas", "resources", "prefetch", "threads"},
+    "train": {
+        *("run", "steps", "workers", "threads", "resources", "max_failures", "resume"),
+        *("log_every_steps", "checkpoint_every_steps"),
+    },
+    "evaluate": True,
+    "tracking": True,
+}
+"""What a run may be continued with: nothing of it changes what a step computes, or on which rows."""
+
+
+def _first_difference(config: Config, before: Config) -> str | None:
+    """Dotted path of the first setting that two configurations of one run must share and do not."""
+    mine, theirs = (_leaves(c.model_dump(mode="json", exclude=MAY_CHANGE)) for c in (config, before))
+    return next((path for path in sorted(mine.keys() | theirs.keys()) if mine.get(path) != theirs.get(path)), None)
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {
+        key: value for name, child in tree.items() for key, value in _leaves(child, f"{path}.{name}".strip(".")).items()
+    }
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace a file at once: whoever reads it finds the old text or the new one."""
+    temporary = file.with_name(f"{file.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
 
 
 def _cpus_needed(config: Config) -> int:
@@ -228,6 +271,6 @@ def conclude(run: Path, outcome: dict[str, Any], seconds: float) -> dict[str, An
         "seconds": round(previous.get("seconds", 0.0) + seconds, 1),
         "checkpoint": f"checkpoints/step_{best.step:08d}",
     }
-    (run / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+    _write(run / RESULT, json.dumps(result, indent=1) + "\n")
     run_report(run)
     return result

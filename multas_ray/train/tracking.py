@@ -30,14 +30,14 @@ class Tracker:
         with self.file.open("a") as stream:
             stream.write(json.dumps({"step": step, **metrics}) + "\n")
         if self.wandb is not None:
-            self.wandb.log({"step": step, **metrics})
+            self.wandb.log({"step": step, **metrics}, step=step)
 
     def pictures(self, step: int, files: Sequence[Path]) -> None:
         """Show pictures of an evaluation."""
         if self.wandb is not None and files:
             import wandb
 
-            self.wandb.log({"step": step, "samples": [wandb.Image(str(file), caption=file.stem) for file in files]})
+            self.wandb.log({"samples": [wandb.Image(str(file), caption=file.stem) for file in files]}, step=step)
 
     def table(self, name: str, metrics: Mapping[str, float]) -> None:
         """Keep metrics as the run's summary and as a table."""
@@ -90,7 +90,7 @@ def _start_wandb(run: Path, config: Config) -> Any:
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
     os.environ.setdefault("WANDB_SILENT", "true")
-    wandb_run = wandb.init(
+    return wandb.init(
         project=config.tracking.project,
         group=config.tracking.group,
         name=run.name,
@@ -100,6 +100,3 @@ def _start_wandb(run: Path, config: Config) -> Any:
         dir=str(run),
         config=config.model_dump(mode="json"),
     )
-    wandb_run.define_metric("step")
-    wandb_run.define_metric("*", step_metric="step")
-    return wandb_run

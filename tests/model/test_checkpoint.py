@@ -11,6 +11,7 @@ from multas_ray.model.checkpoint import (
     Meta,
     find_checkpoint,
     newest_checkpoint,
+    prune,
     start_step,
     step_folder,
 )
@@ -70,15 +71,15 @@ def test_a_broken_newest_checkpoint_is_named_and_passed_over(tmp_path, capsys, d
     assert newest_checkpoint(tmp_path) == step_folder(tmp_path, 10)
     assert start_step(tmp_path) == 10
     assert "step_00000020 is broken" in capsys.readouterr().out
-    if damage != "no manifest":
-        with pytest.raises(UserError, match="step_00000020"):
-            load_network(str(step_folder(tmp_path, 20)))
+    assert find_checkpoint(str(tmp_path)) == step_folder(tmp_path, 10)
+    with pytest.raises(UserError, match="step_00000020"):
+        load_network(str(step_folder(tmp_path, 20)))
 
 
 def test_without_a_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path) is None
     assert start_step(tmp_path) == 0
-    with pytest.raises(UserError, match="no checkpoint here"):
+    with pytest.raises(UserError, match="no whole checkpoint here"):
         load_network(str(tmp_path / "nowhere"))
 
 
@@ -92,3 +93,13 @@ def test_weights_of_another_network_are_refused_by_key(tmp_path):
     write_checkpoint(other, weights, {}, meta.model_copy(update={"det_classes": ["cat"]}))
     with pytest.raises(UserError, match=r"'det_head\..*' is \(12,\), the network's \(6,\)"):
         load_network(str(other))
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for step, score in ((10, 7.0), (20, 9.0), (30, 8.0), (40, None)):
+        write(tmp_path, step, score)
+    prune(tmp_path, step_folder(tmp_path, 40))
+    assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step_00000020",
+        "step_00000040",
+    ]

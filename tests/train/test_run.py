@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from multas_ray.errors import UserError
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.weights import load_network
-from multas_ray.train.run import train
+from multas_ray.train.run import prepare_folder, train
 from multas_ray.train.tracking import read_metrics
 from tests.shared import ROOT
 
@@ -76,12 +76,29 @@ def test_pool_and_inline_teachers_give_the_same_losses(started_ray, make_config,
     [
         ({"data": {"path": "nowhere"}}, "nowhere: no data set here"),
         ({"data": {"val": "test"}}, "no split 'test'"),
-        ({"teachers": {"det": {"checkpoint": "nowhere"}}}, "nowhere: no checkpoint here"),
+        ({"teachers": {"det": {"checkpoint": "nowhere"}}}, "nowhere: no whole checkpoint here"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_starts(make_config, changes, words):
     with pytest.raises(UserError, match=words):
         train(make_config(**changes))
+
+
+def test_a_teacher_with_other_anchors_is_refused(make_config, random_teachers):
+    config = make_config(teachers={"det": random_teachers["det"]})
+    config.model.anchor_base = 16
+    with pytest.raises(UserError, match=r"its model.anchor_base is 24.0, the student's 16"):
+        train(config)
+
+
+def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
+    config = make_config(train={"run": make_config().train.run, "steps": 6, "batch_size": 8, "workers": 1})
+    prepare_folder(Path(config.train.run), config)
+    config.train.workers, config.train.steps, config.evaluate.batch_size = 2, 9, 7
+    assert prepare_folder(Path(config.train.run), config) is None
+    config.data.augment.flip = 0.0
+    with pytest.raises(UserError, match=r"another data\.augment\.flip"):
+        prepare_folder(Path(config.train.run), config)
 
 
 def test_a_run_folder_of_another_network_is_refused(make_config, tmp_path):
@@ -90,7 +107,7 @@ def test_a_run_folder_of_another_network_is_refused(make_config, tmp_path):
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(config.to_yaml())
     config.model.width = 32
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match=r"another model\.width"):
         train(config)
 
 
