@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 from multas_ray.train.tracking import METRICS, Tracker, read_metrics
@@ -24,6 +25,16 @@ def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
     assert not (tmp_path / "wandb_id").exists(), "W&B is disabled"
 
 
+def finished_records(file: Path) -> list:
+    """The records of an offline run, once W&B's own process has written the last of them."""
+    end = time.monotonic() + 60
+    while True:
+        records = list(read_offline(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > end:
+            return records
+        time.sleep(0.2)
+
+
 def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     config = make_config(tracking={"wandb": "auto", "group": "tests"}, train={"run": str(tmp_path), "steps": 9})
@@ -41,7 +52,7 @@ def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp
     identity = (tmp_path / "wandb_id").read_text()
     for file in files:
         assert identity in file.name, "both are the same W&B run"
-    records = [list(read_offline(file)) for file in files]
+    records = [finished_records(file) for file in files]
     runs = [next(r.run for r in found if r.WhichOneof("record_type") == "run") for found in records]
     assert {(run.run_id, run.run_group) for run in runs} == {(identity, "tests")}
     saved = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
