@@ -85,8 +85,6 @@ def start_ray(cpus: int = 4) -> None:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     # Ray runs its workers at low priority, so that anything else on the machine outruns the training.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Several small processes a run are meant to be; by default Ray warns of three a core.
-    os.environ.setdefault("RAY_maximum_startup_concurrency", "8")
     # Reports (checkpoints) are taken over once in this time; Ray's two seconds are long for short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
