@@ -54,10 +54,6 @@ class DatasetInfo(BaseModel):
     command: str = ""
     """The command line that made it."""
 
-    def rows(self, split: str) -> int:
-        """Number of rows of a split."""
-        return sum(self.splits[split].values())
-
 
 def filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """The pyarrow filesystem of a local path or URI (s3://, gs://), and the path inside it."""
