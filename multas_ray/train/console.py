@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from multas_ray.config import Config
-from multas_ray.train.tracking import ERRORS, read_metrics
+from multas_ray.train.tracking import ERRORS, METRICS, read_metrics
 
 POLL_S = 1.0
 PLAIN_EVERY_S = 30.0
@@ -81,9 +81,8 @@ def _lines(configs: Sequence[Config], done: threading.Event) -> None:
 
 
 def _state(run: Path) -> tuple[int, str]:
+    """The newest step of a run, and in words what it logged last."""
     lines = read_metrics(run)
-    if not lines:
-        return 0, ""
     news = []
     logged = next((line for line in reversed(lines) if "loss/total" in line), None)
     if logged:
@@ -93,15 +92,16 @@ def _state(run: Path) -> tuple[int, str]:
         news.append("  ".join(f"{name} {scored[name]:.1f}" for name in HEADLINE if name in scored))
     error = _last_error(run)
     if error:
-        news.append(f"restarted after: {error}")
-    return max(line["step"] for line in lines), "  ".join(news)
+        news.append(f"restarting after: {error}")
+    return max((line["step"] for line in lines), default=0), "  ".join(news)
 
 
 def _last_error(run: Path) -> str:
-    """The newest headline of the run's errors.log."""
-    if not (run / ERRORS).exists():
+    """The newest headline of the run's errors.log, unless the run has logged metrics since."""
+    errors, metrics = run / ERRORS, run / METRICS
+    if not errors.exists() or (metrics.exists() and metrics.stat().st_mtime > errors.stat().st_mtime):
         return ""
-    headlines = [line for line in (run / ERRORS).read_text().splitlines() if line[:2].isdigit() and " rank " in line]
+    headlines = [line for line in errors.read_text().splitlines() if line[:2].isdigit() and " rank " in line]
     return headlines[-1][:160] if headlines else ""
 
 
