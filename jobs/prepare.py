@@ -18,7 +18,8 @@ from rich.table import Table
 from multas_ray.config import Task
 from multas_ray.data import coco, scenes, voc
 from multas_ray.data.partial import apply_partial, draw_partial, parse_fractions
-from multas_ray.data.prepare import Reject, Row, Summary, write_dataset
+from multas_ray.data.prepare import Summary, write_dataset
+from multas_ray.data.row import Reject, Row
 from multas_ray.errors import UserError
 from multas_ray.job import Parser, run_job
 

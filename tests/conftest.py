@@ -11,7 +11,8 @@ import torch
 
 from multas_ray.config import Config, ModelConfig, parse_config
 from multas_ray.data import scenes
-from multas_ray.data.prepare import Row, write_dataset
+from multas_ray.data.prepare import write_dataset
+from multas_ray.data.row import Row
 from multas_ray.job import start_ray
 from multas_ray.model.checkpoint import Meta
 from multas_ray.model.network import MultiTaskNet

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from multas_ray.data.prepare import Reject, Row, attempt, read_image_file
+from multas_ray.data.row import Reject, Row, attempt, read_image_file
 from multas_ray.data.schema import IGNORE
 from multas_ray.errors import UserError
 

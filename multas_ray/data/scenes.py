@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from multas_ray.data.prepare import Row, encode
+from multas_ray.data.row import Row, encode
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 MAX_OBJECTS = 5

@@ -78,6 +78,8 @@ def read_info(path: str) -> DatasetInfo:
         info = DatasetInfo.model_validate(raw)
     except FileNotFoundError:
         raise UserError(f"{path}: no data set here (dataset.json is missing); make one with jobs/prepare.py") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}/dataset.json: not JSON ({error})") from None
     except ValidationError as error:

@@ -11,7 +11,7 @@ from defusedxml import ElementTree as SafeXml
 from PIL import Image
 
 from multas_ray.config import Task
-from multas_ray.data.prepare import Reject, Row, attempt, decoding, image_size, read_image_file
+from multas_ray.data.row import Reject, Row, attempt, decoding, image_size, read_image_file
 from multas_ray.data.schema import IGNORE
 from multas_ray.errors import UserError
 

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,7 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 
-from multas_ray.config import Config, Task, TeachersConfig
+from multas_ray.config import Config, Task
 from multas_ray.data.stream import read_batches
 from multas_ray.evaluate.evaluator import evaluate
 from multas_ray.model.checkpoint import STATE, Meta, prune, read_meta, step_folder, verify
@@ -75,43 +76,42 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings["pool"] is None:
         classes: dict[Task, list[str]] = {"det": settings["det_classes"], "seg": settings["seg_classes"]}
         teachers = InlineTeachers(config.teachers, config.distilled(), classes, str(device), config.train.precision)
+        ahead = 0
     else:
         teachers = PoolClient(settings["pool"])
+        ahead = config.teachers.prefetch
 
-    tracker = Tracker(run, config, start) if rank == 0 else None
-    meter = _Meter()
-    metrics: dict[str, float] = {}
-    fed_batches = with_soft_targets(
-        batches, teachers, lambda batch: distilled_rows(batch, config), _prefetch(config.teachers, settings["pool"])
-    )
-    step = start
-    for fed in fed_batches:
-        check_position(fed.batch, step, rank)
-        shares = trainer.step(fed.batch, fed.rows, fed.soft, step, workers)
-        step += 1
-        meter.add(shares, fed.data_wait, fed.teacher_wait)
-        last = step == config.train.steps
-        scored = last or bool(config.evaluate.every_steps and step % config.evaluate.every_steps == 0)
-        kept = scored or _checkpoint_due(step, settings["steps_per_epoch"], config.train.checkpoint_every_steps)
-        # Also before every checkpoint: one of a diverged network would take the place of a good one.
-        if step % config.train.log_every_steps == 0 or kept:
-            losses = named_losses(meter.read(workers, device), trainer.weights)
-            if not np.isfinite(losses["loss/total"]):
-                raise FloatingPointError(f"the loss is {losses['loss/total']} around step {step}: {losses}")
-            if tracker is not None:
-                rate = {"epoch": step / settings["steps_per_epoch"], "lr": trainer.optimizer.param_groups[0]["lr"]}
-                tracker.log(step, rate | losses | meter.times(config.train.batch_size))
-            meter = _Meter()
-        if scored:
-            metrics = trainer.evaluate(run if rank == 0 else None, step, tracker)
-        if kept:
-            trainer.report(step, metrics if scored else {}, rank)
-            meter.restart()
-    if not metrics:
-        # The run had been trained and scored to its end before, but not concluded.
-        metrics = read_meta(step_folder(run, start)).metrics
-    if tracker is not None:
-        with tracker:
+    with Tracker(run, config, start) if rank == 0 else nullcontext() as tracker:
+        meter = _Meter()
+        metrics: dict[str, float] = {}
+        fed_batches = with_soft_targets(batches, teachers, lambda batch: distilled_rows(batch, config), ahead)
+        step = start
+        for fed in fed_batches:
+            check_position(fed.batch, step, rank)
+            shares = trainer.step(fed.batch, fed.rows, fed.soft, step, workers)
+            step += 1
+            meter.add(shares, fed.data_wait, fed.teacher_wait)
+            last = step == config.train.steps
+            scored = last or bool(config.evaluate.every_steps and step % config.evaluate.every_steps == 0)
+            kept = scored or _checkpoint_due(step, settings["steps_per_epoch"], config.train.checkpoint_every_steps)
+            # Also before every checkpoint: one of a diverged network would take the place of a good one.
+            if step % config.train.log_every_steps == 0 or kept:
+                losses = named_losses(meter.read(workers, device), trainer.weights)
+                if not np.isfinite(losses["loss/total"]):
+                    raise FloatingPointError(f"the loss is {losses['loss/total']} around step {step}: {losses}")
+                if tracker is not None:
+                    rate = {"epoch": step / settings["steps_per_epoch"], "lr": trainer.optimizer.param_groups[0]["lr"]}
+                    tracker.log(step, rate | losses | meter.times(config.train.batch_size))
+                meter = _Meter()
+            if scored:
+                metrics = trainer.evaluate(run if rank == 0 else None, step, tracker)
+            if kept:
+                trainer.report(step, metrics if scored else {}, rank)
+                meter.restart()
+        if not metrics:
+            # The run had been trained and scored to its end before, but not concluded.
+            metrics = read_meta(step_folder(run, start)).metrics
+        if tracker is not None:
             tracker.table("final", metrics)
     return {"final": metrics, "steps": step}
 
@@ -197,7 +197,6 @@ class _Trainer:
             metrics=dict(metrics),
         )
         state = {
-            "step": step,
             "model": self.network.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -268,10 +267,6 @@ def check_position(batch: Batch, step: int, rank: int) -> None:
             f"the data stream is out of order: rank {rank} at step {step} got the batch of "
             f"rank {batch['rank']}, step {batch['step']}"
         )
-
-
-def _prefetch(config: TeachersConfig, pool: object) -> int:
-    return config.prefetch if pool else 0
 
 
 def _checkpoint_due(step: int, steps_per_epoch: float, every: int | None) -> bool:

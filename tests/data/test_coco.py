@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from jobs import prepare as job
 from multas_ray.data.coco import Instances
-from multas_ray.data.prepare import Reject, Row
+from multas_ray.data.row import Reject, Row
 from multas_ray.errors import UserError
 from tests.shared import shared_path
 

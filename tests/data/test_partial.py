@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from multas_ray.data.partial import apply_partial, draw_partial, parse_fractions
-from multas_ray.data.prepare import Reject, Row
+from multas_ray.data.row import Reject, Row
 from multas_ray.errors import UserError
 
 IDS = [f"{i:03d}" for i in range(101)]

@@ -2,8 +2,6 @@
 
 import io
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,40 +10,11 @@ import pytest
 from PIL import Image
 
 from multas_ray.data import prepare
-from multas_ray.data.prepare import Reject, Row, as_rgb, check_row, encode, write_dataset
+from multas_ray.data.prepare import write_dataset
+from multas_ray.data.row import Reject
 from multas_ray.data.schema import SCHEMA, read_info
 from multas_ray.errors import UserError
-
-DET, SEG = ["cat", "dog"], ["background", "cat", "dog"]
-HEIGHT, WIDTH = 20, 30
-
-
-def make_row(image_id: str = "a", boxes: list[list[float]] | None = None) -> Row:
-    """A row of 20 x 30 pixels with both tasks."""
-    array = np.array([[1, 2, 10, 12]] if boxes is None else boxes, np.float32).reshape(-1, 4)
-    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[2:12, 1:10] = 2
-    mask[0, 0] = 255
-    return Row(
-        image_id,
-        encode(Image.fromarray(pixels), "JPEG"),
-        HEIGHT,
-        WIDTH,
-        True,
-        True,
-        array,
-        np.ones(len(array), np.int32),
-        np.zeros(len(array), bool),
-        mask,
-    )
-
-
-def reason_of(row: Row) -> str:
-    """Why a row is rejected."""
-    with pytest.raises(Reject) as caught:
-        check_row(row, len(DET), len(SEG))
-    return caught.value.reason
+from tests.data.rows import DET, SEG, make_row
 
 
 def rejections(path: Path) -> list[dict[str, str]]:
@@ -94,48 +63,6 @@ def test_rows_are_streamed_into_shards(tmp_path: Path, monkeypatch: pytest.Monke
     ]
     ids = [name for file in files for name in pq.read_table(file)["image_id"].to_pylist()]
     assert ids == [f"{i:02d}" for i in range(23)]
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda row: replace(row, image=row.image[: len(row.image) // 2]), "broken image"),
-        (lambda row: replace(row, image=b"no image"), "broken image"),
-        (lambda row: replace(row, width=31), "annotation of another size"),
-        (lambda row: replace(row, boxes=np.array([[1, 2, 32.5, 12]], np.float32)), "box outside its image"),
-        (lambda row: replace(row, boxes=np.array([[-3, 2, 9, 12]], np.float32)), "box outside its image"),
-        (lambda row: replace(row, boxes=np.array([[1, 2, np.nan, 12]], np.float32)), "box outside its image"),
-        (lambda row: replace(row, boxes=np.array([[9, 2, 1, 12]], np.float32)), "inverted box"),
-        (lambda row: replace(row, labels=np.array([2], np.int32)), "unknown class"),
-        (lambda row: replace(row, mask=np.zeros((HEIGHT, WIDTH + 1), np.uint8)), "mask of another size"),
-        (lambda row: replace(row, mask=np.full((HEIGHT, WIDTH), 3, np.uint8)), "unknown class"),
-    ],
-)
-def test_bad_rows_are_rejected(change: Callable[[Row], Row], reason: str) -> None:
-    assert reason_of(change(make_row())) == reason
-
-
-def test_boxes_are_clipped_and_those_without_area_dropped() -> None:
-    row = make_row(boxes=[[-2, 0, 32, 22], [5, 5, 5, 9], [-1, 3, 0, 6], [1, 1, 2, 2]])
-    row.labels = np.array([0, 1, 1, 1], np.int32)
-    row.difficult = np.array([True, False, False, False])
-    checked, clipped, dropped = check_row(row, len(DET), len(SEG))
-    assert checked.boxes.tolist() == [[0, 0, 30, 20], [1, 1, 2, 2]]
-    assert checked.labels.tolist() == [0, 1]
-    assert checked.difficult.tolist() == [True, False]
-    assert (clipped, dropped) == (1, 2)
-
-
-@pytest.mark.parametrize(("mode", "format"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG")])
-def test_other_modes_become_rgb(mode: str, format: str) -> None:
-    data, height, width = as_rgb(encode(Image.new("RGB", (7, 5), (200, 60, 20)).convert(mode), format))
-    image = Image.open(io.BytesIO(data))
-    assert (image.mode, image.format, height, width) == ("RGB", format, 5, 7)
-
-
-def test_sixteen_bit_grey_is_no_rgb() -> None:
-    with pytest.raises(Reject, match="not convertible"):
-        as_rgb(encode(Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "PNG"))
 
 
 def test_too_many_rejected_rows_fail_in_one_line(tmp_path: Path) -> None:

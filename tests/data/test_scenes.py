@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from multas_ray.data import scenes
-from multas_ray.data.prepare import check_row
+from multas_ray.data.row import check_row
 
 
 def test_a_scene_is_a_function_of_seed_and_index() -> None:

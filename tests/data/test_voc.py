@@ -12,7 +12,7 @@ from PIL import Image
 from jobs import prepare as job
 from multas_ray.config import Task
 from multas_ray.data import voc
-from multas_ray.data.prepare import Reject, Row
+from multas_ray.data.row import Reject, Row
 from multas_ray.errors import UserError
 from tests.shared import shared_path
 
