@@ -43,6 +43,8 @@ class DataConfig(Section):
     size: int | list[int] = 320
     """Side of the square network input in pixels, a multiple of 32; a list trains multi-scale, one size a batch
     (evaluation uses the last one)."""
+    multi_scale_until: float = Field(1.0, ge=0, le=1)
+    """Part of the training after which a list of sizes gives way to its last one."""
     mixing: Literal["natural"] | dict[Literal["det", "seg", "both", "none"], int] = "natural"
     """`natural`: rows in the proportions of the data set. A mapping fixes how many rows of each task mask are in every
     batch, e.g. {det: 8, seg: 8}; each group then has epochs of its own."""
@@ -76,6 +78,11 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The shared-backbone network."""
 
+    preset: Literal["default", "paper"] = "default"
+    """`paper`: the published network, to the number: ResNets without the stem's max-pool, a context-enhancing neck,
+    heads of their own on every level, segmentation refined at full resolution. `default`: the same family at a fraction
+    of the cost: stem with max-pool, plain pyramid, one detection head for all levels, segmentation refined at
+    stride 4."""
     backbone: Literal[
         "resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "efficientnet_lite0"
     ] = "resnet18"
@@ -84,12 +91,21 @@ class ModelConfig(Section):
     optional extra `pretrained`."""
     tasks: list[Task] = ["det", "seg"]
     """Tasks with a head. One task makes a single-task network, such as a teacher."""
-    width: int = Field(128, ge=16)
-    """Channels of the neck and the heads, a multiple of 16."""
+    neck: Literal["fpn", "pafpn"] = "fpn"
+    """Feature pyramid of the paper preset: top-down, or top-down and bottom-up. The default preset has its own."""
+    width: int | None = Field(None, ge=16)
+    """Channels of the neck and the heads, a multiple of 16. Default: 128; in the paper preset 256."""
+    levels: Literal[4, 5] | None = None
+    """Pyramid levels, the finest of stride 8. Default: 4; 5 where the evaluation input has 512 pixels or more."""
     norm: Literal["batch", "sync", "frozen", "group"] = "batch"
-    """Normalisation of the backbone: batch statistics a worker, over all workers (GPU only), frozen, or GroupNorm."""
+    """Normalisation of the backbone: batch statistics a worker, over all workers (GPU only), frozen, or GroupNorm.
+    Neck and heads of the paper preset follow it (frozen: GroupNorm, since nothing was trained that could be frozen);
+    those of the default preset have GroupNorm in any case."""
     anchor_base: float = Field(24.0, gt=0)
     """Side in pixels of the smallest anchor at the finest level; it doubles from level to level."""
+    adapter: int | None = Field(None, ge=1)
+    """Channels of the detection teacher's features. Where it is set, a 1x1 convolution a level brings the network's
+    features to them, for distillation; the run sets it where a feature loss has a weight."""
 
     @field_validator("tasks")
     @classmethod
@@ -100,10 +116,18 @@ class ModelConfig(Section):
 
     @field_validator("width")
     @classmethod
-    def _width(cls, value: int) -> int:
-        if value % 16:
+    def _width(cls, value: int | None) -> int | None:
+        if value is not None and value % 16:
             raise ValueError("a multiple of 16")
         return value
+
+    @model_validator(mode="after")
+    def _preset(self) -> "ModelConfig":
+        if self.neck != "fpn" and self.preset != "paper":
+            raise ValueError(f"model.neck: {self.neck} is of the paper preset; model.preset is {self.preset}")
+        if self.width is None:
+            self.width = 256 if self.preset == "paper" else 128
+        return self
 
 
 class LossConfig(Section):
@@ -113,6 +137,9 @@ class LossConfig(Section):
     """Task weight of detection."""
     seg: float = Field(1.0, ge=0)
     """Task weight of segmentation."""
+    matching: Literal["iou", "mutual_guidance"] = "iou"
+    """Which anchors answer for a box: those that overlap it, or Mutual Guidance (Zhang et al., ACCV 2020)."""
+    classification: Literal["focal", "generalized_focal"] = "focal"
     focal_alpha: float = Field(0.25, gt=0, lt=1)
     focal_gamma: float = Field(1.0, ge=0)
 
@@ -121,18 +148,57 @@ class DistillTaskConfig(Section):
     """Distillation of one task."""
 
     weight: float = Field(1.0, ge=0)
-    """Weight of the task's distillation loss; 0 turns it off."""
+    """Weight of the task's distillation; 0 turns it off. The weights of its losses count within it."""
     on: Literal["missing", "annotated", "all"] = "missing"
     """Rows to distil on: those without the task's annotation, those with it, or all."""
+
+
+class DetectionDistillConfig(DistillTaskConfig):
+    """Losses between two detectors; of a published one, weight 1 is the published strength."""
+
+    guided: float = Field(1.0, ge=0)
+    """Classes where the two disagree, boxes where the teacher is confident."""
+    soft: float = Field(0.0, ge=0)
+    """Soft targets of the paper: boxes and classes of every anchor."""
+    mse: float = Field(0.0, ge=0)
+    """Mean squared difference of features."""
+    pdf: float = Field(0.0, ge=0)
+    """PDF-Distil: features, classes and boxes, guided by the difference of the predictions."""
+    defeat: float = Field(0.0, ge=0)
+    """DeFeat: features, foreground and background apart. Counts on rows annotated with boxes only."""
+
+    @property
+    def features(self) -> bool:
+        """Whether some loss compares features."""
+        return max(self.mse, self.pdf, self.defeat) > 0
+
+
+class SegmentationDistillConfig(DistillTaskConfig):
+    """Losses between two segmentation networks."""
+
+    kl: float = Field(1.0, ge=0)
+    """Divergence of the class distributions, pixel by pixel."""
+    temperature: float = Field(1.0, gt=0)
+    """Softmax temperature of `kl`."""
+    cwd: float = Field(0.0, ge=0)
+    """Channel-wise distillation (Shu et al., ICCV 2021): divergence of each class's distribution over the pixels."""
+    cwd_temperature: float = Field(4.0, gt=0)
+    """Softmax temperature of `cwd`."""
 
 
 class DistillConfig(Section):
     """Distillation from the teachers. A task without a teacher is not distilled."""
 
-    det: DistillTaskConfig = DistillTaskConfig()
-    seg: DistillTaskConfig = DistillTaskConfig()
-    temperature: float = Field(1.0, gt=0)
-    """Softmax temperature of segmentation distillation."""
+    det: DetectionDistillConfig = DetectionDistillConfig()
+    seg: SegmentationDistillConfig = SegmentationDistillConfig()
+
+    @model_validator(mode="after")
+    def _foreground(self) -> "DistillConfig":
+        if self.det.defeat and self.det.on == "missing":
+            raise ValueError(
+                "distill.det.defeat: needs ground-truth boxes, and distill.det.on is missing; allowed: annotated, all"
+            )
+        return self
 
 
 class Resources(Section):
@@ -221,8 +287,13 @@ class EvaluateConfig(Section):
 
     every_steps: int | None = Field(None, ge=1)
     """Default: only at the end."""
+    protocol: Literal["coco", "voc2007", "voc2012"] = "coco"
+    """Average precision of COCO (101 recalls), of VOC 2007 (11 recalls) or of VOC from 2010 on (area under the curve);
+    each at IoU .50:.95. Segmentation is scored alike in all."""
     batch_size: int = Field(32, ge=1)
     score_threshold: float = Field(0.01, ge=0, lt=1)
+    nms: Literal["per_class", "agnostic"] = "per_class"
+    """Whether a box suppresses boxes of its own class only, or of any; `agnostic` keeps an anchor's best class only."""
     nms_iou: float = Field(0.5, gt=0, le=1)
     max_detections: int = Field(100, ge=1)
     """Of an image."""
@@ -254,6 +325,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
+        if self.model.levels is None:
+            self.model.levels = 5 if self.data.eval_size >= 512 else 4
         if isinstance(self.data.mixing, dict):
             rows = sum(self.data.mixing.values())
             if rows != self.train.batch_size:

@@ -1,4 +1,4 @@
-"""Backbones: image classifiers cut down to feature maps at strides 8, 16 and 32."""
+"""Backbones: image classifiers cut down to feature maps at strides 8, 16 and, mostly, 32."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torchvision.ops.misc import SqueezeExcitation
 from multas_ray.errors import UserError
 from multas_ray.model.same_conv import same_conv2d
 
-Channels = tuple[int, int, int]
+Channels = tuple[int, ...]
 RGB = tuple[float, float, float]
 
 IMAGENET_MEAN: RGB = (0.485, 0.456, 0.406)
@@ -22,10 +22,10 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Three stages run one after the other; the map after each is an output.
+    """Stages run one after the other; the map after each is an output.
 
     Args:
-        stages: of strides 8, 16, 32 relative to the input.
+        stages: of strides 8, 16, … relative to the input.
         channels: of the stages' outputs.
         mean, std: of the RGB input in 0..1 units, as in pretraining: the caller normalises by them.
     """
@@ -40,7 +40,7 @@ class Backbone(nn.Module):
         self.std = std
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images (B, 3, H, W) float to maps (B, channels[i], H/8/2**i, W/8/2**i), i = 0..2."""
+        """Normalised images (B, 3, H, W) float to maps (B, channels[i], H/8/2**i, W/8/2**i)."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -62,13 +62,14 @@ class SwinBackbone(Backbone):
         return [norm(feature).permute(0, 3, 1, 2) for norm, feature in zip(self.norms, maps, strict=True)]
 
 
-def build_backbone(name: str, pretrained: bool, norm: str) -> Backbone:
+def build_backbone(name: str, pretrained: bool, norm: str, stem_pool: bool = True) -> Backbone:
     """Build a backbone by name.
 
     Args:
         name: as `ModelConfig.backbone`.
         pretrained: load ImageNet weights.
         norm: batch, sync, frozen or group; without effect on Swin, which has LayerNorm.
+        stem_pool: false leaves out a ResNet's max-pool, so that its last two stages have strides 8 and 16.
 
     Raises:
         UserError: the pretrained weights cannot be had.
@@ -76,17 +77,20 @@ def build_backbone(name: str, pretrained: bool, norm: str) -> Backbone:
     if name.startswith("swin"):
         return _swin(name, pretrained)
     if name.startswith("resnet"):
-        return _resnet(name, pretrained, norm)
+        return _resnet(name, pretrained, norm, stem_pool)
     return _efficientnet_lite0(pretrained, norm)
 
 
-def _resnet(name: str, pretrained: bool, norm: str) -> Backbone:
-    model = torchvision.models.get_model(name, weights=None, norm_layer=_norm_layer(norm))
+def _resnet(name: str, pretrained: bool, norm: str, stem_pool: bool) -> Backbone:
+    model = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer(norm))
     if pretrained:
         _load(model, _torchvision_weights(name), norm)
-    stem = [model.conv1, model.bn1, model.relu, model.maxpool]
-    channels: Channels = (128, 256, 512) if name in ("resnet18", "resnet34") else (512, 1024, 2048)
-    return Backbone([nn.Sequential(*stem, model.layer1, model.layer2), model.layer3, model.layer4], channels)
+    stem = [model.conv1, model.bn1, model.relu]
+    channels = (128, 256, 512) if name in ("resnet18", "resnet34") else (512, 1024, 2048)
+    if stem_pool:
+        finest = nn.Sequential(*stem, model.maxpool, model.layer1, model.layer2)
+        return Backbone([finest, model.layer3, model.layer4], channels)
+    return Backbone([nn.Sequential(*stem, model.layer1, model.layer2, model.layer3), model.layer4], channels[1:])
 
 
 def _swin(name: str, pretrained: bool) -> Backbone:
@@ -108,7 +112,7 @@ def _efficientnet_lite0(pretrained: bool, norm: str) -> Backbone:
     activations on real images agree with the stored ones of BatchNorm, and a linear probe on 128-pixel images finds
     VOC's animals with mAP 77.6, against 68.9 with symmetric padding and ImageNet's mean and deviation.
     """
-    model = torchvision.models.efficientnet_b0(weights=None, norm_layer=_norm_layer(norm, eps=1e-3))
+    model = torchvision.models.efficientnet_b0(weights=None, norm_layer=norm_layer(norm, eps=1e-3))
     _replace(model, StochasticDepth, lambda _: nn.Identity())
     _replace(model, SqueezeExcitation, lambda _: nn.Identity())
     _replace(model, nn.SiLU, lambda _: nn.ReLU6(inplace=True))
@@ -133,7 +137,8 @@ class SameConv2d(nn.Module):
         return same_conv2d(x, self.weight, self.stride)
 
 
-def _norm_layer(norm: str, eps: float = 1e-5) -> Callable[[int], nn.Module]:
+def norm_layer(norm: str, eps: float = 1e-5) -> Callable[[int], nn.Module]:
+    """What makes a normalisation layer of a number of channels: batch, sync, frozen or group."""
     layers: dict[str, Callable[[int], nn.Module]] = {
         "batch": partial(nn.BatchNorm2d, eps=eps),
         "sync": partial(nn.SyncBatchNorm, eps=eps),

@@ -39,13 +39,13 @@ class DetectionHead(nn.Module):
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps (B, width, h, w), fine to coarse, to class logits (B, A, C) and box codes (B, A, 4)."""
-        cls = [_per_anchor(self.cls(self.cls_tower(level)), self.classes) for level in pyramid]
-        box = [_per_anchor(self.box(self.box_tower(level)), 4) for level in pyramid]
+        cls = [per_anchor(self.cls(self.cls_tower(level)), self.classes) for level in pyramid]
+        box = [per_anchor(self.box(self.box_tower(level)), 4) for level in pyramid]
         return torch.cat(cls, dim=1), torch.cat(box, dim=1)
 
 
-def _per_anchor(output: Tensor, channels: int) -> Tensor:
-    """(B, 6 * channels, h, w) to (B, h * w * 6, channels): the order of `anchors`."""
+def per_anchor(output: Tensor, channels: int) -> Tensor:
+    """A head's map (B, 6 * channels, h, w) to (B, h * w * 6, channels): the order of `anchors`."""
     return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, channels)
 
 
@@ -54,6 +54,8 @@ class SegmentationHead(nn.Module):
 
     It leaves out the backbone's stride-4 map. On 828 real images that made the loss fall more slowly, and it costs.
     """
+
+    stride = 4
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()

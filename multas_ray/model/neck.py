@@ -1,11 +1,11 @@
-"""The neck: a feature pyramid (Lin et al., CVPR 2017) over strides 8, 16, 32, and 64 by subsampling."""
+"""The neck: a feature pyramid (Lin et al., CVPR 2017) over strides 8, 16, 32, and on by subsampling."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -17,20 +17,22 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class Neck(nn.Module):
-    """Pyramid of `width` channels at strides 8, 16, 32, 64.
+    """Pyramid of `width` channels at strides 8, 16, 32, 64 and so on.
 
     Args:
         channels: of the backbone's maps at strides 8, 16, 32.
         width: output channels, a multiple of 16.
+        levels: maps to make, at least as many as there are channels.
     """
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    def __init__(self, channels: Sequence[int], width: int, levels: int) -> None:
         super().__init__()
-        self.pyramid = FeaturePyramidNetwork(
-            list(channels), width, extra_blocks=LastLevelMaxPool(), norm_layer=group_norm
-        )
+        self.levels = levels
+        self.pyramid = FeaturePyramidNetwork(list(channels), width, norm_layer=group_norm)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, channels[i], H/8/2**i, W/8/2**i) to four maps (B, width, …), fine to coarse."""
-        named = OrderedDict((str(level), feature) for level, feature in enumerate(maps))
-        return list(self.pyramid(named).values())
+        """Maps (B, channels[i], H/8/2**i, W/8/2**i) to maps (B, width, …) of all levels, fine to coarse."""
+        pyramid = list(self.pyramid(OrderedDict((str(level), feature) for level, feature in enumerate(maps))).values())
+        while len(pyramid) < self.levels:
+            pyramid.append(F.max_pool2d(pyramid[-1], kernel_size=1, stride=2))
+        return pyramid

@@ -1,0 +1,146 @@
+"""The parts of the published network (Le and Pham, BMVC 2023) that the default one replaces by cheaper ones.
+
+Its backbone is a ResNet without the stem's max-pool, so that the last two stages have strides 8 and 16.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from multas_ray.model.anchors import PER_CELL
+from multas_ray.model.heads import PRIOR_BIAS, per_anchor
+
+SLOPE = 0.1
+"""Of every LeakyReLU."""
+Norm = Callable[[int], nn.Module]
+"""Makes a normalisation layer of a number of channels."""
+
+
+class ConvBlock(nn.Module):
+    """Convolution, normalisation and, unless it is to be summed first, LeakyReLU."""
+
+    def __init__(
+        self, inputs: int, outputs: int, norm: Norm, *, kernel: int = 3, stride: int = 1, activate: bool = True
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+        nn.init.kaiming_normal_(self.conv.weight, a=SLOPE, mode="fan_out")
+        self.norm = norm(outputs)
+        self.activate = activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) to (B, outputs, ceil(h / stride), ceil(w / stride))."""
+        x = self.norm(self.conv(x))
+        return F.leaky_relu(x, SLOPE, inplace=True) if self.activate else x
+
+
+class ContextNeck(nn.Module):
+    """Context enhancement, then a pyramid with top-down (FPN, Lin et al., CVPR 2017) and, as PAFPN (Liu et al., CVPR
+    2018), also bottom-up connections.
+
+    The backbone's maps and the global average of the last one are fused at stride 8, and the pyramid is grown from the
+    sum by strided convolutions.
+
+    Args:
+        channels: of the backbone's maps at strides 8, 16, ….
+        width: output channels.
+        levels: of the pyramid.
+        bottom_up: PAFPN instead of FPN.
+        norm: makes the normalisation layers.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int, levels: int, bottom_up: bool, norm: Norm) -> None:
+        super().__init__()
+
+        def blocks(count: int, kernel: int = 3, stride: int = 1) -> nn.ModuleList:
+            return nn.ModuleList(ConvBlock(width, width, norm, kernel=kernel, stride=stride) for _ in range(count))
+
+        self.fuse = nn.ModuleList(ConvBlock(c, width, norm, kernel=1, activate=False) for c in channels)
+        self.context = ConvBlock(channels[-1], width, norm, kernel=1, activate=False)
+        self.grow = blocks(1) + blocks(levels - 1, stride=2)
+        self.lateral = blocks(levels, kernel=1)
+        self.smooth = blocks(levels)
+        self.shrink = blocks(levels - 1, stride=2) if bottom_up else None
+        self.refine = blocks(levels) if bottom_up else None
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Maps (B, channels[i], H/8/2**i, W/8/2**i) to maps (B, width, …) of all levels, fine to coarse."""
+        size = maps[0].shape[-2:]
+        fused = sum(nearest(fuse(feature), size) for fuse, feature in zip(self.fuse, maps, strict=True))
+        x = F.leaky_relu(fused + self.context(F.adaptive_avg_pool2d(maps[-1], 1)), SLOPE)
+        pyramid = []
+        for grow, lateral in zip(self.grow, self.lateral, strict=True):
+            x = grow(x)
+            pyramid.append(lateral(x))
+        for finer in reversed(range(len(pyramid) - 1)):
+            pyramid[finer] = pyramid[finer] + nearest(pyramid[finer + 1], pyramid[finer].shape[-2:])
+        pyramid = [smooth(level) for smooth, level in zip(self.smooth, pyramid, strict=True)]
+        if self.shrink is None or self.refine is None:
+            return pyramid
+        for finer, shrink in enumerate(self.shrink):
+            pyramid[finer + 1] = pyramid[finer + 1] + shrink(pyramid[finer])
+        return [refine(level) for refine, level in zip(self.refine, pyramid, strict=True)]
+
+
+class LevelwiseDetectionHead(nn.Module):
+    """Class and box towers of every pyramid level's own."""
+
+    def __init__(self, width: int, classes: int, levels: int, norm: Norm) -> None:
+        super().__init__()
+
+        def tower(outputs: int) -> nn.Sequential:
+            blocks = [ConvBlock(width, width, norm), ConvBlock(width, width, norm)]
+            return nn.Sequential(*blocks, nn.Conv2d(width, outputs, 1))
+
+        self.classes = classes
+        self.box = nn.ModuleList(tower(PER_CELL * 4) for _ in range(levels))
+        self.cls = nn.ModuleList(tower(PER_CELL * classes) for _ in range(levels))
+        for name, parameter in self.cls.named_parameters():
+            if name.endswith("2.bias"):
+                nn.init.constant_(parameter, PRIOR_BIAS)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """As `DetectionHead.forward`."""
+        cls = [per_anchor(tower(level), self.classes) for tower, level in zip(self.cls, pyramid, strict=True)]
+        box = [per_anchor(tower(level), 4) for tower, level in zip(self.box, pyramid, strict=True)]
+        return torch.cat(cls, dim=1), torch.cat(box, dim=1)
+
+
+class FullResolutionSegmentationHead(nn.Module):
+    """Semantic branch of a feature pyramid (Kirillov et al., CVPR 2019): each level is brought to stride 4 by
+    convolutions and doublings, the sum to full resolution, and refined there by three more convolutions."""
+
+    stride = 1
+
+    def __init__(self, width: int, classes: int, levels: int, norm: Norm) -> None:
+        super().__init__()
+        half = width // 2
+
+        def blocks(count: int, inputs: int = half) -> nn.ModuleList:
+            return nn.ModuleList(
+                ConvBlock(inputs if first else half, half, norm) for first in [True] + [False] * (count - 1)
+            )
+
+        self.rise = nn.ModuleList(blocks(level + 1, width) for level in range(levels))
+        self.refine = nn.Sequential(*blocks(3))
+        self.classify = nn.Conv2d(half, classes, 1, bias=False)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Maps (B, width, h, w), stride 8 and coarser, to logits (B, C, H, W)."""
+        height, width = pyramid[0].shape[-2:]
+        sizes = [(2 * height, 2 * width), *(level.shape[-2:] for level in pyramid)]
+        risen = []
+        for level, (blocks, x) in enumerate(zip(self.rise, pyramid, strict=True)):
+            assert isinstance(blocks, nn.ModuleList)
+            for block, size in zip(blocks, reversed(sizes[: level + 1]), strict=True):
+                x = nearest(block(x), size)
+            risen.append(x)
+        total = torch.stack(risen).sum(dim=0)
+        return self.classify(self.refine(nearest(total, (8 * height, 8 * width))))
+
+
+def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, h, w) brought to another size by repeating pixels."""
+    return x if x.shape[-2:] == tuple(size) else F.interpolate(x, size=list(size), mode="nearest")
