@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from multas_ray.errors import UserError
 
 Task = Literal["det", "seg"]
+Protocol = Literal["coco", "voc2007", "voc2012"]
 
 
 class Section(BaseModel):
@@ -287,7 +288,7 @@ class EvaluateConfig(Section):
 
     every_steps: int | None = Field(None, ge=1)
     """Default: only at the end."""
-    protocol: Literal["coco", "voc2007", "voc2012"] = "coco"
+    protocol: Protocol = "coco"
     """Average precision of COCO (101 recalls), of VOC 2007 (11 recalls) or of VOC from 2010 on (area under the curve);
     each at IoU .50:.95. Segmentation is scored alike in all."""
     batch_size: int = Field(32, ge=1)

@@ -20,6 +20,8 @@ from multas_ray.model.weights import write_checkpoint
 
 TRAIN_ROWS, VAL_ROWS = 50, 11
 os.environ.setdefault("WANDB_MODE", "offline")
+# Threads of several busy processes get into each other's way.
+torch.set_num_threads(1)
 
 
 def _partly_annotated(rows: Iterator[Row]) -> Iterator[Row]:

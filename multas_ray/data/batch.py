@@ -7,11 +7,13 @@ import pyarrow as pa
 
 
 def pack(arrays: Mapping[str, np.ndarray]) -> pa.Table:
-    """A one-row table that holds named arrays of any dtype (not object) and shape."""
+    """A one-row table that holds named arrays of any dtype (not object) and shape; contiguous ones are not copied."""
     columns: dict[str, pa.Array] = {}
     for name, array in arrays.items():
         array = np.asarray(array, order="C")
-        columns[name] = pa.array([array.data.cast("B") if array.size else b""], pa.large_binary())
+        # Not pa.array([array.data]): it copies, and never lets go of the array (pyarrow 26).
+        offsets = pa.py_buffer(np.array([0, array.nbytes], np.int64))
+        columns[name] = pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(array)])
         columns[f"{name}.shape"] = pa.array([list(array.shape)], pa.list_(pa.int64()))
         columns[f"{name}.dtype"] = pa.array([array.dtype.str], pa.string())
     return pa.table(columns)

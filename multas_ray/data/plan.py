@@ -56,10 +56,15 @@ class Plan:
     sizes: tuple[int, ...]
     window: int
     """Row groups shuffled together."""
+    multi_scale_steps: int
+    """Steps of random sizes; those after it have the last one."""
     _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> tuple:
-        return Plan, (self.index, self.groups, self.seed, self.steps, self.sizes, self.window)
+        return Plan, (
+            *(self.index, self.groups, self.seed, self.steps, self.sizes, self.window),
+            self.multi_scale_steps,
+        )
 
     @property
     def batch_size(self) -> int:
@@ -75,7 +80,8 @@ class Plan:
         """What worker `rank` of `workers` gets at a step. The parts of a step differ in size by at most one row."""
         picked = [self._take(number, step) for number in range(len(self.groups))]
         rows, epochs = (np.concatenate(column)[rank::workers] for column in zip(*picked, strict=True))
-        size = self.sizes[int(mix(self.seed, step, 0x512E) % np.uint64(len(self.sizes)))]
+        drawn = int(mix(self.seed, step, 0x512E) % np.uint64(len(self.sizes)))
+        size = self.sizes[drawn] if step < self.multi_scale_steps else self.sizes[-1]
         return Part(step, rank, size, rows, epochs, mix(self.seed, epochs, rows))
 
     def _take(self, number: int, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -126,12 +132,16 @@ def lay_plan(
     seed: int,
     sizes: Sequence[int],
     window: int,
+    multi_scale_until: float = 1.0,
 ) -> Plan:
     """The plan of a run over the rows that can teach it something.
 
     Args:
         usable: task masks of rows that some loss can use; others are left out.
         mixing: rows of each task mask in a batch, or None for their natural proportions.
+        sizes: sides of the square images in pixels, one a batch.
+        window: row groups shuffled together.
+        multi_scale_until: part of the steps after which all batches have the last size.
 
     Raises:
         UserError: no usable row, or a quota for rows that are absent or useless.
@@ -148,7 +158,7 @@ def lay_plan(
             if quota and not len(index.rows([mask])):
                 raise UserError(f"data.mixing.{mask}: {quota} rows a batch, but {index.path} has none of them")
         groups = tuple(Group(index.rows([mask]), mixing[mask]) for mask in TASK_MASKS if mixing.get(mask))
-    return Plan(index, groups, seed, steps, tuple(sizes), window)
+    return Plan(index, groups, seed, steps, tuple(sizes), window, round(multi_scale_until * steps))
 
 
 def shuffled(index: Index, rows: np.ndarray, seed: int, group: int, epoch: int, window: int) -> np.ndarray:

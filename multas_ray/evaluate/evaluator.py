@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from multas_ray.config import EvaluateConfig
 from multas_ray.data.collate import original_masks
-from multas_ray.evaluate.coco_ap import DetectionMetric
+from multas_ray.evaluate.detection import DetectionMetric
 from multas_ray.evaluate.postprocess import Detections, detect
 from multas_ray.evaluate.scores import score
 from multas_ray.evaluate.segmentation import SegmentationMetric
@@ -40,6 +40,7 @@ def predict(model: MultiTaskNet, images: torch.Tensor, config: EvaluateConfig) -
             config.score_threshold,
             config.nms_iou,
             config.max_detections,
+            agnostic=config.nms == "agnostic",
         )
     logits = outputs["seg"] if "seg" in outputs else [None] * len(images)
     return [Prediction(*pair) for pair in zip(found, logits, strict=True)]
@@ -59,7 +60,7 @@ def evaluate(
         batches: of an evaluation stream, this worker's share.
         show: called with each batch, row and prediction.
     """
-    detection = DetectionMetric(model.det_classes)
+    detection = DetectionMetric(model.det_classes, config.protocol)
     segmentation = SegmentationMetric(model.seg_classes)
     device = model.mean.device
     for batch in batches:

@@ -26,9 +26,15 @@ class Detections:
 
 @torch.no_grad()
 def detect(
-    cls: Tensor, box: Tensor, anchors: Tensor, score_threshold: float, nms_iou: float, max_detections: int
+    cls: Tensor,
+    box: Tensor,
+    anchors: Tensor,
+    score_threshold: float,
+    nms_iou: float,
+    max_detections: int,
+    agnostic: bool = False,
 ) -> list[Detections]:
-    """Decode, threshold and suppress, each image and each class by itself.
+    """Decode, threshold and suppress, each image by itself.
 
     Args:
         cls: (B, A, C) logits; every class is a sigmoid of its own, there is no background column.
@@ -37,12 +43,16 @@ def detect(
         score_threshold: a detection's score is above it.
         nms_iou: of two boxes of one class that overlap by more, the lower-scored goes.
         max_detections: of an image.
+        agnostic: as in the paper, an anchor stands for its best class only, and boxes suppress those of other classes.
 
     Returns:
         B detections, on the device of the inputs.
     """
     classes = cls.shape[2]
-    scores = cls.float().sigmoid().flatten(1)
+    scores = cls.float().sigmoid()
+    if agnostic:
+        scores = scores.where(scores == scores.amax(dim=2, keepdim=True), 0)
+    scores = scores.flatten(1)
     top_scores, top_pairs = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1)
     found = []
     for image_scores, pairs, codes in zip(top_scores, top_pairs, box.float(), strict=True):
@@ -52,6 +62,7 @@ def detect(
         valid = (image_scores > score_threshold) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         boxes, image_scores, labels = boxes[valid], image_scores[valid], labels[valid]
         # Fractions serve NMS as well as pixels: IoU does not change when an axis is stretched.
-        keep = batched_nms(boxes, image_scores, labels, nms_iou)[:max_detections]
+        groups = torch.zeros_like(labels) if agnostic else labels
+        keep = batched_nms(boxes, image_scores, groups, nms_iou)[:max_detections]
         found.append(Detections(boxes[keep], image_scores[keep], labels[keep]))
     return found

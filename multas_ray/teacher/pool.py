@@ -23,10 +23,12 @@ Rows = Mapping[Task, np.ndarray]
 class TeacherActor:
     """A teacher of the pool."""
 
-    def __init__(self, task: Task, checkpoint: str, classes: Sequence[str], threads: int, precision: str) -> None:
+    def __init__(
+        self, task: Task, checkpoint: str, classes: Sequence[str], threads: int, precision: str, features: bool
+    ) -> None:
         torch.set_num_threads(threads)
         device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self.teacher = Teacher(task, checkpoint, classes, device, precision)
+        self.teacher = Teacher(task, checkpoint, classes, device, precision, features)
 
     def soft_targets(self, images: np.ndarray, rows: np.ndarray) -> SoftTargets:
         """Soft targets of some rows of a batch's images (b, 3, size, size) uint8."""
@@ -38,7 +40,11 @@ class TeacherActor:
 
 
 def start_pool(
-    config: TeachersConfig, tasks: Sequence[Task], classes: Mapping[Task, Sequence[str]], precision: str = "float32"
+    config: TeachersConfig,
+    tasks: Sequence[Task],
+    classes: Mapping[Task, Sequence[str]],
+    precision: str = "float32",
+    features: bool = False,
 ) -> Handles:
     """Start the actors of these tasks' teachers and wait until all are loaded.
 
@@ -57,7 +63,7 @@ def start_pool(
             max_task_retries=-1,
         )
         handles[task] = [
-            actor.remote(task, teacher.checkpoint, classes[task], config.threads, precision)
+            actor.remote(task, teacher.checkpoint, classes[task], config.threads, precision, features)
             for _ in range(config.replicas)
         ]
     ray.get([handle.ready.remote() for replicas in handles.values() for handle in replicas])
@@ -109,12 +115,13 @@ class InlineTeachers:
         classes: Mapping[Task, Sequence[str]],
         device: str,
         precision: str = "float32",
+        features: bool = False,
     ) -> None:
         self.teachers: dict[Task, Teacher] = {}
         for task in tasks:
             teacher = config.of(task)
             assert teacher is not None
-            self.teachers[task] = Teacher(task, teacher.checkpoint, classes[task], device, precision)
+            self.teachers[task] = Teacher(task, teacher.checkpoint, classes[task], device, precision, features)
 
     def submit(self, images: np.ndarray, rows: Rows) -> Callable[[], SoftTargets]:
         """As `PoolClient.submit`; the work is done by the call that is returned."""

@@ -75,7 +75,10 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     teachers: PoolClient | InlineTeachers
     if settings["pool"] is None:
         classes: dict[Task, list[str]] = {"det": settings["det_classes"], "seg": settings["seg_classes"]}
-        teachers = InlineTeachers(config.teachers, config.distilled(), classes, str(device), config.train.precision)
+        features = config.distill.det.features
+        teachers = InlineTeachers(
+            config.teachers, config.distilled(), classes, str(device), config.train.precision, features
+        )
         ahead = 0
     else:
         teachers = PoolClient(settings["pool"])

@@ -92,6 +92,7 @@ def plan_run(config: Config) -> Plan:
         seed=config.train.seed,
         sizes=config.data.sizes,
         window=config.data.shuffle_window,
+        multi_scale_until=config.data.multi_scale_until,
     )
 
 
@@ -103,9 +104,12 @@ def _distils(config: Config, task: Task, annotated: bool) -> bool:
 def check_networks(config: Config, info: DatasetInfo) -> None:
     """Refuse a network that cannot be built and teachers that do not fit, before anything is started.
 
+    Fills in what follows from the teachers: their checkpoints' folders, and the width of the student's adapters.
+
     Raises:
         UserError
     """
+    config.model.adapter = None
     MultiTaskNet(config.model, info.det_classes, info.seg_classes)
     for task in config.distilled():
         teacher = config.teachers.of(task)
@@ -113,12 +117,20 @@ def check_networks(config: Config, info: DatasetInfo) -> None:
         # Its actors may start in another folder, and must all load the same checkpoint.
         teacher.checkpoint = str(find_checkpoint(teacher.checkpoint).resolve())
         loaded = Teacher(task, teacher.checkpoint, info.det_classes if task == "det" else info.seg_classes)
-        theirs = loaded.network.config.anchor_base
-        if task == "det" and theirs != config.model.anchor_base:
-            raise UserError(
-                f"teachers.det.checkpoint {teacher.checkpoint}: its model.anchor_base is {theirs}, the student's "
-                f"{config.model.anchor_base}; detection is distilled anchor by anchor, so they must be equal"
-            )
+        if task == "seg":
+            continue
+        theirs, own = loaded.network, config.model
+        for name, value, expected in (
+            ("anchor_base", theirs.config.anchor_base, own.anchor_base),
+            ("levels", theirs.levels, own.levels),
+        ):
+            if value != expected:
+                raise UserError(
+                    f"teachers.det.checkpoint {teacher.checkpoint}: its model.{name} is {value}, the student's "
+                    f"{expected}; detection is distilled anchor by anchor, so they must be equal"
+                )
+        if config.distill.det.features:
+            own.adapter = theirs.config.width
 
 
 def prepare_folder(run: Path, config: Config) -> dict[str, Any] | None:
@@ -193,7 +205,8 @@ def _start_teachers(config: Config, info: DatasetInfo) -> Handles | None:
     if config.teachers.placement != "pool" or not config.distilled():
         return None
     classes: dict[Task, list[str]] = {"det": info.det_classes, "seg": info.seg_classes}
-    return start_pool(config.teachers, config.distilled(), classes, config.train.precision)
+    features = config.distill.det.features
+    return start_pool(config.teachers, config.distilled(), classes, config.train.precision, features)
 
 
 def _trainer(

@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from multas_ray.config import Config, Task
 from multas_ray.loss.detection import detection_losses
-from multas_ray.loss.distillation import distill_detection, distill_segmentation
+from multas_ray.loss.distillation import detection_distillation, foreground_cells, segmentation_distillation
 from multas_ray.loss.segmentation import segmentation_loss
 from multas_ray.loss.terms import Term
 
 Batch = Mapping[str, np.ndarray]
-TERMS = ("det_box", "det_cls", "seg", "kd_det_box", "kd_det_cls", "kd_seg")
-"""All losses a step may have, in the order in which workers add up their counts."""
 
 
 def distilled_rows(batch: Batch, config: Config) -> dict[Task, np.ndarray]:
@@ -55,7 +53,9 @@ def loss_terms(
     def put(array: np.ndarray) -> Tensor:
         return torch.tensor(array, device=device)
 
-    outputs = model(put(batch["images"]), *(put(used[task]) if task in used else None for task in ("det", "seg")))
+    compared = ["cls", "box"] + ["feature"] * (config.model.adapter is not None)
+    rows_of_heads = (put(used[task]) if task in used else None for task in ("det", "seg"))
+    outputs = model(put(batch["images"]), *rows_of_heads, features="feature" in compared)
 
     def pick(name: str, task: Task, rows: np.ndarray) -> Tensor:
         return outputs[name][put(np.searchsorted(used[task], rows))]
@@ -64,24 +64,21 @@ def loss_terms(
     if "det" in tasks:
         rows = annotated["det"]
         targets = {name: put(batch[name][rows]) for name in ("boxes", "labels", "difficult")}
-        terms |= detection_losses(
-            pick("cls", "det", rows),
-            pick("box", "det", rows),
-            anchors,
-            targets,
-            alpha=config.loss.focal_alpha,
-            gamma=config.loss.focal_gamma,
-        )
+        terms |= detection_losses(pick("cls", "det", rows), pick("box", "det", rows), anchors, targets, config.loss)
     if "seg" in tasks:
         terms |= segmentation_loss(pick("seg", "seg", annotated["seg"]), put(batch["masks"]))
     if "det" in distilled:
-        cls, box = (pick(name, "det", distilled["det"]) for name in ("cls", "box"))
-        terms |= distill_detection(
-            cls, box, *(_target(soft, name, like) for name, like in (("cls", cls), ("box", box)))
-        )
+        rows = distilled["det"]
+        student = {name: pick(name, "det", rows) for name in compared}
+        teacher = {name: _target(soft, name, like) for name, like in student.items()}
+        foreground = None
+        if config.distill.det.defeat:
+            foreground = foreground_cells(put(batch["boxes"][rows]), put(batch["labels"][rows]), anchors)
+            foreground[put(~batch["has_det"][rows])] = -1
+        terms |= detection_distillation(student, teacher, foreground, config.distill.det)
     if "seg" in distilled:
         logits = pick("seg", "seg", distilled["seg"])
-        terms |= distill_segmentation(logits, _target(soft, "seg", logits), config.distill.temperature)
+        terms |= segmentation_distillation(logits, _target(soft, "seg", logits), config.distill.seg)
     return terms
 
 
@@ -90,15 +87,20 @@ def _target(soft: Mapping[str, np.ndarray], name: str, like: Tensor) -> Tensor:
 
 
 def term_weights(config: Config) -> dict[str, float]:
-    """Weight of each loss in the total."""
+    """Weight of each published loss in the total."""
     return {
         "det_box": config.loss.det,
         "det_cls": config.loss.det,
         "seg": config.loss.seg,
-        "kd_det_box": config.distill.det.weight,
-        "kd_det_cls": config.distill.det.weight,
+        "kd_det": config.distill.det.weight,
+        "kd_feature": config.distill.det.weight,
         "kd_seg": config.distill.seg.weight,
     }
+
+
+def published(term: str) -> str:
+    """The name a term is published under: kd_det_guided_cls, say, is part of kd_det."""
+    return "_".join(term.split("_")[:2]) if term.startswith("kd_") else term
 
 
 def total_loss(
@@ -109,19 +111,21 @@ def total_loss(
     Every term is this worker's sum divided by the count over all workers. DDP takes the mean of the workers'
     gradients, so the total is multiplied by their number: the result is the gradient of the whole batch's loss.
     """
-    names = [name for name in TERMS if name in terms]
-    counts = torch.stack([terms[name].count.detach().float() for name in names])
+    # Every worker has the same terms in the same order: the configuration alone decides.
+    counts = [term.count.detach().float().reshape(-1) for term in terms.values()]
+    sums = torch.cat(counts)
     if workers > 1:
-        dist.all_reduce(counts)
-    shares = {name: terms[name].sum / count.clamp(min=1) for name, count in zip(names, counts, strict=True)}
-    total = torch.stack([weights[name] * share for name, share in shares.items()]).sum()
+        dist.all_reduce(sums)
+    totals = sums.split([len(count) for count in counts])
+    shares = {name: term.divided(count) for (name, term), count in zip(terms.items(), totals, strict=True)}
+    total = torch.stack([weights[published(name)] * share for name, share in shares.items()]).sum()
     return total * workers, {name: share.detach() for name, share in shares.items()}
 
 
 def named_losses(shares: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """The losses under the names they are published by; both parts of detection's distillation are one."""
-    losses: dict[str, Any] = {"loss/total": sum(weights[name] * value for name, value in shares.items())}
+    """The total, and the losses that make it up under their published names."""
+    losses: dict[str, Any] = {"loss/total": sum(weights[published(name)] * value for name, value in shares.items())}
     for name, value in shares.items():
-        public = "kd_det" if name.startswith("kd_det") else name
-        losses[f"loss/{public}"] = losses.get(f"loss/{public}", 0.0) + value
+        public = f"loss/{published(name)}"
+        losses[public] = losses.get(public, 0.0) + value
     return losses

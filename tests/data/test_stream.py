@@ -1,5 +1,7 @@
 """The stream as workers get it: through Ray Data and streaming_split."""
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -102,3 +104,14 @@ def test_a_packed_batch_keeps_dtypes_shapes_and_shares_memory():
         assert back[name].dtype == array.dtype
         np.testing.assert_array_equal(back[name], array)
     assert not back["pixels"].flags.owndata
+
+
+def test_a_packed_batch_is_freed():
+    array = np.zeros(10_000)
+    alive = weakref.ref(array)
+    table = pack({"images": array})
+    del array
+    assert unpack(table)["images"].sum() == 0
+    del table
+    gc.collect()
+    assert alive() is None

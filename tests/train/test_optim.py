@@ -1,11 +1,9 @@
-import numpy as np
 import pytest
 import torch
 
 from multas_ray.config import ModelConfig, OptimConfig
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.train.optim import Ema, build_optimizer, ema_decay, learning_rate
-from tests.shared import shared_path
+from multas_ray.train.optim import Ema, build_optimizer, learning_rate
 
 TINY = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, tasks=["seg"])
 
@@ -13,15 +11,6 @@ TINY = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, ta
 def network() -> MultiTaskNet:
     torch.manual_seed(0)
     return MultiTaskNet(TINY, [], ["background", "cat"])
-
-
-def test_schedule_and_decay_are_the_published_ones():
-    golden = np.load(shared_path("golden", "schedule.npz"))
-    base, warmup, total = (golden[name].item() for name in ("base_lr", "warmup_steps", "total_steps"))
-    rates = [learning_rate(int(step), base, warmup, total) for step in golden["steps"]]
-    np.testing.assert_allclose(rates, golden["lr"], rtol=0, atol=1e-9)
-    decays = [ema_decay(int(n), 0.9998, 2000) for n in golden["ema_updates"]]
-    np.testing.assert_allclose(decays, golden["ema_decay"], rtol=0, atol=1e-9)
 
 
 def test_no_warm_up_starts_at_the_full_rate():

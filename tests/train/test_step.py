@@ -18,6 +18,17 @@ DET, SEG = ["cat", "dog", "cow"], ["background", "cat", "dog", "cow"]
 SIZE = 64
 
 
+EVERY_LOSS = {
+    "model": {
+        **{"preset": "paper", "backbone": "resnet18", "pretrained": False, "width": 32, "norm": "group"},
+        **{"neck": "pafpn", "adapter": 32},
+    },
+    "loss": {"matching": "mutual_guidance", "classification": "generalized_focal"},
+    "distill": {"det": {"on": "all", "soft": 1e-3, "mse": 1, "pdf": 1, "defeat": 1}, "seg": {"on": "all", "cwd": 1}},
+}
+"""The paper's network with all distillation losses."""
+
+
 def config_of(**sections) -> Config:
     tree = {
         "data": {"path": "memory", "size": SIZE},
@@ -61,8 +72,9 @@ def soft_of(batch: dict, config: Config) -> dict[str, np.ndarray]:
     teacher = MultiTaskNet(config.model, DET, SEG).eval()
     rows = distilled_rows(batch, config)
     with torch.no_grad():
-        out = teacher(torch.tensor(batch["images"]))
-    pairs = {"cls": "det", "box": "det", "seg": "seg"}
+        out = teacher(torch.tensor(batch["images"]), features=config.model.adapter is not None)
+    out["seg"] = torch.nn.functional.adaptive_avg_pool2d(out["seg"], SIZE // 4)
+    pairs = {"cls": "det", "box": "det", "seg": "seg"} | ({"feature": "det"} if "feature" in out else {})
     return {name: out[name][rows[task]].half().numpy() for name, task in pairs.items() if len(rows.get(task, ()))}
 
 
@@ -88,6 +100,7 @@ def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config:
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("sections", [{}, EVERY_LOSS], ids=["default", "every loss of the paper"])
 @pytest.mark.parametrize(
     ("masks", "owners"),
     [
@@ -97,8 +110,8 @@ def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config:
     ],
     ids=["a rank without boxes, one with few masks", "no mask in the whole batch", "uneven shares"],
 )
-def test_two_processes_have_the_gradients_of_one(masks, owners, tmp_path: Path):
-    config = config_of()
+def test_two_processes_have_the_gradients_of_one(masks, owners, sections, tmp_path: Path):
+    config = config_of(**sections)
     expected = gradients(config, batch_of(masks))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     mp.spawn(_worker, (str(tmp_path), masks, owners, config), nprocs=2)
@@ -140,5 +153,5 @@ def test_which_rows_are_distilled(on, expected):
 
 def test_published_losses_add_up():
     weights = term_weights(config_of(loss={"seg": 2.0}, distill={"det": {"weight": 0.5}}))
-    losses = named_losses({"det_box": 1.0, "seg": 3.0, "kd_det_box": 0.5, "kd_det_cls": 1.5}, weights)
+    losses = named_losses({"det_box": 1.0, "seg": 3.0, "kd_det_soft_box": 0.5, "kd_det_soft_cls": 1.5}, weights)
     assert losses == {"loss/total": 8.0, "loss/det_box": 1.0, "loss/seg": 3.0, "loss/kd_det": 2.0}

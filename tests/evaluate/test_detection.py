@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from multas_ray.evaluate.coco_ap import DetectionMetric
+from multas_ray.evaluate.detection import DetectionMetric
 from multas_ray.evaluate.postprocess import Detections
 
 WIDTH, HEIGHT = 200, 100
