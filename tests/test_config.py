@@ -72,6 +72,14 @@ def test_a_wrong_file_is_named_in_one_line(text, words, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_the_model_follows_preset_and_size():
+    tree = {"data": {"path": "x"}, "train": {"run": "r", "steps": 1}}
+    plain = parse_config(tree)
+    assert (plain.model.width, plain.model.levels) == (128, 4)
+    paper = parse_config(tree | {"model": {"preset": "paper"}, "data": {"path": "x", "size": [384, 640, 512]}})
+    assert (paper.model.width, paper.model.levels) == (256, 5)
+
+
 def test_yaml_cannot_run_code(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("data: !!python/object/apply:os.system ['true']")

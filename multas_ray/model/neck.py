@@ -13,7 +13,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
     Sixteen channels a group, since PyTorch's channels-last bfloat16 kernels are three times slower for fewer.
     """
-    return nn.GroupNorm(channels // 16, channels)
+    return nn.GroupNorm(max(1, channels // 16), channels)
 
 
 class Neck(nn.Module):

@@ -10,7 +10,7 @@ from multas_ray.errors import UserError
 from multas_ray.model.anchors import PER_CELL, anchors
 from multas_ray.model.backbones import build_backbone, norm_layer
 from multas_ray.model.heads import DetectionHead, SegmentationHead
-from multas_ray.model.neck import Neck
+from multas_ray.model.neck import Neck, group_norm
 from multas_ray.model.paper import ContextNeck, FullResolutionSegmentationHead, LevelwiseDetectionHead
 
 
@@ -43,7 +43,7 @@ class MultiTaskNet(nn.Module):
         self.det_head: DetectionHead | LevelwiseDetectionHead | None = None
         self.seg_head: SegmentationHead | FullResolutionSegmentationHead | None = None
         if paper:
-            norm = norm_layer("group" if config.norm == "frozen" else config.norm)
+            norm = norm_layer(config.norm) if config.norm in ("batch", "sync") else group_norm
             self.neck: nn.Module = ContextNeck(
                 self.backbone.channels, width, self.levels, bottom_up=config.neck == "pafpn", norm=norm
             )

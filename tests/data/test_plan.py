@@ -101,6 +101,14 @@ def test_all_sizes_come_up():
     assert {sizes.count(size) > 8 for size in (64, 96, 128)} == {True}
 
 
+def test_the_last_steps_have_the_last_size():
+    plan = plan_of(index_of(64), sizes=(64, 128, 96), steps=60, multi_scale_until=0.8)
+    for kept in (plan, pickle.loads(pickle.dumps(plan))):
+        sizes = [kept.part(step, 0, 1).size for step in range(60)]
+        assert set(sizes[:48]) == {64, 96, 128}
+        assert set(sizes[48:]) == {96}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -39,6 +39,13 @@ def test_overlapping_boxes_of_one_class_are_suppressed_those_of_two_are_kept() -
     assert other.labels.tolist() == [1, 0], "best score first"
 
 
+def test_agnostic_suppression_keeps_an_anchor_s_best_class_and_one_of_two_classes() -> None:
+    cls = logits((0, 0, 2.0), (0, 1, 1.0), (1, 1, 1.5), (2, 0, 0.0))
+    found = detect(cls, torch.zeros(1, len(ANCHORS), 4), ANCHORS, 0.05, 0.5, 100, agnostic=True)[0]
+    assert found.labels.tolist() == [0, 0], "anchor 1 overlaps anchor 0, whose class 1 is its second best"
+    assert len(run(cls).labels) == 3
+
+
 def test_boxes_are_clamped_and_a_box_beside_the_image_is_dropped() -> None:
     boxes = torch.tensor([[-0.5, -0.5, 0.2, 0.2], [1.1, 0.1, 1.4, 0.4], [0.6, 0.5, 1.5, 1.5]])
     found = run(logits((0, 0, 3.0), (1, 0, 2.0), (2, 0, 1.0)), encode(boxes, ANCHORS)[None])

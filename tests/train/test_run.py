@@ -58,17 +58,24 @@ def test_pool_and_inline_teachers_give_the_same_losses(started_ray, make_config,
     for placement in ("pool", "inline"):
         run = str(tmp_path / placement)
         config = make_config(
+            # Multi-scale, with features of a student that is another network than its teachers.
+            data={"size": [96, 64], "multi_scale_until": 0.8},
+            model={"preset": "paper", "backbone": "resnet18", "width": 32},
+            distill={"det": {"on": "all", "pdf": 1, "defeat": 1}, "seg": {"cwd": 1}},
             train={"run": run, "steps": 5, "batch_size": 8, "log_every_steps": 1, "max_failures": 0},
             teachers={"placement": placement, **random_teachers},
         )
         train(config)
-        found[placement] = [losses(run, name) for name in ("loss/total", "loss/kd_det", "loss/kd_seg")]
+        assert config.model.adapter is None, "the caller's configuration is left alone"
+        names = ("loss/total", "loss/kd_det", "loss/kd_seg", "loss/kd_feature")
+        found[placement] = [losses(run, name) for name in names]
         weights = load_file(find_checkpoint(run) / "model.safetensors")
         network, _ = load_network(run)
         assert weights.keys() == network.state_dict().keys(), "the student's checkpoint holds no teacher"
     torch.testing.assert_close(torch.tensor(found["pool"]), torch.tensor(found["inline"]), rtol=1e-5, atol=0)
     assert all(value > 0 for value in found["pool"][1]), "detection is distilled"
     assert all(value > 0 for value in found["pool"][2]), "segmentation is distilled"
+    assert all(value > 0 for value in found["pool"][3]), "features are distilled"
 
 
 @pytest.mark.parametrize(
