@@ -57,10 +57,11 @@ def detection_losses(
         positives, counted by their coordinates, in Mutual Guidance weighted by their quality.
     """
     cls, box = cls.float(), box.float()
-    # One slot of padding, so that there is something to match against in a batch without objects.
-    boxes = F.pad(targets["boxes"].float(), (0, 0, 0, 1))
-    labels = F.pad(targets["labels"], (0, 1), value=-1)
-    difficult = F.pad(targets["difficult"], (0, 1)) & (labels >= 0)
+    boxes, labels, difficult = targets["boxes"].float(), targets["labels"], targets["difficult"]
+    if not boxes.shape[1]:
+        # A slot of padding, so that there is something to match against in a batch without objects.
+        boxes, labels, difficult = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1), F.pad(difficult, (0, 1))
+    difficult = difficult & (labels >= 0)
     valid = (labels >= 0) & ~difficult
     ious = overlaps(boxes, labels >= 0, corners(anchors))
     beside = _beside(ious, difficult)
@@ -197,11 +198,12 @@ class _FocalBackground(torch.autograd.Function):
         loss = (power * surprise).sum(dim=-1) * weight
         if ctx.needs_input_grad[0]:
             # d/dz (p**g * s) = p**g * (g * (1 - p) * s + p), with dp/dz = p * (1 - p) and ds/dz = p.
-            slope = surprise.mul_(gamma).mul_(1 - p).add_(p).mul_(power).mul_(weight)
-            ctx.save_for_backward(slope)
+            slope = surprise if gamma == 1 else surprise.mul_(gamma)
+            ctx.save_for_backward(torch.addcmul(slope, slope, p, value=-1).add_(p).mul_(power))
+            ctx.weight = weight
         return loss
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
-        return gradient[..., None] * slope, None, None
+        return (gradient * ctx.weight)[..., None] * slope, None, None

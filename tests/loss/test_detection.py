@@ -144,7 +144,8 @@ def test_band_is_ignored_in_the_matched_class_only() -> None:
     band = (overlap >= 0.4) & (overlap < 0.5)
     losses(cls, box, targets)["det_cls"].sum.backward()
     assert band.any()
-    assert not cls.grad[band][:, 2].any()
+    # A sum over all columns with these taken out again: the rest of it is rounding.
+    assert cls.grad[band][:, 2].abs().max() < 1e-6
     assert (cls.grad[band][:, [0, 1, 3]] > 0).all()
 
 

@@ -1,0 +1,60 @@
+"""Measure this machine. Every figure is printed, and added to benchmark.json in the output folder.
+
+python jobs/benchmark.py loss
+"""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from multas_ray.benchmark.losses import PRECISION, SIZE, STEP_BATCH, compare_losses, compare_presets
+from multas_ray.benchmark.timing import write_figures
+from multas_ray.job import Parser, run_job
+
+THREADS = 1
+
+
+def loss() -> dict[str, float]:
+    """The detection loss against the published way and its floor; the step of the paper's preset against ours."""
+    figures: dict[str, float] = {}
+    table = Table("images", "batched", "per image", "focal loss alone", "speed-up", "of the floor")
+    table.title = f"Detection loss, {SIZE} px, forward and backward, {THREADS} thread, milliseconds"
+    for batch, repeats in ((1, 20), (16, 3)):
+        seconds = compare_losses(batch, repeats)
+        speedup = seconds["per image"] / seconds["batched"]
+        figures[f"batch{batch}_speedup"] = speedup
+        figures[f"batch{batch}_of_floor"] = seconds["batched"] / seconds["focal loss alone"]
+        cells = [f"{1000 * value:.1f}" for value in seconds.values()]
+        table.add_row(str(batch), *cells, f"{speedup:.2f}x", f"{figures[f'batch{batch}_of_floor']:.2f}x")
+    Console().print(table)
+
+    table = Table("preset", "million parameters", "GMACs an image", "step, seconds")
+    table.title = f"Presets: ResNet-18, {SIZE} px, both tasks, batch {STEP_BATCH}, {PRECISION}, {THREADS} thread"
+    facts = compare_presets()
+    for preset, values in facts.items():
+        table.add_row(
+            preset, f"{values['million_parameters']:.1f}", f"{values['gmacs']:.1f}", f"{values['step_s']:.2f}"
+        )
+        figures |= {f"{preset}_{name}": value for name, value in values.items()}
+    figures["preset_step_ratio"] = facts["paper"]["step_s"] / facts["default"]["step_s"]
+    Console().print(table)
+    print(f"a step of the paper's preset takes {figures['preset_step_ratio']:.1f} times as long as the default's")
+    return figures
+
+
+BENCHMARKS = {"loss": loss}
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("bench", choices=BENCHMARKS, help="what to measure")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of benchmark.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    print(write_figures(arguments.out, arguments.bench, BENCHMARKS[arguments.bench]()))
+
+
+if __name__ == "__main__":
+    run_job(main)
