@@ -1,5 +1,6 @@
 """The configuration of a run: one YAML file, one tree of pydantic models, any value overridable by its dotted path."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -357,6 +358,23 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
+class YamlLoader(yaml.SafeLoader):
+    """Safe YAML with the booleans and numbers of YAML 1.2: `on` is a word and 1e-3 a number."""
+
+
+BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (BOOLEAN, FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+YamlLoader.add_implicit_resolver(BOOLEAN, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+YamlLoader.add_implicit_resolver(
+    FLOAT,
+    re.compile(r"[-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
 def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `dotted.path=value` overrides (values are YAML).
 
@@ -366,7 +384,7 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     tree: dict[str, Any] = {}
     if file is not None:
         try:
-            tree = yaml.safe_load(Path(file).read_text()) or {}
+            tree = yaml.load(Path(file).read_text(), YamlLoader) or {}
         except OSError as error:
             raise UserError(f"--config {file}: {error.strerror}") from None
         except yaml.YAMLError as error:
@@ -395,7 +413,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise UserError(f"override '{override}': write it as dotted.path=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, YamlLoader)
     except yaml.YAMLError:
         raise UserError(f"override '{override}': the value is not YAML") from None
     *parents, last = path.split(".")
@@ -406,15 +424,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = node[key]
         if not isinstance(node, dict):
             raise UserError(f"override '{override}': {key} is a value, not a section")
-    # YAML 1.1 reads 1e-3 as a string: numbers are meant where Python sees one.
-    node[last] = _number(value) if isinstance(value, str) else value
-
-
-def _number(text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    node[last] = value
 
 
 def _explain(error: ValidationError) -> str:

@@ -72,6 +72,18 @@ def test_a_wrong_file_is_named_in_one_line(text, words, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_words_and_numbers_are_read_as_they_look(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "data: {path: on, val: no}\ntrain: {run: trueish, steps: 1, resume: false}\n"
+        "distill: {det: {on: all}}\noptim: {lr: 1e-3, weight_decay: .5, clip_norm: 2}\n"
+    )
+    config = load_config(file, ["train.max_failures=0", "distill.seg.on=annotated", "loss.seg=1e1"])
+    assert (config.data.path, config.data.val, config.train.run, config.train.resume) == ("on", "no", "trueish", False)
+    assert (config.distill.det.on, config.distill.seg.on, config.loss.seg) == ("all", "annotated", 10)
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.clip_norm) == (0.001, 0.5, 2)
+
+
 def test_the_model_follows_preset_and_size():
     tree = {"data": {"path": "x"}, "train": {"run": "r", "steps": 1}}
     plain = parse_config(tree)

@@ -13,7 +13,7 @@ from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, Scali
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
-from multas_ray.config import Config, Task, parse_config
+from multas_ray.config import Config, Task, load_config
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
@@ -142,9 +142,7 @@ def prepare_folder(run: Path, config: Config) -> dict[str, Any] | None:
     if (run / "config.yaml").exists():
         if not config.train.resume and newest_checkpoint(run) is not None:
             raise UserError(f"train.run: {run} holds a run, and train.resume is false; choose another folder")
-        import yaml
-
-        before = parse_config(yaml.safe_load((run / "config.yaml").read_text()))
+        before = load_config(run / "config.yaml")
         changed = _first_difference(config, before)
         if changed is not None:
             raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")

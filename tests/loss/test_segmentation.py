@@ -40,7 +40,7 @@ def test_nothing_annotated() -> None:
     for batch in (0, 2):
         logits, masks = sample(batch)
         term = segmentation_loss(logits, masks.fill_(255))["seg"]
-        assert term == (0, 0)
+        assert term[:2] == (0, 0)
         term.sum.backward()
         assert logits.grad is not None
         assert not logits.grad.any()
