@@ -124,9 +124,7 @@ class ModelConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _preset(self) -> "ModelConfig":
-        if self.neck != "fpn" and self.preset != "paper":
-            raise ValueError(f"model.neck: {self.neck} is of the paper preset; model.preset is {self.preset}")
+    def _default_width(self) -> "ModelConfig":
         if self.width is None:
             self.width = 256 if self.preset == "paper" else 128
         return self
@@ -193,14 +191,6 @@ class DistillConfig(Section):
 
     det: DetectionDistillConfig = DetectionDistillConfig()
     seg: SegmentationDistillConfig = SegmentationDistillConfig()
-
-    @model_validator(mode="after")
-    def _foreground(self) -> "DistillConfig":
-        if self.det.defeat and self.det.on == "missing":
-            raise ValueError(
-                "distill.det.defeat: needs ground-truth boxes, and distill.det.on is missing; allowed: annotated, all"
-            )
-        return self
 
 
 class Resources(Section):
@@ -344,6 +334,23 @@ class Config(Section):
             raise ValueError(
                 "model.norm: sync needs GPU workers (train.resources.gpu); on CPU use batch, frozen or group"
             )
+        if self.model.neck != "fpn" and self.model.preset != "paper":
+            raise ValueError(f"model.neck: {self.model.neck} needs model.preset: paper, which is {self.model.preset}")
+        if self.distill.det.defeat and self.distill.det.on == "missing":
+            raise ValueError("distill.det.defeat: needs distill.det.on: annotated or all, which is missing")
+        if self.model.preset == "paper" and self.model.norm in ("batch", "sync"):
+            # The neck averages each image to one pixel, and the coarsest level may have only one.
+            if self.train.batch_size // self.train.workers < 2 and self.model.norm == "batch":
+                raise ValueError(
+                    f"train.batch_size: {self.train.batch_size} rows over {self.train.workers} workers, but batch "
+                    "statistics need two rows a worker; or set model.norm: group"
+                )
+            coarsest = 8 * 2 ** (self.model.levels - 1)
+            if min(self.data.sizes) <= coarsest:
+                raise ValueError(
+                    f"data.size: {min(self.data.sizes)} pixels, but batch statistics of the paper preset's coarsest "
+                    f"level (stride {coarsest}) need more than {coarsest}; or set model.norm: group"
+                )
         if self.train.precision == "float16" and not self.train.resources.gpu:
             raise ValueError("train.precision: float16 needs GPU workers; on CPU use float32 or bfloat16")
         return self

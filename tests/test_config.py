@@ -41,6 +41,8 @@ def test_overrides_reach_any_depth(tmp_path):
         ("train.workers=99", ["train.workers", "99", "16"]),
         ("data.mixing={det: 3}", ["data.mixing", "3", "16"]),
         ("model.norm=sync", ["model.norm", "GPU"]),
+        ("model.neck=pafpn", ["model.neck", "paper"]),
+        ("distill.det.defeat=1", ["distill.det.defeat", "annotated or all"]),
         ("nonsense", ["nonsense", "dotted.path=value"]),
         ("train.steps.more=1", ["train.steps.more=1", "not a section"]),
     ],
@@ -70,6 +72,19 @@ def test_a_wrong_file_is_named_in_one_line(text, words, tmp_path):
     with pytest.raises(UserError, match=words) as raised:
         load_config(file)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"path": "x", "size": [64, 320]}}, "data.size: 64 pixels, .* more than 64"),
+        ({"train": {"run": "r", "steps": 1, "workers": 9}}, "train.batch_size: 16 rows over 9 workers"),
+    ],
+)
+def test_batch_statistics_of_the_paper_s_network_need_more_than_one_value(changes, words):
+    with pytest.raises(UserError, match=words):
+        parse_config(MINIMAL | changes | {"model": {"preset": "paper"}})
+    parse_config(MINIMAL | changes | {"model": {"preset": "paper", "norm": "group"}})
 
 
 def test_words_and_numbers_are_read_as_they_look(tmp_path):

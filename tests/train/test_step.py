@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 from multas_ray.config import Config, parse_config
@@ -122,13 +124,22 @@ def test_two_processes_have_the_gradients_of_one(masks, owners, sections, tmp_pa
         assert error <= 1e-5, f"{name}: {error:.2e}"
 
 
-def test_an_unannotated_row_adds_no_supervised_loss():
+@settings(max_examples=8, deadline=None)
+@given(
+    masks=st.lists(st.sampled_from(["det", "seg", "both"]), min_size=1, max_size=3),
+    place=st.integers(0, 3),
+    seed=st.integers(0, 9),
+)
+def test_an_unannotated_row_adds_no_supervised_loss(masks, place, seed):
     config = config_of(teachers={})
+    torch.manual_seed(0)
     network = MultiTaskNet(config.model, DET, SEG)
-    batch = batch_of(["det", "seg", "both", "none", "none"])
+    place = min(place, len(masks))
+    batch = batch_of([*masks[:place], "none", *masks[place:]], seed)
     anchors = network.anchors(SIZE, SIZE)
     whole = loss_terms(network, batch, {}, {}, config, anchors)
-    annotated = loss_terms(network, share(batch, [0, 1, 2]), {}, {}, config, anchors)
+    rows = [row for row in range(len(masks) + 1) if row != place]
+    annotated = loss_terms(network, share(batch, rows), {}, {}, config, anchors)
     for name, term in annotated.items():
         torch.testing.assert_close(whole[name].sum, term.sum, rtol=1e-5, atol=1e-6)
         assert whole[name].count == term.count
