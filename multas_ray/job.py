@@ -91,14 +91,16 @@ def start_ray(cpus: int = 4) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
         return
-    ray.init(
-        address="local",
-        num_cpus=max(4, cpus, os.cpu_count() or 1),
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        dashboard_port=0,
-        **settings,
-    )
+    settings |= {"address": "local", "num_cpus": max(4, cpus, os.cpu_count() or 1)}
+    settings |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+    try:
+        ray.init(**settings)
+    except Exception as error:
+        # Ray gives its node 30 seconds, which cannot be set; on a busy machine the first start takes longer.
+        if "timed out during startup" not in str(error):
+            raise
+        ray.shutdown()
+        ray.init(**settings)
 
 
 def cluster_cores() -> int:
