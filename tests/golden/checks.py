@@ -228,15 +228,19 @@ def _model(arrays: Arrays, file: Path) -> Found:
     pixels = np.random.RandomState(int(arrays["input_seed"])).standard_normal((1, 3, 320, 320))
     images = torch.from_numpy(pixels).float()
     with torch.inference_mode():
-        outputs = network(images, features=True)
-        plain = cells(network.pyramid(images))
+        outputs = network(images)
+        pyramid = network.pyramid(images)
+        plain = cells(pyramid)
+        adapted = None
+        if network.adapters is not None:
+            adapted = cells([adapter(level) for adapter, level in zip(network.adapters, pyramid, strict=True)])
     published = {
         "loc": outputs.get("box"),
         "conf": outputs.get("cls"),
         "seg": outputs.get("seg"),
         "feature": plain,
         "feature_s": plain,
-        "feature_d": outputs.get("feature"),
+        "feature_d": adapted,
     }
     for name, value in published.items():
         if value is not None and f"{name}_index" in arrays:
