@@ -95,7 +95,7 @@ class ModelConfig(Section):
     """Tasks with a head. One task makes a single-task network, such as a teacher."""
     neck: Literal["fpn", "pafpn"] = "fpn"
     """Feature pyramid of the paper preset: top-down, or top-down and bottom-up. The default preset has its own."""
-    width: int | None = Field(None, ge=16)
+    width: int = Field(128, ge=16)
     """Channels of the neck and the heads, a multiple of 16. Default: 128; in the paper preset 256."""
     levels: Literal[4, 5] | None = None
     """Pyramid levels, the finest of stride 8. Default: 4; 5 where the evaluation input has 512 pixels or more."""
@@ -109,6 +109,13 @@ class ModelConfig(Section):
     """Channels of the detection teacher's features. Where it is set, a 1x1 convolution a level brings the network's
     features to them, for distillation; the run sets it where a feature loss has a weight."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_width(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("width") is None:
+            return values | {"width": 256 if values.get("preset") == "paper" else 128}
+        return values
+
     @field_validator("tasks")
     @classmethod
     def _tasks(cls, value: list[Task]) -> list[Task]:
@@ -118,16 +125,10 @@ class ModelConfig(Section):
 
     @field_validator("width")
     @classmethod
-    def _width(cls, value: int | None) -> int | None:
-        if value is not None and value % 16:
+    def _width(cls, value: int) -> int:
+        if value % 16:
             raise ValueError("a multiple of 16")
         return value
-
-    @model_validator(mode="after")
-    def _default_width(self) -> "ModelConfig":
-        if self.width is None:
-            self.width = 256 if self.preset == "paper" else 128
-        return self
 
 
 class LossConfig(Section):

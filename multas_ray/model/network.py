@@ -39,7 +39,7 @@ class MultiTaskNet(nn.Module):
         paper = config.preset == "paper"
         self.backbone = build_backbone(config.backbone, config.pretrained, config.norm, stem_pool=not paper)
         self.levels = config.levels or 4
-        width = config.width or 0  # never None: the configuration fills it in
+        width = config.width
         self.det_head: DetectionHead | LevelwiseDetectionHead | None = None
         self.seg_head: SegmentationHead | FullResolutionSegmentationHead | None = None
         if paper:
