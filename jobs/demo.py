@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from multas_ray.config import Config, EvaluateConfig, load_config
+from multas_ray.config import Config, EvaluateConfig
+from multas_ray.config_file import load_config
 from multas_ray.data import scenes
 from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index

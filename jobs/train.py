@@ -5,7 +5,7 @@ python jobs/train.py --config jobs/configs/animals_mtl.yaml optim.lr=0.0005 trai
 
 from pathlib import Path
 
-from multas_ray.config import load_config
+from multas_ray.config_file import load_config
 from multas_ray.job import Parser, run_job
 from multas_ray.train.console import follow, print_results
 from multas_ray.train.run import train

@@ -9,7 +9,8 @@ import pytest
 import ray
 import torch
 
-from multas_ray.config import Config, ModelConfig, parse_config
+from multas_ray.config import Config, ModelConfig
+from multas_ray.config_file import parse_config
 from multas_ray.data import scenes
 from multas_ray.data.prepare import write_dataset
 from multas_ray.data.row import Row

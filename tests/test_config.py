@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from multas_ray.config import load_config, parse_config
+from multas_ray.config_file import load_config, parse_config
 from multas_ray.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "jobs" / "configs").rglob("*.yaml"))

@@ -10,7 +10,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from multas_ray.benchmark import published
 from multas_ray.benchmark.timing import alternate
-from multas_ray.config import Config, LossConfig, parse_config
+from multas_ray.config import Config, LossConfig
+from multas_ray.config_file import parse_config
 from multas_ray.loss.detection import detection_losses
 from multas_ray.model.anchors import anchors
 from multas_ray.model.network import MultiTaskNet, autocast, count_parameters

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from multas_ray.loss.detection import NEGATIVE, POSITIVE, balanced_l1, focal_bce
 from multas_ray.model.anchors import ASPECTS, FINEST_STRIDE, LEVELS, SCALES, corners, encode
@@ -42,7 +43,7 @@ def image_losses(
         boxes, labels: (N, 4) x1 y1 x2 y2 and (N,) of its N >= 1 objects.
     """
     with torch.no_grad():
-        overlaps = _iou(boxes, corners(anchors))
+        overlaps = box_iou(boxes, corners(anchors))
         best_anchor = overlaps.argmax(dim=1)
         overlap, index = overlaps.max(dim=0)
         for number in range(len(boxes)):
@@ -70,11 +71,3 @@ def losses(
     positives = max(1, sum(count for _, _, count in parts))
     box_loss = torch.stack([part[0] for part in parts]).sum() / (4 * positives)
     return box_loss, torch.stack([part[1] for part in parts]).sum() / positives
-
-
-def _iou(boxes: Tensor, others: Tensor) -> Tensor:
-    low = torch.max(boxes[:, None, :2], others[None, :, :2])
-    high = torch.min(boxes[:, None, 2:], others[None, :, 2:])
-    intersection = (high - low).clamp(min=0).prod(dim=2)
-    areas = [(b[:, 2:] - b[:, :2]).prod(dim=1) for b in (boxes, others)]
-    return intersection / (areas[0][:, None] + areas[1] - intersection)

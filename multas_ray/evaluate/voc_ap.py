@@ -6,6 +6,8 @@ In continuous coordinates: VOC's inclusive pixel corners, whose width is x2 - x1
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torchvision.ops import box_iou
 
 from multas_ray.evaluate.scored import IOUS, ScoredImage
 
@@ -53,11 +55,7 @@ def _best_objects(image: ScoredImage) -> tuple[np.ndarray, np.ndarray]:
     """Of each detection (n,): the highest IoU with an object of its class, 0 without one, and that object's index."""
     if not len(image.gt_labels):
         return np.zeros(len(image.det_labels)), np.zeros(len(image.det_labels), int)
-    found, truth = image.det_boxes[:, None], image.gt_boxes[None]
-    sides = np.minimum(found[..., 2:], truth[..., 2:]) - np.maximum(found[..., :2], truth[..., :2])
-    intersection = sides.clip(min=0).prod(axis=-1)
-    union = _area(found) + _area(truth) - intersection
-    overlap = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    overlap = box_iou(torch.from_numpy(image.det_boxes), torch.from_numpy(image.gt_boxes)).nan_to_num_(0).numpy()
     overlap = np.where(image.det_labels[:, None] == image.gt_labels, overlap, 0)
     return overlap.max(axis=1), overlap.argmax(axis=1)
 
@@ -84,10 +82,6 @@ def _average(right: np.ndarray, positives: int, eleven_points: bool) -> float:
         return float((np.diff(recall) * envelope[1:]).sum())
     reached = np.searchsorted(recall[:-1], np.arange(0.0, 1.1, 0.1), side="left")
     return float(envelope[np.minimum(reached, len(envelope) - 1)].mean())
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(axis=-1)
 
 
 def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:

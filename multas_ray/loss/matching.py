@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 CHOSEN = 3.0
 """What Mutual Guidance adds to the score of an anchor that is chosen for a box."""
@@ -31,14 +32,9 @@ def overlaps(boxes: Tensor, valid: Tensor, others: Tensor) -> Tensor:
         valid: (B, M) bool.
         others: (A, 4) or (B, A, 4) x1 y1 x2 y2.
     """
-    x1, y1, x2, y2 = boxes.float()[..., None].unbind(dim=2)
-    a1, b1, a2, b2 = others.float()[..., None, :, :].unbind(dim=-1)
-    width = (torch.minimum(x2, a2) - torch.maximum(x1, a1)).clamp_(min=0)
-    intersection = (torch.minimum(y2, b2) - torch.maximum(y1, b1)).clamp_(min=0).mul_(width)
-    union = ((x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1)).sub_(intersection)
-    usable = valid[..., None] & (x2 > x1) & (y2 > y1)
-    # Anchors and predictions have an area; an infinite one overlaps nothing.
-    return (intersection / union).nan_to_num_(0, 0, 0).masked_fill_(~usable, 0)
+    usable = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+    # A prediction may be infinite, or without area: it overlaps nothing.
+    return box_iou(boxes.float(), others.float()).nan_to_num_(0, 0, 0).masked_fill_(~usable[..., None], 0)
 
 
 @torch.no_grad()

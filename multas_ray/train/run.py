@@ -13,7 +13,8 @@ from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, Scali
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
-from multas_ray.config import Config, Task, load_config
+from multas_ray.config import Config, Task
+from multas_ray.config_file import load_config
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from multas_ray.config import Protocol
 from multas_ray.evaluate.detection import DetectionMetric
 from multas_ray.evaluate.postprocess import Detections
 
@@ -60,6 +61,18 @@ def test_a_duplicate_is_a_false_positive() -> None:
     assert metric.compute()["det/AP"] == pytest.approx(100 * (51 + 50 * 2 / 3) / 101)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "expected"),
+    [("coco", (51 + 50 * 2 / 3) / 101), ("voc2007", (6 + 5 * 2 / 3) / 11), ("voc2012", (1 + 2 / 3) / 2)],
+)
+def test_each_protocol_averages_in_its_own_way(protocol: Protocol, expected: float) -> None:
+    metric = DetectionMetric(["cat", "dog"], protocol)
+    add(metric, "a", [(A, 0.9, 0), (FAR, 0.8, 0), (B, 0.7, 0)], [(A, 0), (B, 0)])
+    result = metric.compute()
+    assert result.keys() == {"det/AP", "det/AP50", "det/AP75", "det/AP/cat"}
+    assert list(result.values()) == pytest.approx([100 * expected] * 4)
+
+
 def test_a_loose_box_counts_up_to_its_iou() -> None:
     metric = DetectionMetric(["cat"])
     loose = (10.0, 10.0, 50.0, 39.0)  # IoU 0.725: right at .50, .55, .60, .65, .70
@@ -110,17 +123,18 @@ def random_images(count: int) -> list[tuple[str, list, list]]:
     return images
 
 
-def test_order_and_sharding_do_not_matter() -> None:
+@pytest.mark.parametrize("protocol", ["coco", "voc2007", "voc2012"])
+def test_order_and_sharding_do_not_matter(protocol: Protocol) -> None:
     images = random_images(30)
-    whole = DetectionMetric(["a", "b", "c"])
+    whole = DetectionMetric(["a", "b", "c"], protocol)
     for image in images:
         add(whole, *image)
-    backwards = DetectionMetric(["a", "b", "c"])
+    backwards = DetectionMetric(["a", "b", "c"], protocol)
     for image in reversed(images):
         add(backwards, *image)
-    merged = DetectionMetric(["a", "b", "c"])
+    merged = DetectionMetric(["a", "b", "c"], protocol)
     for rank in (2, 0, 1):
-        shard = DetectionMetric(["a", "b", "c"])
+        shard = DetectionMetric(["a", "b", "c"], protocol)
         for image in images[rank::3]:
             add(shard, *image)
         merged.merge(shard.state())

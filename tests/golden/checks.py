@@ -200,9 +200,8 @@ def _schedule(arrays: Arrays, file: Path) -> Found:
 
 def _model(arrays: Arrays, file: Path) -> Found:
     _, _, backbone, neck, tasks = file.stem.split("_", 4)
-    keys = [str(key) for key in arrays["keys"]]
-    shapes = [tuple(int(side) for side in re.findall(r"\d+", str(shape))) for shape in arrays["shapes"]]
-    adapters = dict(zip(keys, shapes, strict=True)).get("dist.0.weight")
+    weights = published_weights(arrays, int(arrays["fill_seed"]))
+    adapter = weights.get("dist.0.weight")
     config = ModelConfig.model_validate(
         {
             "preset": "paper",
@@ -210,14 +209,13 @@ def _model(arrays: Arrays, file: Path) -> Found:
             "neck": neck,
             "tasks": tasks.split("+"),
             "pretrained": False,
-            "levels": sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.weight", key)) for key in keys),
-            "adapter": adapters[0] if adapters else None,
+            "levels": sum(bool(re.fullmatch(r"neck\.lateral_convs\.\d+\.conv\.weight", key)) for key in weights),
+            "adapter": None if adapter is None else len(adapter),
         }
     )
     det_classes = range(arrays["conf_shape"][2]) if "conf_shape" in arrays else ()
     seg_classes = range(arrays["seg_shape"][1]) if "seg_shape" in arrays else ()
     network = MultiTaskNet(config, [str(c) for c in det_classes], [str(c) for c in seg_classes]).eval()
-    weights = _filled(keys, shapes, int(arrays["fill_seed"]))
     try:
         load_reference_state_dict(network, weights)
     except UserError:
@@ -250,10 +248,11 @@ def _model(arrays: Arrays, file: Path) -> Found:
             yield f"{name}_std", value.double().std()
 
 
-def _filled(keys: list[str], shapes: list[tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """The state dict of the golden files' recipe."""
+def published_weights(arrays: Arrays, seed: int) -> dict[str, Tensor]:
+    """The state dict of a golden network: its keys and shapes, filled by the golden files' recipe."""
     weights = {}
-    for number, (key, shape) in enumerate(zip(keys, shapes, strict=True)):
+    for number, (name, text) in enumerate(zip(arrays["keys"], arrays["shapes"], strict=True)):
+        key, shape = str(name), tuple(int(side) for side in re.findall(r"\d+", str(text)))
         random = np.random.RandomState(seed * 100003 + number)
         if key.endswith("num_batches_tracked"):
             weights[key] = torch.zeros(shape, dtype=torch.long)

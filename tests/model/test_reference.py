@@ -11,7 +11,7 @@ from multas_ray.config import ModelConfig
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.reference import load_reference_state_dict
-from tests.golden.checks import _filled
+from tests.golden.checks import published_weights
 from tests.shared import shared_path
 
 DET, SEG = [str(c) for c in range(20)], [str(c) for c in range(21)]
@@ -26,9 +26,7 @@ def network(**changes: object) -> MultiTaskNet:
 def published() -> dict[str, Tensor]:
     """Weights under the names of a published detection teacher."""
     with np.load(shared_path("golden", "model_teacher_resnet50_pafpn_det.npz")) as golden:
-        keys = [str(key) for key in golden["keys"]]
-        shapes = [tuple(int(side) for side in str(s).strip("[]").split(",") if side.strip()) for s in golden["shapes"]]
-        return _filled(keys, shapes, 3)
+        return published_weights(golden, 3)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
-from multas_ray.config import Config, parse_config
+from multas_ray.config import Config
+from multas_ray.config_file import parse_config
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.train.step import distilled_rows, loss_terms, named_losses, term_weights, total_loss
 

@@ -1,0 +1,106 @@
+"""Reading a configuration: a YAML file, any value of it overridden by its dotted path, and errors in one line."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from multas_ray.config import Config
+from multas_ray.errors import UserError
+
+
+class YamlLoader(yaml.SafeLoader):
+    """Safe YAML with the booleans and numbers of YAML 1.2: `on` is a word and 1e-3 a number."""
+
+
+BOOLEAN, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (BOOLEAN, FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+YamlLoader.add_implicit_resolver(BOOLEAN, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+YamlLoader.add_implicit_resolver(
+    FLOAT,
+    re.compile(r"[-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"),
+    list("-+.0123456789"),
+)
+
+
+def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `dotted.path=value` overrides (values are YAML).
+
+    Raises:
+        UserError: one line that names the path, what was given and what is allowed.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        try:
+            tree = yaml.load(Path(file).read_text(), YamlLoader) or {}
+        except OSError as error:
+            raise UserError(f"--config {file}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(tree, dict):
+            raise UserError(f"{file}: a mapping of sections is needed, found {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Validate a configuration tree.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"override '{override}': write it as dotted.path=value")
+    try:
+        value = yaml.load(text, YamlLoader)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': the value is not YAML") from None
+    *parents, last = path.split(".")
+    node = tree
+    for key in parents:
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise UserError(f"override '{override}': {key} is a value, not a section")
+    node[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    # An unknown key first: it often is the cause of the others, such as a misspelt key that is then missing.
+    first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+    path = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        return f"{path}: no such key; allowed here: {', '.join(_keys_beside(first['loc']))}"
+    if first["type"] == "missing":
+        return f"{path}: missing, and it has no default"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["loc"]:
+        return f"{path}: {message} (given: {first['input']!r})"
+    return message
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)
