@@ -154,8 +154,10 @@ class DetectionDistillConfig(DistillTaskConfig):
 
     guided: float = Field(1.0, ge=0)
     """Classes where the two disagree, boxes where the teacher is confident."""
-    soft: float = Field(0.0, ge=0)
-    """Soft targets of the paper: boxes and classes of every anchor."""
+    soft_cls: float = Field(0.0, ge=0)
+    """Soft targets of the paper: class probabilities of every anchor."""
+    soft_box: float = Field(0.0, ge=0)
+    """Soft targets of the paper: box codes of every anchor."""
     mse: float = Field(0.0, ge=0)
     """Mean squared difference of features."""
     pdf: float = Field(0.0, ge=0)

@@ -37,8 +37,10 @@ def detection_distillation(
     terms: dict[str, Term] = {}
     if config.guided:
         terms |= scaled(guided(student, teacher), config.guided)
-    if config.soft:
-        terms |= scaled(soft_targets(student, teacher), config.soft)
+    if config.soft_cls:
+        terms |= scaled(soft_classes(student, teacher), config.soft_cls)
+    if config.soft_box:
+        terms |= scaled(soft_boxes(student, teacher), config.soft_box)
     if config.mse:
         terms |= scaled(feature_mse(student, teacher), config.mse)
     if config.pdf:
@@ -82,15 +84,18 @@ def guided(student: Outputs, teacher: Outputs) -> dict[str, Term]:
     return {"kd_det_guided_cls": Term(cls_sum, mass), "kd_det_guided_box": Term(box_sum, 4 * mass)}
 
 
-def soft_targets(student: Outputs, teacher: Outputs) -> dict[str, Term]:
-    """The paper's soft targets, means over all anchors: focal loss (alpha 0.25, gamma 1) to the teacher's
-    probabilities, times 5000, and Balanced L1 between box codes."""
-    cls, box = student["cls"].float(), student["box"]
-    cls_sum = SOFT_CLASSES * focal_bce(cls, _probabilities(teacher), alpha=0.25, gamma=1.0).sum()
-    return {
-        "kd_det_soft_cls": Term(cls_sum, scalar(cls.numel(), cls)),
-        "kd_det_soft_box": Term(_box_difference(student, teacher).sum(), scalar(box.numel(), cls)),
-    }
+def soft_classes(student: Outputs, teacher: Outputs) -> dict[str, Term]:
+    """The paper's soft class targets: 5000 times the mean over all anchors and classes of the focal loss (alpha 0.25,
+    gamma 1) to the teacher's probabilities."""
+    cls = student["cls"].float()
+    loss = SOFT_CLASSES * focal_bce(cls, _probabilities(teacher), alpha=0.25, gamma=1.0).sum()
+    return {"kd_det_soft_cls": Term(loss, scalar(cls.numel(), cls))}
+
+
+def soft_boxes(student: Outputs, teacher: Outputs) -> dict[str, Term]:
+    """The paper's soft box targets: the mean Balanced L1 between the codes of all anchors."""
+    difference = _box_difference(student, teacher)
+    return {"kd_det_soft_box": Term(difference.sum(), scalar(difference.numel(), difference))}
 
 
 def feature_mse(student: Outputs, teacher: Outputs) -> dict[str, Term]:

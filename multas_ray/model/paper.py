@@ -119,9 +119,7 @@ class FullResolutionSegmentationHead(nn.Module):
         half = width // 2
 
         def blocks(count: int, inputs: int = half) -> nn.ModuleList:
-            return nn.ModuleList(
-                ConvBlock(inputs if first else half, half, norm) for first in [True] + [False] * (count - 1)
-            )
+            return nn.ModuleList(ConvBlock(half if number else inputs, half, norm) for number in range(count))
 
         self.rise = nn.ModuleList(blocks(level + 1, width) for level in range(levels))
         self.refine = nn.Sequential(*blocks(3))

@@ -15,7 +15,14 @@ from multas_ray.evaluate.scored import IOUS, ScoredImage
 from multas_ray.evaluate.segmentation import SegmentationMetric
 from multas_ray.evaluate.voc_ap import voc_ap
 from multas_ray.loss.detection import detection_losses
-from multas_ray.loss.distillation import defeat, feature_mse, foreground_cells, pdf_distil, soft_targets
+from multas_ray.loss.distillation import (
+    defeat,
+    feature_mse,
+    foreground_cells,
+    pdf_distil,
+    soft_boxes,
+    soft_classes,
+)
 from multas_ray.loss.matching import iou_match, mutual_guidance, overlaps
 from multas_ray.loss.terms import Term, scaled
 from multas_ray.model.anchors import anchors, corners, decode, encode
@@ -134,7 +141,7 @@ def _distillation(arrays: Arrays, file: Path) -> Found:
     names = {"box": "loc", "cls": "logits", "feature": "feature"}
     teacher = {name: torch.from_numpy(arrays[f"teacher_{theirs}"]) for name, theirs in names.items()}
     losses: dict[str, Callable[[dict[str, Tensor]], dict[str, Term]]] = {
-        "soft": lambda student: soft_targets(student, teacher),
+        "soft": lambda student: soft_classes(student, teacher) | soft_boxes(student, teacher),
         "mse": lambda student: feature_mse(student, teacher),
         "pdf": lambda student: pdf_distil(student, teacher),
         "def": lambda student: defeat(student, teacher, foreground),

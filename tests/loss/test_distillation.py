@@ -19,7 +19,7 @@ from multas_ray.model.anchors import anchors
 
 ANCHORS = anchors(32, 32)
 CELLS = len(ANCHORS) // 6
-EVERYTHING = DetectionDistillConfig(on="all", soft=1, mse=1, pdf=1, defeat=1)
+EVERYTHING = DetectionDistillConfig(on="all", soft_cls=1, soft_box=1, mse=1, pdf=1, defeat=1)
 Outputs = dict[str, Tensor]
 
 

@@ -27,7 +27,10 @@ EVERY_LOSS = {
         **{"neck": "pafpn", "adapter": 32},
     },
     "loss": {"matching": "mutual_guidance", "classification": "generalized_focal"},
-    "distill": {"det": {"on": "all", "soft": 1e-3, "mse": 1, "pdf": 1, "defeat": 1}, "seg": {"on": "all", "cwd": 1}},
+    "distill": {
+        "det": {"on": "all", "soft_cls": 1e-3, "soft_box": 1, "mse": 1, "pdf": 1, "defeat": 1},
+        "seg": {"on": "all", "cwd": 1},
+    },
 }
 """The paper's network with all distillation losses."""
 
