@@ -15,7 +15,7 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the run")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     with follow([config]):
         result = train(config)

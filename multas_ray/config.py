@@ -170,6 +170,10 @@ class DetectionDistillConfig(DistillTaskConfig):
         """Whether some loss compares features."""
         return max(self.mse, self.pdf, self.defeat) > 0
 
+    def needs_dense(self) -> list[str]:
+        """Settings that need the whole of a teacher's answer: every anchor alike, or features."""
+        return [name for name in ("soft_cls", "soft_box", "mse", "pdf", "defeat") if getattr(self, name) > 0]
+
 
 class SegmentationDistillConfig(DistillTaskConfig):
     """Losses between two segmentation networks."""
@@ -183,10 +187,17 @@ class SegmentationDistillConfig(DistillTaskConfig):
     cwd_temperature: float = Field(4.0, gt=0)
     """Softmax temperature of `cwd`."""
 
+    def needs_dense(self) -> list[str]:
+        """Settings that need the whole of a teacher's answer: the logits of the classes that a pixel hardly has."""
+        return ["temperature"] * (self.kl > 0 and self.temperature != 1) + ["cwd"] * (self.cwd > 0)
+
 
 class DistillConfig(Section):
     """Distillation from the teachers. A task without a teacher is not distilled."""
 
+    targets: Literal["dense", "packed"] = "dense"
+    """How the teachers' answers travel: whole, in float16, or packed into a few kilobytes an image. A task with a loss
+    that needs the whole answer (`needs_dense`) gets it in any case."""
     det: DetectionDistillConfig = DetectionDistillConfig()
     seg: SegmentationDistillConfig = SegmentationDistillConfig()
 
@@ -210,12 +221,18 @@ class TeacherConfig(Section):
 class TeachersConfig(Section):
     """The teachers and where they run."""
 
-    placement: Literal["pool", "inline"] = "pool"
-    """`pool`: Ray actors of their own. `inline`: inside the training worker."""
+    placement: Literal["pool", "inline", "stored"] = "pool"
+    """`pool`: Ray actors of their own. `inline`: inside the training worker. `stored`: soft targets that
+    jobs/precompute.py wrote into `store`."""
     det: TeacherConfig | None = None
     seg: TeacherConfig | None = None
+    pool: str | None = Field(None, pattern=r"^[\w.-]+$")
+    """Name of a pool that runs share and that outlives them: attached to where it is there, else started. Default: a
+    pool of the run's own."""
+    store: str | None = None
+    """Folder of soft targets: local, or any URI that pyarrow writes."""
     replicas: int = Field(1, ge=1)
-    """Actors of each teacher."""
+    """Actors of each teacher; for jobs/precompute.py, the most."""
     resources: Resources = Resources(cpu=0.5)
     """Of each actor."""
     prefetch: int = Field(3, ge=1)
@@ -349,9 +366,28 @@ class Config(Section):
                     f"data.size: {min(self.data.sizes)} pixels, but batch statistics of the paper preset's coarsest "
                     f"level (stride {coarsest}) need more than {coarsest}; or set model.norm: group"
                 )
+        if self.teachers.placement == "stored":
+            self._stored_fits()
         if self.train.precision == "float16" and not self.train.resources.gpu:
             raise ValueError("train.precision: float16 needs GPU workers; on CPU use float32 or bfloat16")
         return self
+
+    def _stored_fits(self) -> None:
+        if self.teachers.store is None:
+            raise ValueError("teachers.placement: stored needs teachers.store, the folder of the soft targets")
+        if len(self.data.sizes) > 1:
+            raise ValueError(f"data.size: {self.data.size}, but stored soft targets are of one size")
+        for task in self.distilled():
+            for name in getattr(self.distill, task).needs_dense():
+                raise ValueError(
+                    f"distill.{task}.{name}: needs the teachers' whole answers, but stored ones are packed; use "
+                    "teachers.placement pool or inline"
+                )
+
+    def packed(self, task: Task) -> bool:
+        """Whether the task's soft targets travel packed."""
+        stored = self.teachers.placement == "stored"
+        return stored or (self.distill.targets == "packed" and not getattr(self.distill, task).needs_dense())
 
     def distilled(self) -> list[Task]:
         """Tasks with a teacher and a weight."""

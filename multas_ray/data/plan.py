@@ -26,6 +26,8 @@ class Part:
     """(b,) int64: rows of the index."""
     epochs: np.ndarray
     """(b,) int64: how often the row has been seen before."""
+    views: np.ndarray
+    """(b,) int64: which of the row's augmentations this is; without stored targets, one an epoch."""
     seeds: np.ndarray
     """(b,) uint64: seeds of the rows' augmentation."""
 
@@ -38,6 +40,14 @@ class Group:
     """(n,) int64, in storage order."""
     quota: int
     """Rows of it in every batch."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Augmentations that soft targets are stored for: some views of each row, taken in turns, epoch after epoch."""
+
+    seed: int
+    views: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +68,14 @@ class Plan:
     """Row groups shuffled together."""
     multi_scale_steps: int
     """Steps of random sizes; those after it have the last one."""
+    replay: "Replay | None" = None
+    """Where the augmentations come from if they are not the run's own."""
     _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> tuple:
         return Plan, (
             *(self.index, self.groups, self.seed, self.steps, self.sizes, self.window),
-            self.multi_scale_steps,
+            *(self.multi_scale_steps, self.replay),
         )
 
     @property
@@ -82,7 +94,8 @@ class Plan:
         rows, epochs = (np.concatenate(column)[rank::workers] for column in zip(*picked, strict=True))
         drawn = int(mix(self.seed, step, 0x512E) % np.uint64(len(self.sizes)))
         size = self.sizes[drawn] if step < self.multi_scale_steps else self.sizes[-1]
-        return Part(step, rank, size, rows, epochs, mix(self.seed, epochs, rows))
+        seed, views = (self.seed, epochs) if self.replay is None else (self.replay.seed, epochs % self.replay.views)
+        return Part(step, rank, size, rows, epochs, views, mix(seed, views, rows))
 
     def _take(self, number: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         group = self.groups[number]
@@ -119,7 +132,8 @@ class EvaluationPlan:
     def part(self, step: int, rank: int, workers: int) -> Part:
         """What worker `rank` of `workers` gets of a batch."""
         rows = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.index)))[rank::workers]
-        return Part(step, rank, self.size, rows, np.zeros_like(rows), np.zeros(len(rows), np.uint64))
+        nothing = np.zeros_like(rows)
+        return Part(step, rank, self.size, rows, nothing, nothing, nothing.astype(np.uint64))
 
 
 def lay_plan(
@@ -133,6 +147,7 @@ def lay_plan(
     sizes: Sequence[int],
     window: int,
     multi_scale_until: float = 1.0,
+    replay: Replay | None = None,
 ) -> Plan:
     """The plan of a run over the rows that can teach it something.
 
@@ -142,6 +157,7 @@ def lay_plan(
         sizes: sides of the square images in pixels, one a batch.
         window: row groups shuffled together.
         multi_scale_until: part of the steps after which all batches have the last size.
+        replay: augmentations to take instead of the run's own.
 
     Raises:
         UserError: no usable row, or a quota for rows that are absent or useless.
@@ -158,7 +174,7 @@ def lay_plan(
             if quota and not len(index.rows([mask])):
                 raise UserError(f"data.mixing.{mask}: {quota} rows a batch, but {index.path} has none of them")
         groups = tuple(Group(index.rows([mask]), mixing[mask]) for mask in TASK_MASKS if mixing.get(mask))
-    return Plan(index, groups, seed, steps, tuple(sizes), window, round(multi_scale_until * steps))
+    return Plan(index, groups, seed, steps, tuple(sizes), window, round(multi_scale_until * steps), replay)
 
 
 def shuffled(index: Index, rows: np.ndarray, seed: int, group: int, epoch: int, window: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The Ray Data stream: chunks of a plan become packed batches, read, decoded, augmented and collated in Ray tasks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from time import sleep
 
@@ -11,7 +11,10 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from multas_ray.config import AugmentConfig
 from multas_ray.data.batch import pack, unpack
-from multas_ray.data.plan import EvaluationPlan, Plan
+from multas_ray.data.plan import EvaluationPlan, Part, Plan
+
+Targets = Callable[[dict[str, np.ndarray], Part], dict[str, np.ndarray]]
+"""What is to be added to a batch."""
 
 CHUNK_IMAGES = 32
 """Images that one Ray Data task makes: enough that its start-up does not count, few enough for a short first wait."""
@@ -23,6 +26,7 @@ def stream(
     *,
     start: int = 0,
     augment: AugmentConfig | None = None,
+    targets: Targets | None = None,
     parallel: int,
     cpus_per_task: float,
 ) -> ray.data.Dataset:
@@ -33,17 +37,22 @@ def stream(
 
     Args:
         augment: None leaves out augmentation and adds the ground truth in original pixels, for evaluation.
+        targets: adds stored soft targets.
         parallel: most tasks at a time.
     """
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.custom_execution_callback_classes = [Unhurried]
-    # A training stream that is full makes no progress while the workers evaluate: that must never count as stuck.
-    context.execution_no_progress_timeout_s = -1
+    set_data_context()
     rows_a_part = max(1, (plan.batch_size + workers - 1) // workers)
     chunk_steps = max(1, CHUNK_IMAGES // rows_a_part)
     chunks = -(-(plan.steps - start) // chunk_steps) * workers
-    make = partial(make_chunk, plan=plan, workers=workers, start=start, chunk_steps=chunk_steps, augment=augment)
+    make = partial(
+        make_chunk,
+        plan=plan,
+        workers=workers,
+        start=start,
+        chunk_steps=chunk_steps,
+        augment=augment,
+        targets=targets,
+    )
     return ray.data.range(chunks, override_num_blocks=max(1, chunks)).map_batches(
         make,
         batch_size=None,
@@ -51,6 +60,15 @@ def stream(
         num_cpus=cpus_per_task,
         compute=ray.data.TaskPoolStrategy(size=parallel),
     )
+
+
+def set_data_context() -> None:
+    """Ray Data's settings for our streams, in the process that starts one."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [Unhurried]
+    # A training stream that is full makes no progress while the workers evaluate: that must never count as stuck.
+    context.execution_no_progress_timeout_s = -1
 
 
 class Unhurried(ExecutionCallback):
@@ -79,6 +97,7 @@ def make_chunk(
     start: int,
     chunk_steps: int,
     augment: AugmentConfig | None,
+    targets: Targets | None,
 ) -> Iterator[pa.Table]:
     """The packed batches of chunk `chunk["id"]`, one table each."""
     # Not imported above: Ray Data's own processes unpickle this function too, and would spend seconds on torch.
@@ -92,7 +111,8 @@ def make_chunk(
         first = start + turn * chunk_steps
         for step in range(first, min(first + chunk_steps, plan.steps)):
             part = plan.part(step, rank, workers)
-            yield pack(make_batch(plan.index, part, augment))
+            batch = make_batch(plan.index, part, augment)
+            yield pack(batch | (targets(batch, part) if targets is not None else {}))
 
 
 def read_batches(shard: ray.data.DataIterator, prefetch: int) -> Iterator[dict[str, np.ndarray]]:

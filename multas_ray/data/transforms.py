@@ -8,6 +8,10 @@ from torchvision.transforms import InterpolationMode, v2
 
 from multas_ray.config import AugmentConfig
 
+VERSION = 1
+"""Of what `Augment` makes of a sample and a seed. It grows with every change of pixels: stored soft targets of other
+pixels are worthless."""
+
 Sample = dict[str, Any]
 """image: tv Image uint8 (3,H,W); optional boxes: tv BoundingBoxes (N,4) XYXY pixels with labels (N,) and difficult
 (N,); optional mask: tv Mask uint8 (H,W)."""

@@ -20,6 +20,11 @@ FEATURES = 5.0
 CONFIDENT = 0.5
 """A teacher's probability from which PDF-Distil counts an object."""
 TINY = 1e-12
+SEEN = 0.02
+"""A teacher's probability above which it sees something. Below it lie thousands of anchors, which may add up to half of
+its confidence in an image."""
+BOX_SLOPE, BOX_NEAR = 1.5, 0.11
+"""Of the guided box loss: its slope, and the difference of codes below which it is quadratic."""
 
 Outputs = Mapping[str, Tensor]
 """cls (B, A, C) logits, box (B, A, 4) codes and, where features are compared, feature (B, A/6, F)."""
@@ -72,16 +77,21 @@ def guided(student: Outputs, teacher: Outputs) -> dict[str, Term]:
     """Prediction-guided distillation.
 
     Classes: binary cross-entropy to the teacher's probabilities p_t, weighted by (p_t - p_s)^2, so that the many
-    anchors on which both agree (background, mostly) weigh nothing. Boxes: Balanced L1 between codes, each anchor
-    weighted by the teacher's confidence, max over classes of p_t. Both are counted by the sum of the confidence over
-    anchors, the soft form of a number of positives, so that they compare with the supervised losses.
+    anchors on which both agree (background, mostly) weigh nothing. Boxes: smooth L1 between codes, each anchor on which
+    the teacher sees something weighted by its confidence, max over classes of p_t. Both are counted by the sum of the
+    confidence over the anchors concerned, the soft form of a number of positives, so that they compare with the
+    supervised losses.
+
+    Smooth L1 has the slope of Balanced L1, but none of its jump at zero, where a good student arrives.
     """
     p_t = _probabilities(teacher)
     confidence = p_t.amax(dim=-1)
-    mass = confidence.sum()
     cls_sum = quality_focal_bce(student["cls"].float(), p_t).sum()
-    box_sum = (confidence[..., None] * _box_difference(student, teacher)).sum()
-    return {"kd_det_guided_cls": Term(cls_sum, mass), "kd_det_guided_box": Term(box_sum, 4 * mass)}
+    seen = confidence * (confidence > SEEN)
+    goal = teacher["box"].detach().float()
+    difference = BOX_SLOPE * F.smooth_l1_loss(student["box"].float(), goal, reduction="none", beta=BOX_NEAR)
+    box_sum = (seen[..., None] * difference).sum()
+    return {"kd_det_guided_cls": Term(cls_sum, confidence.sum()), "kd_det_guided_box": Term(box_sum, 4 * seen.sum())}
 
 
 def soft_classes(student: Outputs, teacher: Outputs) -> dict[str, Term]:

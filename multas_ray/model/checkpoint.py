@@ -54,6 +54,18 @@ def verify(folder: Path) -> str | None:
     return None
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's network, as its manifest has it.
+
+    Raises:
+        UserError: there is no such manifest.
+    """
+    try:
+        return json.loads((folder / MANIFEST).read_text())[MODEL]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / MANIFEST}: not readable ({error})") from None
+
+
 def step_folder(run: Path, step: int) -> Path:
     """Where a run keeps the checkpoint of a step."""
     return run / "checkpoints" / f"step_{step:08d}"

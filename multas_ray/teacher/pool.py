@@ -1,178 +1,292 @@
-"""Where a worker's soft targets come from: a pool of Ray actors that works ahead, or teachers inside the worker."""
+"""The teacher pool: Ray actors that answer the requests of any number of training workers, of one run or of several."""
 
+import asyncio
+import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from time import perf_counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from time import time
+from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
+from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util.state import list_actors
 
 from multas_ray.config import Task, TeachersConfig
-from multas_ray.teacher.teacher import SoftTargets, Teacher
+from multas_ray.errors import UserError
+from multas_ray.teacher.teacher import Answer, Rows, SoftTargets, TeacherSpec
 
-Batch = dict[str, np.ndarray]
 Handles = dict[Task, list[ActorHandle]]
-Rows = Mapping[Task, np.ndarray]
-"""Rows of a batch that each task is distilled on."""
+
+NAMESPACE = "multas-ray teachers"
+"""Of the actors of named pools: `<pool>/<task>/<number>`."""
+RECENT_SECONDS = 30.0
+"""Over which rates and latencies are taken."""
+
+
+class Source(Protocol):
+    """What a replica serves: `TeacherSpec`, or what a benchmark puts in its place."""
+
+    def load(self, device: str) -> Answer:
+        """Called once, where the replica runs."""
+        ...
+
+
+@dataclass
+class ReplicaStatus:
+    """What a replica says of itself."""
+
+    instance: str
+    """Another one after a restart."""
+    queue: int
+    """Requests that wait or are being answered."""
+    images: int
+    """Answered since its start."""
+    images_per_s: float
+    """Recently."""
+    latency_s: float
+    """From a request's arrival to its answer, the mean of the recent ones; 0 without any."""
 
 
 @ray.remote
 class TeacherActor:
-    """A teacher of the pool."""
+    """A replica of one teacher. It answers requests one after another, and questions about itself at once."""
 
-    def __init__(
-        self, task: Task, checkpoint: str, classes: Sequence[str], threads: int, precision: str, features: bool
-    ) -> None:
-        torch.set_num_threads(threads)
-        device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self.teacher = Teacher(task, checkpoint, classes, device, precision, features)
+    def __init__(self, source: Source, threads: int, tags: Mapping[str, str]) -> None:
+        # One thread computes, and its setting is the one that counts.
+        self.compute = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
+        self.spec = source
+        self.answer = self.compute.submit(source.load, "cuda" if ray.get_gpu_ids() else "cpu").result()
+        self.instance = uuid4().hex
+        self.started = time()
+        self.queue = self.images = 0
+        self.recent: deque[tuple[float, int, float]] = deque()
+        keys = tuple(tags)
+        self.metrics = (
+            Counter("multas_teacher_images", "Images answered", keys),
+            Gauge("multas_teacher_queue", "Requests that wait or are being answered", keys),
+            Histogram("multas_teacher_latency_s", "Seconds to an answer", [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30], keys),
+        )
+        for metric in self.metrics:
+            metric.set_default_tags(dict(tags))
+        restarts = Counter("multas_teacher_restarts", "Starts after a death", keys)
+        restarts.set_default_tags(dict(tags))
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            restarts.inc()
 
-    def soft_targets(self, images: np.ndarray, rows: np.ndarray) -> SoftTargets:
-        """Soft targets of some rows of a batch's images (b, 3, size, size) uint8."""
-        return self.teacher(images[rows])
+    async def soft_targets(self, images: np.ndarray, rows: np.ndarray) -> SoftTargets:
+        """Soft targets of some rows of images (n, 3, size, size) uint8."""
+        counter, gauge, histogram = self.metrics
+        arrived = time()
+        self.queue += 1
+        gauge.set(self.queue)
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self.compute, self._answer, images, rows)
+        finally:
+            self.queue -= 1
+            gauge.set(self.queue)
+        now = time()
+        self.images += len(rows)
+        self.recent.append((now, len(rows), now - arrived))
+        self._forget(now)
+        counter.inc(len(rows))
+        histogram.observe(now - arrived)
+        return answer
 
-    def ready(self) -> bool:
-        """Answers once the teacher is loaded."""
-        return True
+    def _answer(self, images: np.ndarray, rows: np.ndarray) -> SoftTargets:
+        return self.answer(images if len(rows) == len(images) else images[rows])
+
+    def _forget(self, now: float) -> None:
+        while self.recent and self.recent[0][0] < now - RECENT_SECONDS:
+            self.recent.popleft()
+
+    async def status(self) -> ReplicaStatus:
+        """How it fares."""
+        now = time()
+        self._forget(now)
+        images = sum(rows for _, rows, _ in self.recent)
+        seconds = min(RECENT_SECONDS, now - self.started)
+        latency = sum(seconds for _, _, seconds in self.recent) / max(1, len(self.recent))
+        return ReplicaStatus(self.instance, self.queue, self.images, images / max(seconds, 1e-3), latency)
+
+    async def serves(self) -> Source:
+        """What it was started with; answers once the teacher is loaded."""
+        return self.spec
 
 
-def start_pool(
-    config: TeachersConfig,
-    tasks: Sequence[Task],
-    classes: Mapping[Task, Sequence[str]],
-    precision: str = "float32",
-    features: bool = False,
-) -> Handles:
-    """Start the actors of these tasks' teachers and wait until all are loaded.
+def start_pool(config: TeachersConfig, sources: Mapping[Task, Source]) -> Handles:
+    """Start `config.replicas` actors of each teacher, or attach to those of the named pool; wait until all are loaded.
 
-    The pool lives as long as its handles and the process that called this: through restarts of the training workers.
+    A pool without a name lives as long as its handles and the process that called this: through restarts of the
+    training workers. A named one (`config.pool`) lives until `stop_pool`; who comes later gets the replicas that are
+    there, and starts those that are missing.
+
+    Raises:
+        UserError: the named pool serves another teacher, or answers otherwise.
     """
     resources = config.resources
+    options: dict[str, Any] = {
+        "num_cpus": resources.cpu,
+        "num_gpus": resources.gpu,
+        "resources": resources.custom,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+    }
     handles: Handles = {}
-    for task in tasks:
-        teacher = config.of(task)
-        assert teacher is not None
-        actor = TeacherActor.options(  # type: ignore[attr-defined]
-            num_cpus=resources.cpu,
-            num_gpus=resources.gpu,
-            resources=resources.custom,
-            max_restarts=-1,
-            max_task_retries=-1,
-        )
-        handles[task] = [
-            actor.remote(task, teacher.checkpoint, classes[task], config.threads, precision, features)
-            for _ in range(config.replicas)
-        ]
-    ray.get([handle.ready.remote() for replicas in handles.values() for handle in replicas])
+    for task, source in sources.items():
+        numbers = set(range(config.replicas)) | set(_numbers(config.pool, task))
+        handles[task] = []
+        for number in sorted(numbers):
+            if config.pool is not None:
+                name = f"{config.pool}/{task}/{number}"
+                # At once, so that two runs that start together do not make two pools.
+                options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
+            tags = {"pool": config.pool or "", "task": task, "replica": str(number)}
+            actor = TeacherActor.options(**options)  # type: ignore[attr-defined]
+            handles[task].append(actor.remote(source, config.threads, tags))
+    for task, source in sources.items():
+        for served in ray.get([handle.serves.remote() for handle in handles[task]]):
+            difference = _difference(served, source)
+            if difference is not None:
+                raise UserError(
+                    f"teachers.pool: pool '{config.pool}' serves a {task} teacher with another {difference}; stop it "
+                    "(jobs/teachers.py stop) or name another"
+                )
     return handles
 
 
+def stop_pool(name: str) -> int:
+    """End the actors of a named pool; how many there were."""
+    actors = _named(name)
+    for actor in actors:
+        ray.kill(ray.get_actor(actor, NAMESPACE))
+    return len(actors)
+
+
+def pool_status() -> list[dict[str, Any]]:
+    """Every replica of every named pool: pool, task, replica, state (Ray's, e.g. ALIVE or RESTARTING), restarts, and
+    where it answers within a few seconds, queue, images, images_per_s and latency_s."""
+    # Else it would look for a cluster on this machine, of which there may be several.
+    address = ray.get_runtime_context().gcs_address
+    chosen = [("ray_namespace", "=", NAMESPACE), ("state", "!=", "DEAD")]
+    known = list_actors(address, chosen, detail=True, limit=10_000)
+    asked = {}
+    rows = []
+    for actor in sorted(known, key=lambda actor: actor.name):
+        pool, task, number = actor.name.rsplit("/", 2)
+        rows.append({"pool": pool, "task": task, "replica": int(number), "state": actor.state})
+        rows[-1]["restarts"] = int(actor.num_restarts or 0)
+        if actor.state == "ALIVE":
+            asked[ray.get_actor(actor.name, NAMESPACE).status.remote()] = rows[-1]
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=5) if asked else ([], [])
+    for answer in answered:
+        status = ray.get(answer)
+        asked[answer] |= {field.name: getattr(status, field.name) for field in fields(status)[1:]}
+    return rows
+
+
+def _named(pool: str) -> list[str]:
+    everyone = ray.util.list_named_actors(all_namespaces=True)
+    return [a["name"] for a in everyone if a["namespace"] == NAMESPACE and a["name"].rsplit("/", 2)[0] == pool]
+
+
+def _numbers(pool: str | None, task: Task) -> list[int]:
+    """Of the replicas of a task that a named pool has."""
+    parts = [name.rsplit("/", 2) for name in _named(pool)] if pool is not None else []
+    return [int(number) for _, of, number in parts if of == task]
+
+
+def _difference(served: Source, wanted: Source) -> str | None:
+    """The first field in which two teachers differ; the checkpoint's path may, if its weights do not."""
+    if isinstance(served, TeacherSpec) and isinstance(wanted, TeacherSpec):
+        names = [field.name for field in fields(served) if field.name != "checkpoint"]
+        return next((name for name in names if getattr(served, name) != getattr(wanted, name)), None)
+    return None if type(served) is type(wanted) else "kind"
+
+
 class PoolClient:
-    """A worker's view of the pool. Each request goes to the replica with the fewest of this worker's in flight."""
+    """A worker's view of the pool. Each request goes to the replica with the fewest of this worker's in flight; of
+    equals, to each in turn, beginning anywhere, so that many workers do not all begin with the same one."""
 
     def __init__(self, handles: Handles) -> None:
         self.handles = handles
-        self.in_flight = {task: [0] * len(replicas) for task, replicas in handles.items()}
+        self.in_flight: dict[Task, list[set[ray.ObjectRef]]] = {task: [set() for _ in h] for task, h in handles.items()}
+        self.turn = {task: random.randrange(len(replicas)) for task, replicas in handles.items()}
 
-    def submit(self, images: np.ndarray, rows: Rows) -> Callable[[], SoftTargets]:
-        """Send the rows' images to their teachers; the call that is returned waits for the answers.
+    def submit(self, batch: Mapping[str, np.ndarray], rows: Rows) -> Callable[[], SoftTargets]:
+        """Send rows of a batch's images to their teachers; the call that is returned waits for the answers.
 
-        The images enter the object store once, for all teachers.
+        The images that some teacher needs enter the object store once, for all.
         """
         wanted = {task: task_rows for task, task_rows in rows.items() if len(task_rows)}
         if not wanted:
             return dict
-        shared = ray.put(images)
-        requests = []
+        images = batch["images"]
+        needed = np.unique(np.concatenate(list(wanted.values())))
+        shared = ray.put(images if len(needed) == len(images) else images[needed])
+        answers = []
         for task, task_rows in wanted.items():
-            load = self.in_flight[task]
-            replica = load.index(min(load))
-            load[replica] += 1
-            requests.append((task, replica, self.handles[task][replica].soft_targets.remote(shared, task_rows)))
+            replica = self._least_busy(task)
+            answer = self.handles[task][replica].soft_targets.remote(shared, np.searchsorted(needed, task_rows))
+            self.in_flight[task][replica].add(answer)
+            answers.append(answer)
 
         def collect() -> SoftTargets:
-            targets: SoftTargets = {}
-            for task, replica, answer in requests:
-                try:
-                    targets |= ray.get(answer)
-                finally:
-                    self.in_flight[task][replica] -= 1
-            return targets
+            return {name: value for answer in answers for name, value in ray.get(answer).items()}
 
         return collect
 
-
-class InlineTeachers:
-    """Teachers inside the worker: computed when they are asked for, on the worker's device."""
-
-    def __init__(
-        self,
-        config: TeachersConfig,
-        tasks: Sequence[Task],
-        classes: Mapping[Task, Sequence[str]],
-        device: str,
-        precision: str = "float32",
-        features: bool = False,
-    ) -> None:
-        self.teachers: dict[Task, Teacher] = {}
-        for task in tasks:
-            teacher = config.of(task)
-            assert teacher is not None
-            self.teachers[task] = Teacher(task, teacher.checkpoint, classes[task], device, precision, features)
-
-    def submit(self, images: np.ndarray, rows: Rows) -> Callable[[], SoftTargets]:
-        """As `PoolClient.submit`; the work is done by the call that is returned."""
-
-        def collect() -> SoftTargets:
-            targets: SoftTargets = {}
-            for task, task_rows in rows.items():
-                if len(task_rows):
-                    targets |= self.teachers[task](images[task_rows])
-            return targets
-
-        return collect
+    def _least_busy(self, task: Task) -> int:
+        flights = self.in_flight[task]
+        under_way = [answer for flight in flights for answer in flight]
+        if under_way:
+            done, _ = ray.wait(under_way, num_returns=len(under_way), timeout=0, fetch_local=False)
+            for flight in flights:
+                flight.difference_update(done)
+        first = self.turn[task]
+        self.turn[task] = (first + 1) % len(flights)
+        return min(range(len(flights)), key=lambda replica: (len(flights[replica]), (replica - first) % len(flights)))
 
 
-@dataclass
-class Fed:
-    """A batch with its soft targets."""
+class PoolMonitor:
+    """A pool's figures for a run's log, asked for without waiting."""
 
-    batch: Batch
-    rows: Rows
-    soft: SoftTargets
-    data_wait: float
-    """Seconds spent waiting for data since the batch before."""
-    teacher_wait: float
-    """Seconds spent waiting for this batch's soft targets."""
+    def __init__(self, handles: Handles) -> None:
+        self.handles = handles
+        self.asked: dict[ray.ObjectRef, tuple[Task, int]] = {}
+        self.known: dict[tuple[Task, int], ReplicaStatus] = {}
+        self.restarts = dict.fromkeys(handles, 0)
 
+    def read(self) -> dict[str, float]:
+        """What was answered since the last call, and ask again: of each task `teacher/<task>/replicas` that answered,
+        `queue`, `images_per_s` (their sums), `latency_s` (their mean) and `restarts` since the run's start."""
+        if self.asked:
+            done, _ = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)
+            for answer in done:
+                self._note(self.asked.pop(answer), answer)
+        under_way = set(self.asked.values())
+        for task, replicas in self.handles.items():
+            for number, handle in enumerate(replicas):
+                if (task, number) not in under_way:
+                    self.asked[handle.status.remote()] = (task, number)
+        figures: dict[str, float] = {}
+        for task in self.handles:
+            statuses = [status for (of, _), status in self.known.items() if of == task]
+            if statuses:
+                figures[f"teacher/{task}/replicas"] = len(statuses)
+                figures[f"teacher/{task}/queue"] = sum(status.queue for status in statuses)
+                figures[f"teacher/{task}/images_per_s"] = sum(status.images_per_s for status in statuses)
+                figures[f"teacher/{task}/latency_s"] = sum(s.latency_s for s in statuses) / len(statuses)
+                figures[f"teacher/{task}/restarts"] = self.restarts[task]
+        return figures
 
-def with_soft_targets(
-    batches: Iterable[Batch],
-    teachers: PoolClient | InlineTeachers,
-    rows_of: Callable[[Batch], Rows],
-    ahead: int,
-) -> Iterator[Fed]:
-    """Batches with their soft targets, in order. The requests of the next `ahead` batches are always under way, and
-    none is waited for before its batch is due."""
-    source = iter(batches)
-    window: deque[tuple[Batch, Rows, Callable[[], SoftTargets]]] = deque()
-    exhausted = False
-    while True:
-        started = perf_counter()
-        while not exhausted and len(window) <= ahead:
-            batch = next(source, None)
-            if batch is None:
-                exhausted = True
-                break
-            rows = rows_of(batch)
-            window.append((batch, rows, teachers.submit(batch["images"], rows)))
-        if not window:
-            return
-        data_wait = perf_counter() - started
-        batch, rows, collect = window.popleft()
-        started = perf_counter()
-        soft = collect()
-        yield Fed(batch, rows, soft, data_wait, perf_counter() - started)
+    def _note(self, replica: tuple[Task, int], answer: ray.ObjectRef) -> None:
+        status = ray.get(answer)
+        before = self.known.get(replica)
+        self.restarts[replica[0]] += before is not None and before.instance != status.instance
+        self.known[replica] = status

@@ -1,68 +1,150 @@
 """The frozen teacher: a batch of images in, soft targets out, wherever it is placed."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from multas_ray.config import Task
+from multas_ray.config import Config, Task
 from multas_ray.errors import UserError
+from multas_ray.model.checkpoint import find_checkpoint, weights_digest
 from multas_ray.model.network import autocast
 from multas_ray.model.weights import load_network
+from multas_ray.teacher import codec
 
 SoftTargets = dict[str, np.ndarray]
-"""float16, in the order of the rows. Of a detection teacher `cls` (n, A, C) logits, `box` (n, A, 4) codes and, if asked
-for, `feature` (n, A/6, F); of a segmentation teacher `seg` (n, C, size/4, size/4) logits, averaged if finer."""
+"""What a teacher answers, in the order of the rows it was asked for. `det.digest` or `seg.digest` (n,) uint64, the
+`digests` of the images, and either dense, float16: of a detection teacher `cls` (n, A, C) logits, `box` (n, A, 4) codes
+and, if asked for, `feature` (n, A/6, F), of a segmentation teacher `seg` (n, C, size/4, size/4) logits, averaged if
+finer; or packed: `det.packed` or `seg.packed` (bytes,) uint8 with `det.ends` or `seg.ends` (n,) int64, where each row's
+bytes end."""
+
+Rows = Mapping[Task, np.ndarray]
+"""Rows of a batch that each task is distilled on."""
+Answer = Callable[[np.ndarray], SoftTargets]
+"""Soft targets of images (n, 3, size, size) uint8, n >= 1."""
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """Which teacher, and how it answers: two of the same answer alike."""
+
+    task: Task
+    checkpoint: str
+    """A run folder or a checkpoint folder."""
+    digest: str
+    """Of the checkpoint's weights."""
+    classes: tuple[str, ...]
+    """What the student tells apart."""
+    precision: str = "float32"
+    """Type of its autocast."""
+    features: bool = False
+    """Whether a detection teacher returns its features too."""
+    packed: bool = False
+    """Whether it packs its answers."""
+
+    def load(self, device: str) -> "Teacher":
+        """The teacher itself.
+
+        Raises:
+            UserError: its checkpoint cannot be read, was not trained for the task, or has other classes.
+        """
+        return Teacher(self, device)
+
+
+def teacher_specs(config: Config, classes: Mapping[Task, Sequence[str]]) -> dict[Task, TeacherSpec]:
+    """The teachers of the distilled tasks, as configured.
+
+    Raises:
+        UserError: a teacher has no checkpoint.
+    """
+    specs: dict[Task, TeacherSpec] = {}
+    for task in config.distilled():
+        teacher = config.teachers.of(task)
+        assert teacher is not None
+        folder = find_checkpoint(teacher.checkpoint).resolve()
+        specs[task] = TeacherSpec(
+            task,
+            str(folder),
+            weights_digest(folder),
+            tuple(classes[task]),
+            config.train.precision,
+            task == "det" and config.distill.det.features,
+            config.packed(task),
+        )
+    return specs
 
 
 class Teacher:
     """A frozen network of one task, in evaluation mode, without gradients."""
 
-    def __init__(
-        self,
-        task: Task,
-        checkpoint: str,
-        classes: Sequence[str],
-        device: str = "cpu",
-        precision: str = "float32",
-        features: bool = False,
-    ) -> None:
-        """Load a checkpoint.
-
-        Args:
-            task: det or seg.
-            checkpoint: a run folder or a checkpoint folder.
-            classes: what the student tells apart.
-            device: where it computes.
-            precision: type of its autocast.
-            features: whether a detection teacher returns its features too.
-
-        Raises:
-            UserError: it cannot be read, was not trained for the task, or has other classes.
-        """
-        network, _ = load_network(checkpoint)
-        where = f"teachers.{task}.checkpoint {checkpoint}"
-        if task not in network.tasks:
-            raise UserError(f"{where}: trained for {', '.join(network.tasks)}, not {task}")
-        own = network.det_classes if task == "det" else network.seg_classes
-        if list(own) != list(classes):
-            raise UserError(f"{where}: its classes are {', '.join(own)}; the data set's are {', '.join(classes)}")
-        self.task = task
+    def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
+        """See `TeacherSpec.load`."""
+        network, _ = load_network(spec.checkpoint)
+        where = f"teachers.{spec.task}.checkpoint {spec.checkpoint}"
+        if spec.task not in network.tasks:
+            raise UserError(f"{where}: trained for {', '.join(network.tasks)}, not {spec.task}")
+        own = network.det_classes if spec.task == "det" else network.seg_classes
+        if own != spec.classes:
+            raise UserError(f"{where}: its classes are {', '.join(own)}; the data set's are {', '.join(spec.classes)}")
+        self.spec = spec
         self.device = torch.device(device)
-        self.precision = precision
-        self.features = features and task == "det"
         self.network = network.requires_grad_(False).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> SoftTargets:
-        """Soft targets of images (n, 3, size, size) uint8."""
+        """Soft targets of images (n, 3, size, size) uint8.
+
+        Raises:
+            UserError: it answers with values that are not finite.
+        """
+        task, spec = self.spec.task, self.spec
         everything, nothing = None, torch.zeros(0, dtype=torch.long, device=self.device)
-        rows = (everything, nothing) if self.task == "det" else (nothing, everything)
-        with autocast(self.device, self.precision):
-            outputs = self.network(torch.tensor(images, device=self.device), *rows, features=self.features)
-        if self.task == "seg":
+        rows = (everything, nothing) if task == "det" else (nothing, everything)
+        with autocast(self.device, spec.precision):
+            outputs = self.network(torch.tensor(images, device=self.device), *rows, features=spec.features)
+        if task == "seg":
             height, width = images.shape[-2:]
-            outputs = {"seg": F.adaptive_avg_pool2d(outputs["seg"], (height // 4, width // 4))}
-        names = ["cls", "box"] + ["feature"] * self.features if self.task == "det" else ["seg"]
-        return {name: outputs[name].half().cpu().numpy() for name in names}
+            outputs["seg"] = F.adaptive_avg_pool2d(outputs["seg"], (height // 4, width // 4))
+        names = ["seg"] if task == "seg" else ["cls", "box"] + ["feature"] * spec.features
+        answer = {name: outputs[name].half() for name in names}
+        if not all(bool(value.isfinite().all()) for value in answer.values()):
+            raise UserError(f"teachers.{task}.checkpoint {spec.checkpoint}: it answers with NaN or infinite values")
+        targets = {f"{task}.digest": digests(images)}
+        if not spec.packed:
+            return targets | {name: value.cpu().numpy() for name, value in answer.items()}
+        pack = codec.pack_detection if task == "det" else codec.pack_segmentation
+        return targets | joined(task, pack(*answer.values()))
+
+
+def digests(images: np.ndarray) -> np.ndarray:
+    """(n,) uint64: a digest of each image's pixels, by which a target is known to be that image's."""
+    each = [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest() for image in images]
+    return np.frombuffer(b"".join(each), np.uint64)
+
+
+def joined(task: Task, packed: Sequence[bytes]) -> SoftTargets:
+    """Packed answers of some rows as arrays."""
+    ends = np.cumsum([len(row) for row in packed], dtype=np.int64)
+    return {f"{task}.packed": np.frombuffer(b"".join(packed), np.uint8), f"{task}.ends": ends}
+
+
+def split(task: Task, soft: Mapping[str, np.ndarray]) -> list[bytes]:
+    """The packed answers of each row: the inverse of `joined`."""
+    data, ends = soft[f"{task}.packed"].tobytes(), soft[f"{task}.ends"].tolist()
+    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def to_tensors(soft: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """Soft targets as the losses take them: float32 cls, box, feature and seg of the tasks that are there."""
+    dense = ("cls", "box", "feature", "seg")
+    tensors = {name: torch.tensor(soft[name], device=device).float() for name in dense if name in soft}
+    if "det.packed" in soft:
+        tensors["cls"], tensors["box"] = codec.unpack_detection(split("det", soft), device)
+    if "seg.packed" in soft:
+        tensors["seg"] = codec.unpack_segmentation(split("seg", soft), device)
+    return tensors

@@ -19,13 +19,15 @@ from ray.train import Checkpoint
 from ray.train.torch import get_device, prepare_model
 from torch import nn
 
-from multas_ray.config import Config, Task
+from multas_ray.config import Config
 from multas_ray.data.stream import read_batches
 from multas_ray.evaluate.evaluator import evaluate
 from multas_ray.model.checkpoint import STATE, Meta, prune, read_meta, step_folder, verify
 from multas_ray.model.network import MultiTaskNet, autocast
 from multas_ray.model.weights import load_weights, write_checkpoint
-from multas_ray.teacher.pool import InlineTeachers, PoolClient, with_soft_targets
+from multas_ray.teacher.feed import InlineTeachers, StoredTargets, Teachers, with_soft_targets
+from multas_ray.teacher.pool import PoolClient, PoolMonitor
+from multas_ray.teacher.teacher import to_tensors
 from multas_ray.train.optim import Ema, build_optimizer, learning_rate
 from multas_ray.train.samples import SamplePictures
 from multas_ray.train.step import distilled_rows, loss_terms, named_losses, term_weights, total_loss
@@ -54,8 +56,8 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The training loop of one worker.
 
     Args:
-        settings: config (a dumped `Config`), det_classes, seg_classes, steps_per_epoch, and pool: the teacher actors'
-            handles by task, None for inline teachers.
+        settings: config (a dumped `Config`), det_classes, seg_classes, steps_per_epoch, teachers: the `TeacherSpec`s of
+            the distilled tasks, and pool: their actors' handles, None without a pool.
 
     Returns:
         On rank 0: final (metrics of the last evaluation), steps.
@@ -72,17 +74,8 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     trainer = _Trainer(config, settings["det_classes"], settings["seg_classes"], device)
     if start:
         trainer.load(step_folder(run, start))
-    teachers: PoolClient | InlineTeachers
-    if settings["pool"] is None:
-        classes: dict[Task, list[str]] = {"det": settings["det_classes"], "seg": settings["seg_classes"]}
-        features = config.distill.det.features
-        teachers = InlineTeachers(
-            config.teachers, config.distilled(), classes, str(device), config.train.precision, features
-        )
-        ahead = 0
-    else:
-        teachers = PoolClient(settings["pool"])
-        ahead = config.teachers.prefetch
+    teachers, ahead = _teachers(config, settings, device)
+    monitor = PoolMonitor(settings["pool"]) if rank == 0 and settings["pool"] else None
 
     with Tracker(run, config, start) if rank == 0 else nullcontext() as tracker:
         meter = _Meter()
@@ -104,7 +97,8 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
                     raise FloatingPointError(f"the loss is {losses['loss/total']} around step {step}: {losses}")
                 if tracker is not None:
                     rate = {"epoch": step / settings["steps_per_epoch"], "lr": trainer.optimizer.param_groups[0]["lr"]}
-                    tracker.log(step, rate | losses | meter.times(config.train.batch_size))
+                    service = monitor.read() if monitor is not None else {}
+                    tracker.log(step, rate | losses | meter.times(config.train.batch_size) | service)
                 meter = _Meter()
             if scored:
                 metrics = trainer.evaluate(run if rank == 0 else None, step, tracker)
@@ -117,6 +111,15 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         if tracker is not None:
             tracker.table("final", metrics)
     return {"final": metrics, "steps": step}
+
+
+def _teachers(config: Config, settings: Mapping[str, Any], device: torch.device) -> tuple[Teachers, int]:
+    """Where this worker's soft targets come from, and how many batches ahead they are asked for."""
+    if config.teachers.placement == "stored":
+        return StoredTargets(), 0
+    if settings["pool"] is not None:
+        return PoolClient(settings["pool"]), config.teachers.prefetch
+    return InlineTeachers(settings["teachers"], str(device)), 0
 
 
 class _Trainer:
@@ -157,7 +160,8 @@ class _Trainer:
         self.model.train()
         anchors = self.network.anchors(*batch["images"].shape[-2:])
         with autocast(self.device, self.config.train.precision):
-            terms = loss_terms(self.model, batch, distilled, soft, self.config, anchors)
+            targets = to_tensors(soft, self.device)
+            terms = loss_terms(self.model, batch, distilled, targets, self.config, anchors)
         total, shares = total_loss(terms, self.weights, workers)
         self.scaler.scale(total).backward()
         if optim.clip_norm is not None:

@@ -2,31 +2,33 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import ray
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
 from multas_ray.config import Config, Task
 from multas_ray.config_file import load_config
-from multas_ray.data.index import read_index
-from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
+from multas_ray.data.index import Index, read_index
+from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import stream, stream_memory
 from multas_ray.errors import UserError
-from multas_ray.job import cluster_cores, start_ray
+from multas_ray.job import cluster_cores, root_cause, start_ray
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta, start_step
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.html import run_report
-from multas_ray.teacher.pool import Handles, start_pool
-from multas_ray.teacher.teacher import Teacher
+from multas_ray.teacher.pool import start_pool
+from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
+from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
 from multas_ray.train.loop import train_worker
+from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import read_metrics
 
 RESULT = "result.json"
@@ -48,34 +50,44 @@ def train(config: Config) -> dict[str, Any]:
         config.data.path = str(Path(config.data.path).expanduser().resolve())
     run = Path(config.train.run)
     info = read_info(config.data.path)
-    plan = plan_run(config)
+    specs = check_networks(config, info)
+    plan = plan_run(config, specs)
     validation = EvaluationPlan(
         read_index(config.data.path, config.data.val), config.evaluate.batch_size, config.data.eval_size
     )
     for task in config.model.tasks:
         if not len(validation.index.rows([task, "both"])):
             raise UserError(f"data.val: split '{config.data.val}' has no row annotated for {task}, which is trained")
-    check_networks(config, info)
     finished = prepare_folder(run, config)
     if finished is not None:
         return finished
 
     began = perf_counter()
     start_ray(_cpus_needed(config))
-    pool = _start_teachers(config, info)
+    for task in specs:
+        whole = getattr(config.distill, task).needs_dense()
+        if config.distill.targets == "packed" and whole:
+            print(f"distill.targets: {task} stays dense, which distill.{task}.{whole[0]} needs", flush=True)
+    pooled = specs and config.teachers.placement == "pool"
     settings = {
         "config": config.model_dump(mode="json"),
         "det_classes": info.det_classes,
         "seg_classes": info.seg_classes,
         "steps_per_epoch": plan.steps_per_epoch,
-        "pool": pool,
+        "teachers": specs,
+        "pool": start_pool(config.teachers, specs) if pooled else None,
     }
     outcome = _fit(_trainer(config, settings, plan, validation), config.train.max_failures)
     return conclude(run, outcome, perf_counter() - began)
 
 
-def plan_run(config: Config) -> Plan:
-    """The plan of the configured run, over the rows that its losses can use."""
+def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
+    """The plan of the configured run, over the rows that its losses can use.
+
+    Raises:
+        UserError: no row is of use, or the store of soft targets does not fit or is not whole.
+    """
+    index = read_index(config.data.path, config.data.train)
     distilled = config.distilled()
     has: dict[TaskMask, set[Task]] = {"none": set(), "det": {"det"}, "seg": {"seg"}, "both": {"det", "seg"}}
     tasks = set(config.model.tasks)
@@ -85,7 +97,7 @@ def plan_run(config: Config) -> Plan:
         if annotated & tasks or any(_distils(config, task, task in annotated) for task in distilled)
     ]
     return lay_plan(
-        read_index(config.data.path, config.data.train),
+        index,
         usable=usable,
         mixing=None if config.data.mixing == "natural" else config.data.mixing,
         batch_size=config.train.batch_size,
@@ -94,7 +106,19 @@ def plan_run(config: Config) -> Plan:
         sizes=config.data.sizes,
         window=config.data.shuffle_window,
         multi_scale_until=config.data.multi_scale_until,
+        replay=_stored_views(config, specs, index),
     )
+
+
+def _stored_views(config: Config, specs: Mapping[Task, TeacherSpec], index: Index) -> Replay | None:
+    path = config.teachers.store
+    if config.teachers.placement != "stored" or path is None:
+        return None
+    store = check_store(path, describe_store(config, specs, index, views=1))
+    missing = len(missing_files(path, index, store))
+    if missing:
+        raise UserError(f"teachers.store {path}: {missing} files are missing; run jobs/precompute.py again")
+    return Replay(store.seed, store.views)
 
 
 def _distils(config: Config, task: Task, annotated: bool) -> bool:
@@ -102,25 +126,29 @@ def _distils(config: Config, task: Task, annotated: bool) -> bool:
     return on == "all" or (on == "annotated") == annotated
 
 
-def check_networks(config: Config, info: DatasetInfo) -> None:
+def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]:
     """Refuse a network that cannot be built and teachers that do not fit, before anything is started.
 
     Fills in what follows from the teachers: their checkpoints' folders, and the width of the student's adapters.
+
+    Returns:
+        The teachers of the distilled tasks.
 
     Raises:
         UserError
     """
     config.model.adapter = None
     MultiTaskNet(config.model, info.det_classes, info.seg_classes)
-    for task in config.distilled():
+    specs = teacher_specs(config, {"det": info.det_classes, "seg": info.seg_classes})
+    for task, spec in specs.items():
         teacher = config.teachers.of(task)
         assert teacher is not None
         # Its actors may start in another folder, and must all load the same checkpoint.
-        teacher.checkpoint = str(find_checkpoint(teacher.checkpoint).resolve())
-        loaded = Teacher(task, teacher.checkpoint, info.det_classes if task == "det" else info.seg_classes)
+        teacher.checkpoint = spec.checkpoint
+        theirs = spec.load("cpu").network
         if task == "seg":
             continue
-        theirs, own = loaded.network, config.model
+        own = config.model
         for name, value, expected in (
             ("anchor_base", theirs.config.anchor_base, own.anchor_base),
             ("levels", theirs.levels, own.levels),
@@ -132,6 +160,7 @@ def check_networks(config: Config, info: DatasetInfo) -> None:
                 )
         if config.distill.det.features:
             own.adapter = theirs.config.width
+    return specs
 
 
 def prepare_folder(run: Path, config: Config) -> dict[str, Any] | None:
@@ -162,7 +191,7 @@ def prepare_folder(run: Path, config: Config) -> dict[str, Any] | None:
 
 MAY_CHANGE: dict[str, Any] = {
     "data": {"workers", "cpus_per_task"},
-    "teachers": {"placement", "replicas", "resources", "prefetch", "threads"},
+    "teachers": {"pool", "replicas", "resources", "prefetch", "threads"},
     "train": {
         *("run", "steps", "workers", "threads", "resources", "max_failures", "resume"),
         *("log_every_steps", "checkpoint_every_steps"),
@@ -176,6 +205,10 @@ MAY_CHANGE: dict[str, Any] = {
 def _first_difference(config: Config, before: Config) -> str | None:
     """Dotted path of the first setting that two configurations of one run must share and do not."""
     mine, theirs = (_leaves(c.model_dump(mode="json", exclude=MAY_CHANGE)) for c in (config, before))
+    for leaves in (mine, theirs):
+        # In a pool or inline, teachers answer alike.
+        if leaves["teachers.placement"] == "inline":
+            leaves["teachers.placement"] = "pool"
     return next((path for path in sorted(mine.keys() | theirs.keys()) if mine.get(path) != theirs.get(path)), None)
 
 
@@ -200,14 +233,6 @@ def _cpus_needed(config: Config) -> int:
     return math.ceil(config.train.workers * config.train.resources.cpu + teachers * config.teachers.resources.cpu) + 2
 
 
-def _start_teachers(config: Config, info: DatasetInfo) -> Handles | None:
-    if config.teachers.placement != "pool" or not config.distilled():
-        return None
-    classes: dict[Task, list[str]] = {"det": info.det_classes, "seg": info.seg_classes}
-    features = config.distill.det.features
-    return start_pool(config.teachers, config.distilled(), classes, config.train.precision, features)
-
-
 def _trainer(
     config: Config, settings: dict[str, Any], plan: Plan, validation: EvaluationPlan
 ) -> Callable[[], TorchTrainer]:
@@ -216,9 +241,13 @@ def _trainer(
     parallel = config.data.workers or max(1, cluster_cores() // 2)
     source = partial(stream, workers=workers, parallel=parallel, cpus_per_task=config.data.cpus_per_task)
 
+    targets = None
+    if plan.replay is not None and config.teachers.store is not None:
+        targets = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
+
     # Ray Train calls these anew at every start of the worker group, so the stream begins at the newest checkpoint.
     def training_stream() -> ray.data.Dataset:
-        return source(plan, start=start_step(run), augment=config.data.augment)
+        return source(plan, start=start_step(run), augment=config.data.augment, targets=targets)
 
     def validation_stream() -> ray.data.Dataset:
         return source(validation)
@@ -252,6 +281,7 @@ def _trainer(
                 storage_path=str(run),
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),
+                callbacks=[StopOnUserError()],
             ),
         )
 
@@ -264,10 +294,21 @@ def _fit(build: Callable[[], TorchTrainer], retries: int) -> dict[str, Any]:
         try:
             return build().fit().return_value
         except (ControllerError, ray.exceptions.ActorDiedError) as error:
-            if attempt == retries:
+            if attempt == retries or isinstance(root_cause(error), UserError):
                 raise
             print(f"the training controller died ({type(error).__name__}): starting it again", flush=True)
     raise AssertionError("unreachable")
+
+
+class StopOnUserError(UserCallback):
+    """Ends a run whose workers met what no restart can change, such as a teacher that answers with NaN."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise a worker's `UserError` in the controller, which ends the run."""
+        for error in worker_exceptions.values():
+            cause = root_cause(error)
+            if isinstance(cause, UserError):
+                raise cause
 
 
 def conclude(run: Path, outcome: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One training step's loss: of any mixture of task masks, divided by counts of the whole global batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multas_ray.config import Config, Task
+from multas_ray.errors import UserError
 from multas_ray.loss.detection import detection_losses
 from multas_ray.loss.distillation import detection_distillation, foreground_cells, segmentation_distillation
 from multas_ray.loss.segmentation import segmentation_loss
@@ -31,7 +32,7 @@ def loss_terms(
     model: nn.Module,
     batch: Batch,
     distilled: Mapping[Task, np.ndarray],
-    soft: Mapping[str, np.ndarray],
+    soft: Mapping[str, Tensor],
     config: Config,
     anchors: Tensor,
 ) -> dict[str, Term]:
@@ -43,6 +44,9 @@ def loss_terms(
         distilled: rows to distil, of each distilled task.
         soft: the teachers' answers for these rows, in their order; nothing for a task without rows.
         anchors: (A, 4) of the batch's image size.
+
+    Raises:
+        UserError: a teacher's answer has another shape than the student's.
     """
     device = anchors.device
     tasks = config.model.tasks
@@ -70,7 +74,7 @@ def loss_terms(
     if "det" in distilled:
         rows = distilled["det"]
         student = {name: pick(name, "det", rows) for name in compared}
-        teacher = {name: _target(soft, name, like) for name, like in student.items()}
+        teacher = {name: _target(soft, name, like, like.shape, config) for name, like in student.items()}
         foreground = None
         if config.distill.det.defeat:
             foreground = foreground_cells(put(batch["boxes"][rows]), put(batch["labels"][rows]), anchors)
@@ -78,12 +82,24 @@ def loss_terms(
         terms |= detection_distillation(student, teacher, foreground, config.distill.det)
     if "seg" in distilled:
         logits = pick("seg", "seg", distilled["seg"])
-        terms |= segmentation_distillation(logits, _target(soft, "seg", logits), config.distill.seg)
+        height, width = batch["images"].shape[-2:]
+        shape = (*logits.shape[:2], height // 4, width // 4)
+        terms |= segmentation_distillation(logits, _target(soft, "seg", logits, shape, config), config.distill.seg)
     return terms
 
 
-def _target(soft: Mapping[str, np.ndarray], name: str, like: Tensor) -> Tensor:
-    return torch.tensor(soft[name], device=like.device).float() if name in soft else like.detach()
+def _target(soft: Mapping[str, Tensor], name: str, like: Tensor, shape: Sequence[int], config: Config) -> Tensor:
+    """A teacher's answer; without rows, the student's own."""
+    if name not in soft:
+        return like.detach()
+    if soft[name].shape != tuple(shape):
+        task: Task = "seg" if name == "seg" else "det"
+        teacher = config.teachers.of(task)
+        raise UserError(
+            f"teachers.{task}.checkpoint {teacher.checkpoint if teacher else ''}: its answer '{name}' has the shape "
+            f"{tuple(soft[name].shape)}, the student needs {tuple(shape)}"
+        )
+    return soft[name]
 
 
 def term_weights(config: Config) -> dict[str, float]:

@@ -1,117 +1,174 @@
-"""Teachers inside the worker and in the pool."""
+"""The pool: actors that answer as a teacher inside the worker would."""
 
 import os
 import signal
+import threading
 import time
+from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
 
 from multas_ray.config import TeachersConfig
-from multas_ray.data import scenes
 from multas_ray.errors import UserError
-from multas_ray.teacher.pool import InlineTeachers, PoolClient, start_pool, with_soft_targets
-from multas_ray.teacher.teacher import Teacher
-
-CLASSES = {"det": list(scenes.CLASSES), "seg": ["background", *scenes.CLASSES]}
-
-
-@pytest.fixture
-def teachers(random_teachers: dict) -> TeachersConfig:
-    return TeachersConfig.model_validate(random_teachers)
-
-
-def images(rows: int = 4) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (rows, 3, 64, 64), dtype=np.uint8)
-
+from multas_ray.teacher.feed import InlineTeachers
+from multas_ray.teacher.pool import NAMESPACE, PoolClient, PoolMonitor, pool_status, start_pool, stop_pool
+from multas_ray.teacher.teacher import digests
+from tests.teacher.test_teacher import images, specs, spoil  # noqa: F401  (a fixture)
 
 ROWS = {"det": np.array([0, 3]), "seg": np.array([1, 2, 3])}
+BATCH = {"images": images()}
+DIGESTS = {"det.digest", "seg.digest"}
 
 
-def test_soft_targets_are_the_network_s_outputs(teachers):
-    teacher = Teacher("det", teachers.det.checkpoint, CLASSES["det"])
-    soft = teacher(images())
-    with torch.no_grad():
-        out = teacher.network(torch.tensor(images()))
-    assert soft.keys() == {"cls", "box"}
-    np.testing.assert_allclose(soft["cls"], out["cls"].numpy(), rtol=2e-3, atol=1e-3)
-    assert soft["box"].dtype == np.float16
-    assert not teacher.network.training
-    assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+class Slow:
+    """A source whose teacher takes its time, and says which rows it was sent."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def load(self, device: str):
+        def answer(some: np.ndarray) -> dict[str, np.ndarray]:
+            time.sleep(self.seconds)
+            return {"det.digest": digests(some), "pid": np.asarray(os.getpid()), "time": np.asarray(time.time())}
+
+        return answer
 
 
-@pytest.mark.parametrize(
-    ("task", "of", "classes", "words"),
-    [
-        ("det", "det", ["cat", "dog"], "its classes are circle, .*; the data set's are cat, dog"),
-        ("seg", "det", CLASSES["seg"], "trained for det, not seg"),
-    ],
-)
-def test_a_teacher_that_does_not_fit_is_refused(teachers, task, of, classes, words):
-    with pytest.raises(UserError, match=words):
-        Teacher(task, teachers.of(of).checkpoint, classes)
-
-
-def test_the_pool_answers_as_inline_teachers_do(started_ray, teachers):
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_pool_answers_as_inline_teachers_do(started_ray, specs, packed):  # noqa: F811
     torch.set_num_threads(1)
-    inline = InlineTeachers(teachers, ["det", "seg"], CLASSES, "cpu").submit(images(), ROWS)()
-    pool = PoolClient(start_pool(teachers, ["det", "seg"], CLASSES))
-    answers = pool.submit(images(), ROWS)()
-    assert answers.keys() == inline.keys() == {"cls", "box", "seg"}
+    specs = {task: replace(spec, packed=packed) for task, spec in specs.items()}
+    inline = InlineTeachers(specs, "cpu").submit(BATCH, ROWS)()
+    pool = PoolClient(start_pool(TeachersConfig(), specs))
+    answers = pool.submit(BATCH, ROWS)()
+    assert answers.keys() == inline.keys()
+    assert answers.keys() > DIGESTS
     for name, value in inline.items():
         np.testing.assert_array_equal(answers[name], value)
-    assert pool.submit(images(), {"det": ROWS["det"], "seg": ROWS["seg"][:0]})().keys() == {"cls", "box"}
-    assert pool.submit(images(), {})() == {}
+    assert "det.digest" in pool.submit(BATCH, {"det": ROWS["det"], "seg": ROWS["seg"][:0]})()
+    assert pool.submit(BATCH, {})() == {}
 
 
-def test_a_killed_teacher_comes_back_and_answers(started_ray, teachers):
-    handles = start_pool(teachers, ["det"], CLASSES)
+def test_only_rows_that_a_teacher_needs_are_sent_and_each_only_to_it(started_ray, monkeypatch):
+    sent = []
+    put = ray.put
+    monkeypatch.setattr(ray, "put", lambda array: sent.append(array) or put(array))
+    pool = PoolClient(start_pool(TeachersConfig(), {"det": Slow(0), "seg": Slow(0)}))
+    answer = pool.submit(BATCH, {"det": np.array([3]), "seg": np.array([1])})()
+    assert len(sent) == 1, "one copy for both teachers"
+    assert sent[0].dtype == np.uint8
+    np.testing.assert_array_equal(sent[0], BATCH["images"][[1, 3]])
+    assert answer["det.digest"].tolist() == [digests(BATCH["images"])[1]], "the last answer is of the seg teacher"
+    assert pool.submit(BATCH, {"det": np.array([3])})()["det.digest"].tolist() == [digests(BATCH["images"])[3]]
+
+
+def test_a_request_goes_to_the_replica_with_the_fewest_in_flight(started_ray):
+    pool = PoolClient(start_pool(TeachersConfig(replicas=3, resources={"cpu": 0.1}), {"det": Slow(0.3)}))
+    requests = [pool.submit(BATCH, {"det": ROWS["det"]}) for _ in range(6)]
+    assert [len(flight) for flight in pool.in_flight["det"]] == [2, 2, 2]
+    answers = [collect() for collect in requests]
+    pids = [int(answer["pid"]) for answer in answers]
+    assert sorted(pids.count(pid) for pid in set(pids)) == [2, 2, 2]
+    assert len(set(pids[:3])) == 3
+    # All are idle again: their turn comes one after another.
+    later = [int(pool.submit(BATCH, {"det": ROWS["det"]})()["pid"]) for _ in range(3)]
+    assert len(set(later)) == 3
+    assert sum(len(flight) for flight in pool.in_flight["det"]) == 1, "what is answered is not in flight"
+
+
+def test_two_teachers_of_a_row_work_at_the_same_time(started_ray):
+    pool = PoolClient(start_pool(TeachersConfig(resources={"cpu": 0.1}), {"det": Slow(0.4), "seg": Slow(0.4)}))
+    pool.submit(BATCH, ROWS)()
+    monitor = PoolMonitor(pool.handles)
+    assert monitor.read() == {}, "nothing is waited for"
+    collect = pool.submit(BATCH, ROWS)
+    time.sleep(0.2)
+    figures = monitor.read()
+    assert figures["teacher/det/queue"] == figures["teacher/seg/queue"] == 0, "as they were when first asked"
+    time.sleep(0.1)
+    figures = monitor.read()
+    assert figures["teacher/det/queue"] == figures["teacher/seg/queue"] == 1
+    collect()
+    assert figures["teacher/det/replicas"] == 1
+    assert figures["teacher/seg/latency_s"] > 0.3
+    assert figures["teacher/seg/images_per_s"] > 0
+
+
+def test_a_killed_teacher_comes_back_and_answers(started_ray, specs):  # noqa: F811
+    handles = start_pool(TeachersConfig(), {"det": specs["det"]})
     (actor,) = handles["det"]
-    pool = PoolClient(handles)
+    pool, monitor = PoolClient(handles), PoolMonitor(handles)
     pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
-    expected = pool.submit(images(), {"det": ROWS["det"]})()
+    expected = pool.submit(BATCH, {"det": ROWS["det"]})()
+    monitor.read()
+    time.sleep(0.5)
+    assert monitor.read()["teacher/det/restarts"] == 0
     os.kill(pid, signal.SIGKILL)
-    requests = [pool.submit(images(), {"det": ROWS["det"]}) for _ in range(5)]
+    requests = [pool.submit(BATCH, {"det": ROWS["det"]}) for _ in range(5)]
     for collect in requests:
         np.testing.assert_array_equal(collect()["cls"], expected["cls"])
     assert ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) != pid
-    assert pool.in_flight["det"] == [0]
+    monitor.read()
+    time.sleep(0.5)
+    assert monitor.read()["teacher/det/restarts"] == 1
 
 
-class Recorder:
-    """Teachers that note what is asked of them."""
-
-    def __init__(self) -> None:
-        self.submitted = self.collected = self.most = 0
-
-    def submit(self, images, rows):
-        self.submitted += 1
-        self.most = max(self.most, self.submitted - self.collected)
-
-        def collect():
-            self.collected += 1
-            return {"seg": images}
-
-        return collect
+def test_a_teacher_that_answers_with_nan_is_named(started_ray, specs, tmp_path):  # noqa: F811
+    broken = replace(specs["det"], checkpoint=spoil(specs["det"].checkpoint, tmp_path))
+    pool = PoolClient(start_pool(TeachersConfig(), {"det": broken}))
+    with pytest.raises(UserError, match="it answers with NaN"):
+        pool.submit(BATCH, {"det": ROWS["det"]})()
 
 
-def batches(count: int, delay: float = 0.0):
-    for number in range(count):
-        time.sleep(delay)
-        yield {"images": np.full((1,), number)}
+def test_a_named_pool_is_shared_and_outlives_its_runs(started_ray, specs):  # noqa: F811
+    config = TeachersConfig(pool="shared", replicas=2, resources={"cpu": 0.1})
+    # Two that start at once make one pool.
+    found: list[dict] = []
+    threads = [threading.Thread(target=lambda: found.append(start_pool(config, specs))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ids = [[handle._actor_id for replicas in handles.values() for handle in replicas] for handles in found]
+    assert ids[0] == ids[1]
+    found.clear()
+    rows = [row for row in pool_status() if row["pool"] == "shared"]
+    assert [(row["task"], row["replica"], row["state"], row["restarts"]) for row in rows] == [
+        *(("det", number, "ALIVE", 0) for number in (0, 1)),
+        *(("seg", number, "ALIVE", 0) for number in (0, 1)),
+    ]
+    assert all(row["queue"] == 0 for row in rows)
+    # A run that asks for fewer replicas uses all that are there.
+    pool = PoolClient(start_pool(config.model_copy(update={"replicas": 1}), specs))
+    assert len(pool.handles["det"]) == 2
+    pool.submit(BATCH, ROWS)()
+    assert sum(row["images"] for row in pool_status()) == 5
+    with pytest.raises(UserError, match="pool 'shared' serves a det teacher with another precision"):
+        start_pool(config, {"det": replace(specs["det"], precision="bfloat16")})
+    assert stop_pool("shared") == 4
+    end = time.monotonic() + 30
+    while any(row["pool"] == "shared" for row in pool_status()) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
+    assert stop_pool("shared") == 0
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3])
-def test_requests_run_ahead_within_a_window_and_come_back_in_order(ahead):
-    teachers = Recorder()
-    fed = list(with_soft_targets(batches(10), teachers, lambda batch: {"seg": np.arange(1)}, ahead))
-    assert [int(item.batch["images"][0]) for item in fed] == list(range(10))
-    assert all(item.soft["seg"] is item.batch["images"] for item in fed)
-    assert teachers.most == ahead + 1
-
-
-def test_waiting_for_data_is_told_apart_from_waiting_for_teachers():
-    fed = list(with_soft_targets(batches(3, delay=0.05), Recorder(), lambda batch: {}, 0))
-    assert all(item.data_wait >= 0.05 > item.teacher_wait for item in fed)
+@pytest.mark.slow
+def test_all_replicas_killed_at_once_come_back(started_ray, specs):  # noqa: F811
+    config = TeachersConfig(replicas=2, resources={"cpu": 0.1})
+    handles = start_pool(config, specs)
+    pool = PoolClient(handles)
+    expected = pool.submit(BATCH, ROWS)()
+    requests = [pool.submit(BATCH, ROWS) for _ in range(6)]
+    for replicas in handles.values():
+        for handle in replicas:
+            psutil.Process(ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))).kill()
+    requests += [pool.submit(BATCH, ROWS) for _ in range(6)]
+    for collect in requests:
+        answer = collect()
+        for name in expected:
+            np.testing.assert_array_equal(answer[name], expected[name])

@@ -72,7 +72,7 @@ def share(batch: dict, rows: list[int]) -> dict[str, np.ndarray]:
     return part | {"masks": batch["masks"][kept]}
 
 
-def soft_of(batch: dict, config: Config) -> dict[str, np.ndarray]:
+def soft_of(batch: dict, config: Config) -> dict[str, torch.Tensor]:
     """Soft targets for a batch's distilled rows, a function of each row's pixels."""
     torch.manual_seed(9)
     teacher = MultiTaskNet(config.model, DET, SEG).eval()
@@ -81,7 +81,7 @@ def soft_of(batch: dict, config: Config) -> dict[str, np.ndarray]:
         out = teacher(torch.tensor(batch["images"]), features=config.model.adapter is not None)
     out["seg"] = torch.nn.functional.adaptive_avg_pool2d(out["seg"], SIZE // 4)
     pairs = {"cls": "det", "box": "det", "seg": "seg"} | ({"feature": "det"} if "feature" in out else {})
-    return {name: out[name][rows[task]].half().numpy() for name, task in pairs.items() if len(rows.get(task, ()))}
+    return {name: out[name][rows[task]].half().float() for name, task in pairs.items() if len(rows.get(task, ()))}
 
 
 def gradients(config: Config, batch: dict, workers: int = 1, wrap=lambda model: model) -> dict[str, torch.Tensor]:

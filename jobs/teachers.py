@@ -1,0 +1,91 @@
+"""Manage the teacher pools that runs of a Ray cluster share (`teachers.pool: <name>`).
+
+python jobs/teachers.py start --config jobs/configs/animals_kd.yaml teachers.pool=animals teachers.replicas=4
+python jobs/teachers.py status
+python jobs/teachers.py stop animals
+"""
+
+import argparse
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from multas_ray.config_file import load_config
+from multas_ray.data.schema import read_info
+from multas_ray.errors import UserError
+from multas_ray.job import Parser, run_job, start_ray
+from multas_ray.teacher.pool import pool_status, start_pool, stop_pool
+from multas_ray.teacher.teacher import teacher_specs
+
+
+def main() -> None:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = commands.add_parser("start", help="start a pool, or the replicas that it lacks")
+    sub.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the runs to come")
+    sub.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
+    sub.set_defaults(run=start)
+    sub = commands.add_parser("status", help="every replica of every pool")
+    sub.set_defaults(run=status)
+    sub = commands.add_parser("stop", help="end a pool")
+    sub.add_argument("name", help="of the pool")
+    sub.set_defaults(run=stop)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+def connect() -> None:
+    """Connect to the cluster; a Ray of this job's own would end with it, and its pools too."""
+    if not os.environ.get("RAY_ADDRESS"):
+        raise UserError("RAY_ADDRESS: not set; shared pools live in a cluster (ray start --head, or ray job submit)")
+    start_ray()
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Start, and wait until every replica has loaded its teacher."""
+    config = load_config(arguments.config, arguments.overrides)
+    if config.teachers.pool is None:
+        raise UserError("teachers.pool: not set; a shared pool needs a name")
+    info = read_info(config.data.path)
+    specs = teacher_specs(config, {"det": info.det_classes, "seg": info.seg_classes})
+    if not specs:
+        raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
+    connect()
+    start_pool(config.teachers, specs)
+    show(config.teachers.pool)
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Show all pools."""
+    connect()
+    show()
+
+
+def stop(arguments: argparse.Namespace) -> None:
+    """End a pool."""
+    connect()
+    ended = stop_pool(arguments.name)
+    if not ended:
+        raise UserError(f"no pool '{arguments.name}' here; there are {', '.join(sorted(names())) or 'none'}")
+    print(f"pool {arguments.name}: {ended} replicas ended")
+
+
+def names() -> set[str]:
+    """Of the pools of this cluster."""
+    return {row["pool"] for row in pool_status()}
+
+
+def show(pool: str | None = None) -> None:
+    """Print every replica, of one pool or of all."""
+    columns = ("pool", "task", "replica", "state", "restarts", "queue", "images", "images_per_s", "latency_s")
+    table = Table(*columns)
+    for row in pool_status():
+        if pool in (None, row["pool"]):
+            cells = (row.get(name, "-") for name in columns)
+            table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console().print(table if table.row_count else "no shared pool in this cluster")
+
+
+if __name__ == "__main__":
+    run_job(main)

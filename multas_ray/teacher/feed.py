@@ -1,0 +1,104 @@
+"""Batches with their soft targets: asked for ahead of time, checked to be of the very pixels they came for."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+
+from multas_ray.config import Task
+from multas_ray.teacher.teacher import Rows, SoftTargets, TeacherSpec, digests
+
+Batch = dict[str, np.ndarray]
+
+
+class Teachers(Protocol):
+    """Where soft targets come from: `PoolClient`, `InlineTeachers` or `StoredTargets`."""
+
+    def submit(self, batch: Batch, rows: Rows) -> Callable[[], SoftTargets]:
+        """Ask for soft targets of rows of a batch; the call that is returned waits for them."""
+        ...
+
+
+class InlineTeachers:
+    """Teachers inside the worker: computed when they are asked for, on the worker's device."""
+
+    def __init__(self, specs: Mapping[Task, TeacherSpec], device: str) -> None:
+        self.teachers = {task: spec.load(device) for task, spec in specs.items()}
+
+    def submit(self, batch: Batch, rows: Rows) -> Callable[[], SoftTargets]:
+        """See `Teachers`; the work is done by the call that is returned."""
+
+        def collect() -> SoftTargets:
+            targets: SoftTargets = {}
+            for task, task_rows in rows.items():
+                if len(task_rows):
+                    targets |= self.teachers[task](batch["images"][task_rows])
+            return targets
+
+        return collect
+
+
+class StoredTargets:
+    """Soft targets that came with the batch, out of a store."""
+
+    def submit(self, batch: Batch, rows: Rows) -> Callable[[], SoftTargets]:
+        """See `Teachers`."""
+        own = tuple(f"{task}." for task, task_rows in rows.items() if len(task_rows))
+        return lambda: {name: value for name, value in batch.items() if name.startswith(own)}
+
+
+@dataclass
+class Fed:
+    """A batch with its soft targets."""
+
+    batch: Batch
+    rows: Rows
+    soft: SoftTargets
+    data_wait: float
+    """Seconds spent waiting for data since the batch before."""
+    teacher_wait: float
+    """Seconds spent waiting for this batch's soft targets."""
+
+
+def with_soft_targets(
+    batches: Iterable[Batch], teachers: Teachers, rows_of: Callable[[Batch], Rows], ahead: int
+) -> Iterator[Fed]:
+    """Batches with their soft targets, in order. The requests of the next `ahead` batches are always under way, and
+    none is waited for before its batch is due.
+
+    Raises:
+        RuntimeError: soft targets are of other pixels than the batch's.
+    """
+    source = iter(batches)
+    window: deque[tuple[Batch, Rows, Callable[[], SoftTargets]]] = deque()
+    exhausted = False
+    while True:
+        started = perf_counter()
+        while not exhausted and len(window) <= ahead:
+            batch = next(source, None)
+            if batch is None:
+                exhausted = True
+                break
+            rows = rows_of(batch)
+            window.append((batch, rows, teachers.submit(batch, rows)))
+        if not window:
+            return
+        data_wait = perf_counter() - started
+        batch, rows, collect = window.popleft()
+        started = perf_counter()
+        soft = collect()
+        check_digests(batch, rows, soft)
+        yield Fed(batch, rows, soft, data_wait, perf_counter() - started)
+
+
+def check_digests(batch: Batch, rows: Rows, soft: SoftTargets) -> None:
+    """Stop before training on targets that are missing, or are another image's."""
+    for task, task_rows in rows.items():
+        if not len(task_rows):
+            continue
+        found = soft.get(f"{task}.digest", np.zeros(0, np.uint64))
+        if not np.array_equal(found, digests(batch["images"][task_rows])):
+            raise RuntimeError(f"step {batch['step']}: soft targets of {task} are not of this batch's pixels")

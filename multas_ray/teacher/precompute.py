@@ -1,0 +1,179 @@
+"""Fill a store of soft targets: a Ray Data job over the training rows that are distilled, some augmentations each."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from multas_ray.config import Config, Task
+from multas_ray.config_file import parse_config
+from multas_ray.data.batch import pack, unpack
+from multas_ray.data.index import Index, read_index
+from multas_ray.data.plan import Part, mix
+from multas_ray.data.schema import read_info
+from multas_ray.data.stream import set_data_context
+from multas_ray.errors import UserError
+from multas_ray.job import cluster_cores, start_ray
+from multas_ray.teacher.store import (
+    SCHEMA,
+    StoreInfo,
+    check_store,
+    describe_store,
+    missing_files,
+    needs,
+    read_store_info,
+    write_file,
+    write_store_info,
+)
+from multas_ray.teacher.teacher import TeacherSpec, digests, split, teacher_specs
+
+BATCH = 32
+"""Images that a teacher answers at a time."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files that are written, and of all."""
+
+
+def precompute(config: Config, views: int, progress: Progress = lambda done, total: None) -> dict[str, Any]:
+    """Fill `config.teachers.store`, or what is missing of it.
+
+    Args:
+        config: of the run that is to train with the store, with any placement.
+        views: augmentations of each row. A store that has fewer is added to.
+        progress: told of every file.
+
+    Returns:
+        files (written now), images (answered for), views (of the store), kb_per_image, seconds.
+
+    Raises:
+        UserError: configuration, data or teachers cannot be used, or the store was made of something else.
+    """
+    tree = config.model_dump(mode="json")
+    config = parse_config(tree | {"teachers": tree["teachers"] | {"placement": "stored"}})
+    path = config.teachers.store
+    assert path is not None
+    data = read_info(config.data.path)
+    index = read_index(config.data.path, config.data.train)
+    specs = teacher_specs(config, {"det": data.det_classes, "seg": data.seg_classes})
+    if not specs:
+        raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
+    info = describe_store(config, specs, index, views)
+    if read_store_info(path) is not None:
+        before = check_store(path, info)
+        if before.teachers.keys() != info.teachers.keys():
+            tasks = ", ".join(sorted(before.teachers))
+            raise UserError(f"teachers.store {path}: holds the teachers' answers of {tasks}; name just these")
+        kept = {"seed": before.seed, "views": max(before.views, views), "teachers": before.teachers}
+        info = info.model_copy(update=kept)
+    todo = missing_files(path, index, info)
+    write_store_info(path, info)
+
+    began = perf_counter()
+    written = images = size = 0
+    progress(0, len(todo))
+    if todo:
+        start_ray(len(specs) + 2)
+        for row in _job(config, index, info, specs, todo).iter_rows():
+            written, images, size = written + 1, images + row["images"], size + row["bytes"]
+            progress(written, len(todo))
+    seconds = perf_counter() - began
+    kb = size / max(1, images) / 1000
+    return {"files": written, "images": images, "views": info.views, "kb_per_image": kb, "seconds": seconds}
+
+
+def _job(
+    config: Config, index: Index, info: StoreInfo, specs: Mapping[Task, TeacherSpec], todo: Sequence[tuple[int, int]]
+) -> ray.data.Dataset:
+    """One row for each file that was written: images, bytes."""
+    set_data_context()
+    # Prints every job's plan.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    teachers = config.teachers
+    assert teachers.store is not None
+    make = partial(make_views, todo=todo, index=index, wanted=needs(index, info), info=info)
+    return (
+        ray.data.range(len(todo), override_num_blocks=len(todo))
+        .map_batches(
+            make,
+            batch_size=None,
+            zero_copy_batch=True,
+            num_cpus=config.data.cpus_per_task,
+            compute=ray.data.TaskPoolStrategy(size=config.data.workers or max(1, cluster_cores() // 2)),
+        )
+        .map_batches(
+            Writer,
+            fn_constructor_args=(specs, teachers.threads, teachers.store),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=teachers.resources.cpu,
+            num_gpus=teachers.resources.gpu,
+            resources=teachers.resources.custom,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=teachers.replicas),
+        )
+    )
+
+
+def make_views(
+    chunk: dict[str, np.ndarray],
+    *,
+    todo: Sequence[tuple[int, int]],
+    index: Index,
+    wanted: Mapping[Task, np.ndarray],
+    info: StoreInfo,
+) -> Any:
+    """The images of the files `chunk["id"]`, a packed batch each: the rows of a row group that need a target, augmented
+    as the training will augment them when it comes to this view."""
+    # Not imported above, see `make_chunk`.
+    import torch
+
+    from multas_ray.data.collate import make_batch
+
+    torch.set_num_threads(1)
+    for number in chunk["id"]:
+        view, block = todo[number]
+        needed = np.logical_or.reduce(list(wanted.values())) & (index.block == block)
+        rows = np.flatnonzero(needed)
+        views = np.full_like(rows, view)
+        seeds = mix(info.seed, views, rows)
+        batch = make_batch(index, Part(0, 0, info.size, rows, views, views, seeds), info.augment)
+        kept = {name: batch[name] for name in ("images", "ids")}
+        own = {task: np.flatnonzero(mask[rows]) for task, mask in wanted.items()}
+        yield pack(kept | own | {"seeds": seeds, "view": np.asarray(view), "block": np.asarray(block)})
+
+
+class Writer:
+    """An actor of the job: the teachers, whose answers it writes."""
+
+    def __init__(self, specs: Mapping[Task, TeacherSpec], threads: int, path: str) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self.teachers = {task: spec.load(device) for task, spec in specs.items()}
+        self.path = path
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Write the file of one packed batch of `make_views`."""
+        batch = unpack(table)
+        images = batch["images"]
+        columns: dict[str, list[Any]] = {task: [None] * len(images) for task in ("det", "seg")}
+        for task, teacher in self.teachers.items():
+            rows = batch[task]
+            for start in range(0, len(rows), BATCH):
+                some = rows[start : start + BATCH]
+                for row, packed in zip(some, split(task, teacher(images[some])), strict=True):
+                    columns[task][row] = packed
+        columns |= {
+            "image_id": [image_id.decode() for image_id in batch["ids"].tolist()],
+            "view": [int(batch["view"])] * len(images),
+            "seed": batch["seeds"].tolist(),
+            "digest": digests(images).tolist(),
+        }
+        answers = pa.table(columns, schema=SCHEMA)
+        size = write_file(self.path, int(batch["view"]), int(batch["block"]), answers)
+        return pa.table({"images": [len(images)], "bytes": [size]})

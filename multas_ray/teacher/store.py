@@ -1,0 +1,259 @@
+"""Stored soft targets: what they are of, where they lie, and how a run reads them.
+
+A store is a folder (local, or any URI that pyarrow writes) with `store.json` and, for each view and each row group of
+the data set's split, `view=000/000012.parquet`: image_id, view, seed of the augmentation, digest of the pixels, and the
+packed answers det and seg, null where a row needs none. A file is there whole or not at all.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from multas_ray.config import AugmentConfig, Config, Task
+from multas_ray.data.index import Index
+from multas_ray.data.plan import Part, Replay
+from multas_ray.data.schema import filesystem, read_info
+from multas_ray.data.transforms import VERSION as TRANSFORMS
+from multas_ray.errors import UserError
+from multas_ray.teacher import codec
+from multas_ray.teacher.teacher import Rows, SoftTargets, TeacherSpec, joined
+
+INFO = "store.json"
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("view", pa.int32(), nullable=False),
+        pa.field("seed", pa.uint64(), nullable=False),
+        pa.field("digest", pa.uint64(), nullable=False),
+        pa.field("det", pa.binary()),
+        pa.field("seg", pa.binary()),
+    ]
+)
+
+
+class StoredTeacher(BaseModel):
+    """The answers of one teacher."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    digest: str
+    """Of its weights."""
+    classes: list[str]
+    precision: str
+    on: Literal["missing", "annotated", "all"]
+    """Rows that have its answer."""
+
+
+class StoreInfo(BaseModel):
+    """`store.json`: all that decides the content, but the number of views."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str
+    """Digest of the data set's description and the split's task masks."""
+    split: str
+    size: int
+    """Side of the images in pixels."""
+    augment: AugmentConfig
+    transforms: int
+    """Version of the augmentation."""
+    codec: str
+    seed: int
+    """From which the augmentations' seeds are derived."""
+    views: int
+    """Of each row."""
+    teachers: dict[Task, StoredTeacher]
+
+    def replay(self) -> Replay:
+        """The augmentations that a run must take."""
+        return Replay(self.seed, self.views)
+
+
+def describe_store(config: Config, specs: Mapping[Task, TeacherSpec], index: Index, views: int) -> StoreInfo:
+    """What a store of this configuration's soft targets is of."""
+    return StoreInfo(
+        dataset=_dataset_digest(config.data.path, index),
+        split=config.data.train,
+        size=config.data.eval_size,
+        augment=config.data.augment,
+        transforms=TRANSFORMS,
+        codec=codec.NAME,
+        seed=config.train.seed,
+        views=views,
+        teachers={
+            task: StoredTeacher(
+                digest=spec.digest,
+                classes=list(spec.classes),
+                precision=spec.precision,
+                on=getattr(config.distill, task).on,
+            )
+            for task, spec in specs.items()
+        },
+    )
+
+
+def read_store_info(path: str) -> StoreInfo | None:
+    """`store.json` of a store, None if there is none yet.
+
+    Raises:
+        UserError: it is not of a store that this version reads.
+    """
+    filesys, root = filesystem(path)
+    try:
+        with filesys.open_input_stream(f"{root}/{INFO}") as stream:
+            return StoreInfo.model_validate(json.loads(stream.read()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, ValidationError) as error:
+        raise UserError(f"{path}/{INFO}: not a store's description ({str(error).splitlines()[0]})") from None
+
+
+def write_store_info(path: str, info: StoreInfo) -> None:
+    """Write `store.json`."""
+    filesys, root = filesystem(path)
+    filesys.create_dir(root)
+    _write_whole(filesys, f"{root}/{INFO}", info.model_dump_json(indent=1).encode())
+
+
+def check_store(path: str, wanted: StoreInfo) -> StoreInfo:
+    """A store's description, if a run's targets can come from it; seed and views are the store's.
+
+    Raises:
+        UserError: there is no store, or it was made of something else.
+    """
+    found = read_store_info(path)
+    if found is None:
+        raise UserError(f"teachers.store {path}: no store here ({INFO} is missing); fill one with jobs/precompute.py")
+    for name, value, expected in _facts(found, wanted):
+        if name.endswith(".on") and value == "all":
+            continue
+        if value != expected:
+            raise UserError(f"teachers.store {path}: made with {name} {value}, but this run has {expected}")
+    return found
+
+
+def _facts(found: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
+    """Name, value found and value wanted of all that must agree."""
+    facts = [
+        ("data.path", found.dataset, wanted.dataset),
+        ("data.train", found.split, wanted.split),
+        ("data.size", found.size, wanted.size),
+        ("data.augment", found.augment.model_dump(), wanted.augment.model_dump()),
+        ("transform version", found.transforms, wanted.transforms),
+        ("codec", found.codec, wanted.codec),
+    ]
+    for task, teacher in wanted.teachers.items():
+        stored = found.teachers.get(task)
+        facts.append((f"teachers.{task}", "absent" if stored is None else "present", "present"))
+        if stored is not None:
+            facts += [
+                (f"teachers.{task}.checkpoint of digest", stored.digest, teacher.digest),
+                (f"teachers.{task} classes", stored.classes, teacher.classes),
+                (f"teachers.{task} train.precision", stored.precision, teacher.precision),
+                (f"distill.{task}.on", stored.on, teacher.on),
+            ]
+    return facts
+
+
+def needs(index: Index, info: StoreInfo) -> dict[Task, np.ndarray]:
+    """(N,) bool of each teacher: rows of the split that have its answer."""
+    has = {"det": index.task_mask & 1 > 0, "seg": index.task_mask & 2 > 0}
+    chosen = {task: {"missing": ~own, "annotated": own, "all": np.ones_like(own)} for task, own in has.items()}
+    return {task: chosen[task][teacher.on] for task, teacher in info.teachers.items()}
+
+
+def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, int]]:
+    """View and row group of every file that is not there yet, view after view."""
+    needed = np.logical_or.reduce(list(needs(index, info).values()))
+    blocks = np.unique(index.block[needed]).tolist()
+    filesys, root = filesystem(path)
+    found = filesys.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+    there = {entry.path for entry in found}
+    return [(v, b) for v in range(info.views) for b in blocks if file_name(root, v, b) not in there]
+
+
+def file_name(root: str, view: int, block: int) -> str:
+    """Where the answers for a row group in a view lie."""
+    return f"{root}/view={view:03d}/{block:06d}.parquet"
+
+
+def write_file(path: str, view: int, block: int, table: pa.Table) -> int:
+    """Write the answers for a row group in a view; their size in bytes."""
+    filesys, root = filesystem(path)
+    sink = pa.BufferOutputStream()
+    # The answers are compressed already.
+    pq.write_table(table, sink, compression="none")
+    data = sink.getvalue()
+    file = file_name(root, view, block)
+    filesys.create_dir(file.rsplit("/", 1)[0])
+    _write_whole(filesys, file, data)
+    return data.size
+
+
+class StoreReader:
+    """Adds stored soft targets to the batches of a stream, for the rows that are distilled."""
+
+    def __init__(self, path: str, index: Index, rows_of: Callable[[dict[str, np.ndarray]], Rows]) -> None:
+        self.path = path
+        self.index = index
+        self.rows_of = rows_of
+
+    def __call__(self, batch: dict[str, np.ndarray], part: Part) -> SoftTargets:
+        """See `SoftTargets`: packed, of the rows that `rows_of` names.
+
+        Raises:
+            UserError: a file of the store is broken, or lacks a row.
+        """
+        targets: SoftTargets = {}
+        for task, rows in self.rows_of(batch).items():
+            found = [self._find(task, part, int(row), batch["ids"][row].decode()) for row in rows]
+            targets[f"{task}.digest"] = np.array([digest for digest, _ in found], np.uint64)
+            targets |= joined(task, [packed for _, packed in found])
+        return targets
+
+    def _find(self, task: Task, part: Part, row: int, image_id: str) -> tuple[int, bytes]:
+        view, block = int(part.views[row]), int(self.index.block[part.rows[row]])
+        table, places = _read_file(self.path, view, block)
+        place = places.get(image_id)
+        packed = None if place is None else table[task][place].as_py()
+        if packed is None:
+            raise UserError(f"{file_name(self.path, view, block)}: no {task} target of image {image_id}")
+        return table["digest"][place].as_py(), packed
+
+
+@lru_cache(maxsize=32)
+def _read_file(path: str, view: int, block: int) -> tuple[pa.Table, dict[str, int]]:
+    """The answers for a row group in a view, and the place of each image. Kept, as the row groups of a data set are."""
+    filesys, root = filesystem(path)
+    file = file_name(root, view, block)
+    try:
+        table = pq.read_table(file, filesystem=filesys, partitioning=None)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file}: not readable ({str(error).splitlines()[0]}); delete it and run jobs/precompute.py again"
+        ) from None
+    return table, {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+
+
+def _write_whole(filesys: fs.FileSystem, file: str, data: bytes | pa.Buffer) -> None:
+    """Write a file that is never seen half written."""
+    temporary = f"{file}.{uuid4().hex}.tmp"
+    with filesys.open_output_stream(temporary) as stream:
+        stream.write(data)
+    filesys.move(temporary, file)
+
+
+def _dataset_digest(path: str, index: Index) -> str:
+    digest = hashlib.sha256(read_info(path).model_dump_json(exclude={"command", "source"}).encode())
+    digest.update(index.task_mask.tobytes())
+    digest.update(index.block.astype(np.int64).tobytes())
+    return digest.hexdigest()

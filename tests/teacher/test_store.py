@@ -1,0 +1,237 @@
+"""The store of soft targets: filled by a Ray Data job, replayed by a run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from multas_ray.data.collate import make_batch
+from multas_ray.data.index import read_index
+from multas_ray.data.schema import read_info
+from multas_ray.errors import UserError
+from multas_ray.teacher.precompute import precompute
+from multas_ray.teacher.store import StoreReader
+from multas_ray.teacher.teacher import digests, teacher_specs
+from multas_ray.train.run import check_networks, plan_run, train
+from multas_ray.train.step import distilled_rows
+from multas_ray.train.tracking import read_metrics
+from tests.shared import ROOT
+from tests.teacher.test_teacher import CLASSES, spoil
+
+VIEWS = 2
+
+
+@pytest.fixture
+def stored(make_config, random_teachers, tmp_path):
+    """Makes the configuration of a run that trains from the store in this test's folder."""
+
+    def make(**sections):
+        teachers = {"placement": "stored", "store": str(tmp_path / "store"), **random_teachers}
+        return make_config(**{"teachers": teachers, **sections})
+
+    return make
+
+
+def files(config) -> list[Path]:
+    return sorted(Path(config.teachers.store).rglob("*.parquet"))
+
+
+def test_a_store_holds_each_view_s_answers_for_the_very_pixels_of_the_training(started_ray, stored):
+    torch.set_num_threads(1)
+    config = stored(train={"run": "unused", "steps": 60, "batch_size": 8})
+    told = []
+    done = precompute(config, VIEWS, lambda written, total: told.append((written, total)))
+    # One row group of 50 rows; 12 are annotated for both, and need no teacher.
+    assert (done["files"], done["images"], done["views"]) == (VIEWS, 38 * VIEWS, VIEWS)
+    assert told == [(0, 2), (1, 2), (2, 2)]
+
+    # Another run, of another seed, takes its pixels and targets from the store.
+    config = stored(train={"run": "unused", "steps": 60, "batch_size": 8, "seed": 5})
+    specs = teacher_specs(config, CLASSES)
+    plan = plan_run(config, specs)
+    reader = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
+    teachers = {task: spec.load("cpu") for task, spec in specs.items()}
+    seen = set()
+    for step in (0, 7, 13, 20):
+        part = plan.part(step, 0, 1)
+        assert (part.views == part.epochs % VIEWS).all()
+        seen |= set(part.views.tolist())
+        batch = make_batch(plan.index, part, config.data.augment)
+        found = reader(batch, part)
+        for task, rows in distilled_rows(batch, config).items():
+            np.testing.assert_array_equal(found[f"{task}.digest"], digests(batch["images"][rows]))
+            expected = teachers[task](batch["images"][rows])
+            if task == "seg":
+                np.testing.assert_array_equal(found["seg.ends"], expected["seg.ends"])
+                np.testing.assert_array_equal(found["seg.packed"], expected["seg.packed"])
+    assert seen == {0, 1}
+
+
+def test_a_run_trains_from_a_store_and_another_with_it(started_ray, stored, tmp_path):
+    precompute(stored(), VIEWS)
+    for seed in (0, 1):
+        config = stored(train={"run": str(tmp_path / f"run{seed}"), "steps": 16, "batch_size": 8, "seed": seed})
+        config.train.log_every_steps = 1
+        assert train(config)["steps"] == 16
+        lines = read_metrics(tmp_path / f"run{seed}")
+        assert all(line["loss/kd_seg"] > 0 for line in lines if "loss/kd_seg" in line)
+
+
+def test_only_what_is_missing_is_computed(started_ray, stored):
+    config = stored()
+    assert precompute(config, 1)["files"] == 1
+    assert precompute(config, 1)["files"] == 0
+    before = {file: file.stat().st_mtime_ns for file in files(config)}
+    grown = precompute(config, 3)
+    assert (grown["files"], grown["views"]) == (2, 3)
+    assert {file: file.stat().st_mtime_ns for file in files(config) if file in before} == before
+    again = precompute(config, 2)
+    assert (again["files"], again["views"]) == (0, 3)
+    files(config)[1].unlink()
+    with pytest.raises(UserError, match=r"1 files are missing; run jobs/precompute.py again"):
+        train(config)
+    assert precompute(config, 3)["files"] == 1
+    assert len(files(config)) == 3
+
+
+def test_one_store_of_all_rows_serves_runs_that_distil_fewer(started_ray, stored):
+    wide = {"det": {"on": "all"}, "seg": {"on": "all"}}
+    config = stored(distill=wide)
+    assert precompute(config, 1)["images"] == 50
+    plan_run(stored(distill=wide), teacher_specs(config, CLASSES))
+    plan_run(stored(), teacher_specs(config, CLASSES))
+    assert precompute(stored(), 1)["files"] == 0, "nor does it take answers away"
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"data": {"size": 96}}, "made with data.size 64, but this run has 96"),
+        ({"data": {"augment": {"flip": 0.0}}}, "made with data.augment .*'flip': 0.5.*'flip': 0.0"),
+        ({"data": {"train": "val"}}, "made with data.path"),
+        ({"distill": {"det": {"on": "all"}}}, "made with distill.det.on missing, but this run has all"),
+        ({"train": {"precision": "bfloat16"}}, "made with teachers.det train.precision float32, .* bfloat16"),
+    ],
+)
+def test_a_store_of_something_else_is_refused(started_ray, stored, make_config, sections, words):
+    precompute(stored(), 1)
+    sections = {name: {**getattr(make_config(), name).model_dump(), **values} for name, values in sections.items()}
+    config = stored(**sections)
+    with pytest.raises(UserError, match=words):
+        plan_run(config, teacher_specs(config, CLASSES))
+    with pytest.raises(UserError, match=words):
+        precompute(config, 1)
+
+
+def test_another_teacher_is_refused(started_ray, stored, tmp_path):
+    config = stored()
+    precompute(config, 1)
+    (tmp_path / "other").mkdir()
+    config.teachers.det.checkpoint = spoil(config.teachers.det.checkpoint, tmp_path / "other")
+    with pytest.raises(UserError, match=r"made with teachers\.det\.checkpoint of digest"):
+        plan_run(config, teacher_specs(config, CLASSES))
+
+
+def test_other_pixels_than_the_store_s_stop_the_run(started_ray, stored, tmp_path):
+    config = stored(train={"run": str(tmp_path / "run"), "steps": 4, "batch_size": 8, "max_failures": 0})
+    precompute(config, 1)
+    (file,) = files(config)
+    table = pq.read_table(file, partitioning=None)
+    wrong = table.set_column(3, table.schema.field(3), [pa.array([1] * len(table), pa.uint64())])
+    pq.write_table(wrong, file)
+    with pytest.raises(Exception, match=r"soft targets of .* are not of this batch's pixels"):
+        train(config)
+
+
+def test_a_broken_file_and_a_missing_row_are_named(started_ray, stored):
+    config = stored()
+    precompute(config, 1)
+    plan = plan_run(config, teacher_specs(config, CLASSES))
+    part = plan.part(0, 0, 1)
+    batch = make_batch(plan.index, part, config.data.augment)
+    read = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
+    (file,) = files(config)
+    pq.write_table(pq.read_table(file, partitioning=None).slice(0, 0), file)
+    with pytest.raises(UserError, match=rf"{file}: no det target of image"):
+        read(batch, part)
+    file.write_bytes(b"PAR1 broken")
+    other = StoreReader(f"{config.teachers.store}/.", plan.index, read.rows_of)
+    with pytest.raises(UserError, match=r"not readable .* delete it and run jobs/precompute.py again"):
+        other(batch, part)
+
+
+def test_a_store_needs_teachers_one_size_and_losses_that_live_with_it(stored, make_config, random_teachers):
+    with pytest.raises(UserError, match=r"stored needs teachers\.store"):
+        make_config(teachers={"placement": "stored"})
+    with pytest.raises(UserError, match="stored soft targets are of one size"):
+        stored(data={**make_config().data.model_dump(), "size": [64, 96]})
+    with pytest.raises(UserError, match=r"distill.det.mse: needs the teachers' whole answers"):
+        stored(distill={"det": {"mse": 1}})
+    with pytest.raises(UserError, match=r"distill.seg.temperature: needs the teachers' whole answers"):
+        stored(distill={"seg": {"temperature": 2}})
+    with pytest.raises(UserError, match="no store here"):
+        check_store_of(stored())
+    with pytest.raises(UserError, match="no teacher of a task that is distilled"):
+        precompute(make_config(teachers={"store": "nowhere"}), 1)
+
+
+def check_store_of(config):
+    plan_run(config, teacher_specs(config, CLASSES))
+
+
+def test_dense_losses_stay_dense(make_config, random_teachers):
+    config = make_config(distill={"targets": "packed", "det": {"soft_box": 1}}, teachers=random_teachers)
+    specs = teacher_specs(config, CLASSES)
+    assert (specs["det"].packed, specs["seg"].packed) == (False, True)
+    assert check_networks(config, read_info(config.data.path)).keys() == {"det", "seg"}
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_job_leaves_whole_files_and_the_next_computes_the_rest(stored, tmp_path):
+    config = stored()
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    command = [sys.executable, "jobs/precompute.py", "--config", str(file), "--views", "60"]
+    job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + 200
+    while len(files(config)) < 6 and time.monotonic() < end:
+        time.sleep(0.05)
+    family = psutil.Process(job.pid).children(recursive=True)
+    # First an actor alone: Ray Data brings it back. Then everything.
+    writers = [process for process in family if "Writer" in " ".join(process.cmdline())]
+    for process in writers:
+        os.kill(process.pid, signal.SIGKILL)
+    at = len(files(config))
+    while len(files(config)) < at + 6 and time.monotonic() < end:
+        time.sleep(0.05)
+    for process in [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]:
+        process.kill()
+    job.wait()
+    time.sleep(1)
+    before = files(config)
+    assert writers
+    assert 12 <= len(before) < 60, "killed in the midst of it"
+    for name in before:
+        assert pq.read_metadata(name).num_rows == 38
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"{60 - len(before)} files written" in done
+    index = read_index(config.data.path, "train")
+    ids = [row for name in files(config) for row in pq.read_table(name, partitioning=None)["image_id"].to_pylist()]
+    assert len(ids) == 38 * 60
+    assert len(set(ids)) == 38 <= len(index)
+    assert json.loads((Path(config.teachers.store) / "store.json").read_text())["views"] == 60
