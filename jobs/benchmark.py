@@ -1,8 +1,12 @@
-"""Measure this machine. Every figure is printed, and added to benchmark.json in the output folder.
+"""Measure this machine, or this cluster. Every figure is printed, and added to benchmark.json in the output folder.
 
-python jobs/benchmark.py loss
+python jobs/benchmark.py loss        the detection loss, the model presets
+python jobs/benchmark.py teachers    what teachers cost a student: inline, in a pool, stored; simulated accelerators
 """
 
+import argparse
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from multas_ray.benchmark.losses import PRECISION, SIZE, STEP_BATCH, compare_losses, compare_presets
+from multas_ray.benchmark.teachers import measure_teachers
 from multas_ray.benchmark.timing import write_figures
 from multas_ray.job import Parser, run_job
 
 THREADS = 1
 
 
-def loss() -> dict[str, float]:
+def loss(out: Path, overrides: Sequence[str]) -> dict[str, float]:
     """The detection loss against the published way and its floor; the step of the paper's preset against ours."""
     figures: dict[str, float] = {}
     table = Table("images", "batched", "per image", "focal loss alone", "speed-up", "of the floor")
@@ -44,16 +49,24 @@ def loss() -> dict[str, float]:
     return figures
 
 
-BENCHMARKS = {"loss": loss}
+def teachers(out: Path, overrides: Sequence[str]) -> dict[str, float]:
+    """What teachers cost a student."""
+    shared = Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
+    return measure_teachers(out, shared, overrides)
+
+
+BENCHMARKS = {"loss": loss, "teachers": teachers}
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", choices=BENCHMARKS, help="what to measure")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of benchmark.json")
-    arguments = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="path=value", help="of the trainings of `teachers`")
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(THREADS)
-    print(write_figures(arguments.out, arguments.bench, BENCHMARKS[arguments.bench]()))
+    out = arguments.out.resolve()
+    print(write_figures(out, arguments.bench, BENCHMARKS[arguments.bench](out, arguments.overrides)))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,15 @@ def test_train_refuses_what_it_cannot_use_in_one_line(monkeypatch, capsys, confi
     assert words in lines[0]
 
 
+def test_a_shared_pool_needs_a_name_and_a_teacher(monkeypatch, capsys, config_file):
+    code, lines = call(monkeypatch, capsys, "teachers.py", "start", "--config", str(config_file))
+    assert (code, lines) == (UNUSABLE, ["error: teachers.pool: not set; a shared pool needs a name"])
+    named = [str(config_file), "teachers.pool=animals"]
+    code, lines = call(monkeypatch, capsys, "teachers.py", "start", "--config", *named)
+    assert code == UNUSABLE
+    assert "no teacher of a task that is distilled" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("job", "arguments", "words"),
     [
@@ -53,6 +62,11 @@ def test_train_refuses_what_it_cannot_use_in_one_line(monkeypatch, capsys, confi
         ("prepare.py", ["voc", "--root", ".", "--out", "x"], "at least one of"),
         ("prepare.py", [], "source"),
         ("describe.py", ["nowhere"], "nowhere: no data set here"),
+        ("precompute.py", ["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
+        ("precompute.py", ["--config", "nowhere.yaml", "--views", "0"], "--views: 0; at least 1"),
+        ("teachers.py", ["status"], "RAY_ADDRESS: not set"),
+        ("teachers.py", ["stop", "animals"], "RAY_ADDRESS: not set"),
+        ("benchmark.py", ["nothing"], "nothing"),
     ],
 )
 def test_unusable_arguments_end_with_2_and_one_line(monkeypatch, capsys, job, arguments, words):

@@ -80,13 +80,18 @@ class Unhurried(ExecutionCallback):
         sleep(0.05)
 
 
-def stream_memory(size: int, workers: int, parallel: int) -> float:
-    """Bytes of object store for a stream of images of this side: two chunks for every task and worker, at least 64 MB.
+def stream_options(size: int, workers: int, parallel: int) -> ray.data.ExecutionOptions:
+    """How Ray Data is to run a stream of images of this side: in order, at most some batches ahead.
 
-    A chunk's bytes are those of its pixels and masks, and as much again for what is in flight.
+    Without a limit of our own the stream would fill half of the object store with batches of a far future. It gets two
+    chunks for every task and worker, of the bytes of pixels and masks, and as much again for what is in flight; at
+    least 64 MB.
     """
     chunk = CHUNK_IMAGES * 4 * size**2 * 2
-    return max(64e6, 2.0 * chunk * (parallel + workers))
+    memory = max(64e6, 2.0 * chunk * (parallel + workers))
+    return ray.data.ExecutionOptions(
+        preserve_order=True, resource_limits=ray.data.ExecutionResources.for_limits(object_store_memory=memory)
+    )
 
 
 def make_chunk(

@@ -93,6 +93,33 @@ def class_bars(runs: Mapping[str, Mapping[str, Any]]) -> bytes:
     return _png(figure)
 
 
+def scaling_curves(rates: Mapping[int, Mapping[int, float]], alone: float) -> bytes:
+    """Images a second over the number of student workers, one curve a number of teacher replicas.
+
+    Args:
+        rates: replicas -> workers -> images a second.
+        alone: of one worker without teachers; the dotted line is as many times that as there are workers.
+    """
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axis = figure.subplots()
+    names = {replicas: f"{replicas} replica{'s' * (replicas > 1)} of each teacher" for replicas in rates}
+    for index, (replicas, by_workers) in enumerate(rates.items()):
+        points = sorted(by_workers.items())
+        axis.plot(*zip(*points, strict=True), label=names[replicas], marker="o", markersize=4, **_style(index))
+    workers = sorted({count for by_workers in rates.values() for count in by_workers})
+    axis.plot(workers, [alone * count for count in workers], ":", color="#888888", label="students alone")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    axis.set_xticks(workers, [str(count) for count in workers])
+    axis.set_xlabel("student workers")
+    axis.set_title("images a second, simulated accelerators", fontsize=10, loc="left")
+    ticks = [alone * count for count in workers]
+    axis.set_yticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    _tidy(axis)
+    _legend(figure, [axis], {**dict.fromkeys(names.values()), "students alone": None})
+    return _png(figure)
+
+
 def _classes(metrics: Iterable[Mapping[str, Any]], prefix: str) -> list[str]:
     """Classes of any run in the order in which they first occur."""
     return list(dict.fromkeys(key.removeprefix(prefix) for run in metrics for key in run if key.startswith(prefix)))

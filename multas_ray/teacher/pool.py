@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from time import time
 from typing import Any, Protocol
@@ -74,10 +74,9 @@ class TeacherActor:
         )
         for metric in self.metrics:
             metric.set_default_tags(dict(tags))
-        restarts = Counter("multas_teacher_restarts", "Starts after a death", keys)
-        restarts.set_default_tags(dict(tags))
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            restarts.inc()
+        starts = Counter("multas_teacher_starts", "Starts of a replica: after the first, each follows a death", keys)
+        starts.set_default_tags(dict(tags))
+        starts.inc()
 
     async def soft_targets(self, images: np.ndarray, rows: np.ndarray) -> SoftTargets:
         """Soft targets of some rows of images (n, 3, size, size) uint8."""
@@ -215,7 +214,7 @@ class PoolClient:
 
     def __init__(self, handles: Handles) -> None:
         self.handles = handles
-        self.in_flight: dict[Task, list[set[ray.ObjectRef]]] = {task: [set() for _ in h] for task, h in handles.items()}
+        self.in_flight: dict[Task, list[set[Future]]] = {task: [set() for _ in h] for task, h in handles.items()}
         self.turn = {task: random.randrange(len(replicas)) for task, replicas in handles.items()}
 
     def submit(self, batch: Mapping[str, np.ndarray], rows: Rows) -> Callable[[], SoftTargets]:
@@ -229,25 +228,24 @@ class PoolClient:
         images = batch["images"]
         needed = np.unique(np.concatenate(list(wanted.values())))
         shared = ray.put(images if len(needed) == len(images) else images[needed])
-        answers = []
+        answers: list[Future] = []
         for task, task_rows in wanted.items():
             replica = self._least_busy(task)
-            answer = self.handles[task][replica].soft_targets.remote(shared, np.searchsorted(needed, task_rows))
-            self.in_flight[task][replica].add(answer)
-            answers.append(answer)
+            request = self.handles[task][replica].soft_targets.remote(shared, np.searchsorted(needed, task_rows))
+            # A future fetches the answer from its node as soon as it is there. Fetched by `ray.get` when it is due, an
+            # answer of another node takes a second more every few times (Ray 2.60 looks again once a second).
+            answers.append(request.future())
+            flight = self.in_flight[task][replica]
+            flight.add(answers[-1])
+            answers[-1].add_done_callback(flight.discard)
 
         def collect() -> SoftTargets:
-            return {name: value for answer in answers for name, value in ray.get(answer).items()}
+            return {name: value for answer in answers for name, value in answer.result().items()}
 
         return collect
 
     def _least_busy(self, task: Task) -> int:
         flights = self.in_flight[task]
-        under_way = [answer for flight in flights for answer in flight]
-        if under_way:
-            done, _ = ray.wait(under_way, num_returns=len(under_way), timeout=0, fetch_local=False)
-            for flight in flights:
-                flight.difference_update(done)
         first = self.turn[task]
         self.turn[task] = (first + 1) % len(flights)
         return min(range(len(flights)), key=lambda replica: (len(flights[replica]), (replica - first) % len(flights)))

@@ -18,7 +18,7 @@ from multas_ray.config_file import load_config
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
-from multas_ray.data.stream import stream, stream_memory
+from multas_ray.data.stream import stream, stream_options
 from multas_ray.errors import UserError
 from multas_ray.job import cluster_cores, root_cause, start_ray
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta, start_step
@@ -252,13 +252,7 @@ def _trainer(
     def validation_stream() -> ray.data.Dataset:
         return source(validation)
 
-    options = ray.data.ExecutionOptions(
-        preserve_order=True,
-        # Without a limit of our own the stream would fill half of the object store with batches of a far future.
-        resource_limits=ray.data.ExecutionResources.for_limits(
-            object_store_memory=stream_memory(max(config.data.sizes), workers, parallel)
-        ),
-    )
+    options = stream_options(max(config.data.sizes), workers, parallel)
     resources = config.train.resources
 
     def build() -> TorchTrainer:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from multas_ray.data.index import Index, read_index
-from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan, mix
+from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan, mix
 from multas_ray.errors import UserError
 
 ALL = ("none", "det", "seg", "both")
@@ -52,6 +52,18 @@ def test_every_epoch_holds_every_row_once():
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(101))
     assert not np.array_equal(orders[0], orders[1])
+
+
+def test_a_replaying_plan_takes_the_stored_views_in_turns():
+    index = index_of(40)
+    own, replaying = plan_of(index, steps=40), plan_of(index, steps=40, replay=Replay(seed=9, views=3))
+    for step in range(40):
+        part, like = replaying.part(step, 0, 1), own.part(step, 0, 1)
+        np.testing.assert_array_equal(part.rows, like.rows)
+        np.testing.assert_array_equal(part.views, part.epochs % 3)
+        np.testing.assert_array_equal(part.seeds, mix(9, part.views, part.rows))
+        np.testing.assert_array_equal(like.views, like.epochs)
+    assert pickle.loads(pickle.dumps(replaying)).part(7, 0, 1).seeds[0] == replaying.part(7, 0, 1).seeds[0]
 
 
 def test_every_row_has_another_seed_in_every_epoch():

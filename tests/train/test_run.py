@@ -16,11 +16,13 @@ import yaml
 from safetensors.torch import load_file
 
 from multas_ray.errors import UserError
+from multas_ray.job import root_cause
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.weights import load_network
 from multas_ray.train.run import prepare_folder, train
 from multas_ray.train.tracking import read_metrics
 from tests.shared import ROOT
+from tests.teacher.test_teacher import spoil
 
 
 def losses(run: str | Path, name: str = "loss/total") -> list[float]:
@@ -76,6 +78,31 @@ def test_pool_and_inline_teachers_give_the_same_losses(started_ray, make_config,
     assert all(value > 0 for value in found["pool"][1]), "detection is distilled"
     assert all(value > 0 for value in found["pool"][2]), "segmentation is distilled"
     assert all(value > 0 for value in found["pool"][3]), "features are distilled"
+
+
+def test_packed_targets_train_as_whole_ones_do(started_ray, make_config, random_teachers, tmp_path):
+    found = {}
+    for targets in ("dense", "packed"):
+        config = make_config(
+            distill={"targets": targets},
+            train={"run": str(tmp_path / targets), "steps": 4, "batch_size": 8, "log_every_steps": 1},
+            teachers=random_teachers,
+        )
+        train(config)
+        found[targets] = [losses(config.train.run, name) for name in ("loss/kd_det", "loss/kd_seg")]
+        assert losses(config.train.run, "teacher/seg/latency_s"), "the pool's figures are in the log"
+    torch.testing.assert_close(torch.tensor(found["packed"]), torch.tensor(found["dense"]), rtol=0.02, atol=0)
+
+
+def test_a_teacher_that_answers_with_nan_stops_the_run_at_once(started_ray, make_config, random_teachers, tmp_path):
+    (tmp_path / "broken").mkdir()
+    broken = spoil(random_teachers["seg"]["checkpoint"], tmp_path / "broken")
+    config = make_config(teachers={**random_teachers, "seg": {"checkpoint": broken}})
+    with pytest.raises(Exception, match="NaN") as stop:
+        train(config)
+    cause = root_cause(stop.value)
+    assert isinstance(cause, UserError), "no restart is tried"
+    assert str(cause) == f"teachers.seg.checkpoint {broken}: it answers with NaN or infinite values"
 
 
 @pytest.mark.parametrize(
@@ -168,10 +195,11 @@ def test_a_killed_job_continues_as_one_curve_and_ends_as_if_unbroken(make_config
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_teacher_or_worker_does_not_end_the_run(started_ray, make_config, random_teachers, tmp_path):
+def test_killed_teachers_or_a_killed_worker_do_not_end_the_run(started_ray, make_config, random_teachers, tmp_path):
     steps = {"steps": 60, "log_every_steps": 1, "checkpoint_every_steps": 10}
     config = make_config(
-        train={"run": str(tmp_path / "kd"), "batch_size": 8, **steps}, teachers={"det": random_teachers["det"]}
+        train={"run": str(tmp_path / "kd"), "batch_size": 8, **steps},
+        teachers={**random_teachers, "replicas": 2, "resources": {"cpu": 0.1}},
     )
     killed: list[str] = []
 
@@ -184,6 +212,7 @@ def test_a_killed_teacher_or_worker_does_not_end_the_run(started_ray, make_confi
                 killed.append(name)
 
     def kills() -> None:
+        # All replicas of both teachers at once.
         kill("ray::TeacherActor", 12)
         kill("ray::RayTrainWorker", 25)
 
@@ -191,6 +220,8 @@ def test_a_killed_teacher_or_worker_does_not_end_the_run(started_ray, make_confi
     thread.start()
     result = train(config)
     thread.join()
-    assert killed == ["ray::TeacherActor", "ray::RayTrainWorker"]
+    assert killed == ["ray::TeacherActor"] * 4 + ["ray::RayTrainWorker"]
     assert result["steps"] == 60
+    figures = [line for line in read_metrics(Path(config.train.run)) if "teacher/det/restarts" in line]
+    assert figures[-1]["teacher/seg/replicas"] == 2
     assert [line["step"] for line in read_metrics(Path(config.train.run)) if "loss/total" in line] == list(range(1, 61))

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from multas_ray.config import Config
 from multas_ray.config_file import parse_config
+from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.train.step import distilled_rows, loss_terms, named_losses, term_weights, total_loss
 
@@ -94,6 +95,18 @@ def gradients(config: Config, batch: dict, workers: int = 1, wrap=lambda model: 
     total.backward()
     assert all(torch.isfinite(value) for value in shares.values())
     return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+def test_an_answer_of_another_shape_names_its_teacher() -> None:
+    config = config_of()
+    batch = batch_of(["det", "seg"])
+    rows = distilled_rows(batch, config)
+    network = MultiTaskNet(config.model, DET, SEG)
+    for name, task in (("box", "det"), ("seg", "seg")):
+        soft = soft_of(batch, config)
+        soft[name] = soft[name][..., :-1]
+        with pytest.raises(UserError, match=rf"teachers\.{task}\.checkpoint .*: its answer '{name}' has the shape"):
+            loss_terms(network, batch, rows, soft, config, network.anchors(SIZE, SIZE))
 
 
 def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config: Config) -> None:
