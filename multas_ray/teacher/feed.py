@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Protocol
 
@@ -58,9 +59,9 @@ class Fed:
     rows: Rows
     soft: SoftTargets
     data_wait: float
-    """Seconds spent waiting for data since the batch before."""
+    """Seconds that the training waited for data since the batch before."""
     teacher_wait: float
-    """Seconds spent waiting for this batch's soft targets."""
+    """Seconds that it waited for this batch's soft targets."""
 
 
 def with_soft_targets(
@@ -69,10 +70,17 @@ def with_soft_targets(
     """Batches with their soft targets, in order. The requests of the next `ahead` batches are always under way, and
     none is waited for before its batch is due.
 
+    With `ahead` above 0 all this is the work of a thread, one batch before the training: what passes through Ray then
+    costs the training no time.
+
     Raises:
         RuntimeError: soft targets are of other pixels than the batch's.
     """
-    source = iter(batches)
+    feed = _feed(iter(batches), teachers, rows_of, ahead)
+    return _one_ahead(feed) if ahead else feed
+
+
+def _feed(source: Iterator[Batch], teachers: Teachers, rows_of: Callable[[Batch], Rows], ahead: int) -> Iterator[Fed]:
     window: deque[tuple[Batch, Rows, Callable[[], SoftTargets]]] = deque()
     exhausted = False
     while True:
@@ -92,6 +100,24 @@ def with_soft_targets(
         soft = collect()
         check_digests(batch, rows, soft)
         yield Fed(batch, rows, soft, data_wait, perf_counter() - started)
+
+
+def _one_ahead(feed: Iterator[Fed]) -> Iterator[Fed]:
+    """The feed, made by a thread while the one who takes it is at work. What is left to wait is shared between data and
+    teachers as the thread's own time was."""
+    maker = ThreadPoolExecutor(1)
+    try:
+        coming = maker.submit(next, feed, None)
+        while True:
+            started = perf_counter()
+            fed = coming.result()
+            if fed is None:
+                return
+            coming = maker.submit(next, feed, None)
+            part = (perf_counter() - started) / max(fed.data_wait + fed.teacher_wait, 1e-9)
+            yield replace(fed, data_wait=part * fed.data_wait, teacher_wait=part * fed.teacher_wait)
+    finally:
+        maker.shutdown(wait=False, cancel_futures=True)
 
 
 def check_digests(batch: Batch, rows: Rows, soft: SoftTargets) -> None:

@@ -115,11 +115,12 @@ def _train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _teachers(config: Config, settings: Mapping[str, Any], device: torch.device) -> tuple[Teachers, int]:
     """Where this worker's soft targets come from, and how many batches ahead they are asked for."""
-    if config.teachers.placement == "stored":
-        return StoredTargets(), 0
     if settings["pool"] is not None:
         return PoolClient(settings["pool"]), config.teachers.prefetch
-    return InlineTeachers(settings["teachers"], str(device)), 0
+    if config.teachers.placement == "inline" and settings["teachers"]:
+        # Not ahead: what they compute would take the step's threads, or its GPU, from it.
+        return InlineTeachers(settings["teachers"], str(device)), 0
+    return StoredTargets(), 1
 
 
 class _Trainer:

@@ -43,9 +43,32 @@ def test_requests_run_ahead_within_a_window_and_come_back_in_order(ahead):
     assert teachers.most == ahead + 1
 
 
+def test_the_next_batch_is_made_ready_during_a_step():
+    slow = with_soft_targets(batches(4, delay=0.1), Recorder(), lambda batch: {"seg": ALL}, 1)
+    waits = []
+    for fed in slow:
+        waits.append(fed.data_wait)
+        time.sleep(0.15)
+    assert waits[0] >= 0.1
+    assert max(waits[1:]) < 0.05
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_goes_wrong_on_the_way_is_raised_where_the_batch_is_due(ahead):
+    def broken():
+        yield from batches(3)
+        raise OSError("the shard is gone")
+
+    feed = with_soft_targets(broken(), Recorder(), lambda batch: {}, ahead)
+    with pytest.raises(OSError, match="the shard is gone"):
+        list(feed)
+
+
 def test_waiting_for_data_is_told_apart_from_waiting_for_teachers():
     fed = list(with_soft_targets(batches(3, delay=0.05), Recorder(), lambda batch: {}, 0))
     assert all(item.data_wait >= 0.05 > item.teacher_wait for item in fed)
+    fed = list(with_soft_targets(batches(3, delay=0.05), Recorder(), lambda batch: {}, 1))
+    assert sum(item.data_wait for item in fed) > 0.1 > 10 * sum(item.teacher_wait for item in fed)
 
 
 @pytest.mark.parametrize("answer", ["another image's", "one too few", "none"])
