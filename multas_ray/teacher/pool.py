@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from time import time
@@ -108,10 +108,10 @@ class TeacherActor:
         """How it fares."""
         now = time()
         self._forget(now)
-        images = sum(rows for _, rows, _ in self.recent)
-        seconds = min(RECENT_SECONDS, now - self.started)
+        span = max(min(RECENT_SECONDS, now - self.started), 1e-3)
+        rate = sum(rows for _, rows, _ in self.recent) / span
         latency = sum(seconds for _, _, seconds in self.recent) / max(1, len(self.recent))
-        return ReplicaStatus(self.instance, self.queue, self.images, images / max(seconds, 1e-3), latency)
+        return ReplicaStatus(self.instance, self.queue, self.images, rate, latency)
 
     async def serves(self) -> Source:
         """What it was started with; answers once the teacher is loaded."""
@@ -138,9 +138,11 @@ def start_pool(config: TeachersConfig, sources: Mapping[Task, Source]) -> Handle
     }
     handles: Handles = {}
     for task, source in sources.items():
-        numbers = set(range(config.replicas)) | set(_numbers(config.pool, task))
+        there = _numbers(config.pool, task)
+        # Before any is added to a pool that serves something else.
+        _check(config.pool, task, [ray.get_actor(f"{config.pool}/{task}/{n}", NAMESPACE) for n in there], source)
         handles[task] = []
-        for number in sorted(numbers):
+        for number in sorted({*range(config.replicas), *there}):
             if config.pool is not None:
                 name = f"{config.pool}/{task}/{number}"
                 # At once, so that two runs that start together do not make two pools.
@@ -149,14 +151,19 @@ def start_pool(config: TeachersConfig, sources: Mapping[Task, Source]) -> Handle
             actor = TeacherActor.options(**options)  # type: ignore[attr-defined]
             handles[task].append(actor.remote(source, config.threads, tags))
     for task, source in sources.items():
-        for served in ray.get([handle.serves.remote() for handle in handles[task]]):
-            difference = _difference(served, source)
-            if difference is not None:
-                raise UserError(
-                    f"teachers.pool: pool '{config.pool}' serves a {task} teacher with another {difference}; stop it "
-                    "(jobs/teachers.py stop) or name another"
-                )
+        _check(config.pool, task, handles[task], source)
     return handles
+
+
+def _check(pool: str | None, task: Task, replicas: Sequence[ActorHandle], wanted: Source) -> None:
+    """Wait for replicas, and refuse those of another teacher."""
+    for served in ray.get([replica.serves.remote() for replica in replicas]):
+        difference = _difference(served, wanted)
+        if difference is not None:
+            raise UserError(
+                f"teachers.pool: pool '{pool}' serves a {task} teacher with another {difference}; stop it "
+                "(jobs/teachers.py stop) or name another"
+            )
 
 
 def stop_pool(name: str) -> int:

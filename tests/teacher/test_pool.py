@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 
 import numpy as np
@@ -148,13 +149,32 @@ def test_a_named_pool_is_shared_and_outlives_its_runs(started_ray, specs):  # no
     pool.submit(BATCH, ROWS)()
     assert sum(row["images"] for row in pool_status()) == 5
     with pytest.raises(UserError, match="pool 'shared' serves a det teacher with another precision"):
-        start_pool(config, {"det": replace(specs["det"], precision="bfloat16")})
+        start_pool(config.model_copy(update={"replicas": 3}), {"det": replace(specs["det"], precision="bfloat16")})
     assert stop_pool("shared") == 4
     end = time.monotonic() + 30
     while any(row["pool"] == "shared" for row in pool_status()) and time.monotonic() < end:
         time.sleep(0.2)
     assert not [actor for actor in ray.util.list_named_actors(all_namespaces=True) if actor["namespace"] == NAMESPACE]
     assert stop_pool("shared") == 0
+
+
+@pytest.mark.slow
+def test_the_figures_leave_ray_as_metrics(started_ray):
+    pool = PoolClient(start_pool(TeachersConfig(resources={"cpu": 0.1}), {"det": Slow(0)}))
+    pool.submit(BATCH, ROWS | {"seg": ROWS["seg"][:0]})()
+    wanted = {"multas_teacher_images", "multas_teacher_queue", "multas_teacher_latency_s", "multas_teacher_starts"}
+    url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    end = time.monotonic() + 90
+    missing = wanted
+    while missing and time.monotonic() < end:
+        time.sleep(1)
+        text = urllib.request.urlopen(url).read().decode()
+        missing = {name for name in wanted if name not in text}
+    assert not missing
+    (line,) = [
+        line for line in text.splitlines() if line.startswith("ray_multas_teacher_images") and 'task="det"' in line
+    ]
+    assert float(line.rsplit(" ", 1)[1]) == 2
 
 
 @pytest.mark.slow

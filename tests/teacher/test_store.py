@@ -20,6 +20,7 @@ from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
+from multas_ray.job import root_cause
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
 from multas_ray.teacher.precompute import precompute
 from multas_ray.teacher.store import StoreReader
@@ -125,6 +126,18 @@ def test_only_what_is_missing_is_computed(started_ray, stored):
         train(config)
     assert precompute(config, 3)["files"] == 1
     assert len(files(config)) == 3
+
+
+def test_a_teacher_that_answers_with_nan_ends_the_job(started_ray, stored, tmp_path):
+    (tmp_path / "broken").mkdir()
+    config = stored()
+    config.teachers.seg.checkpoint = spoil(config.teachers.seg.checkpoint, tmp_path / "broken")
+    with pytest.raises(Exception, match="NaN") as stop:
+        precompute(config, 1)
+    cause = root_cause(stop.value)
+    assert isinstance(cause, UserError)
+    assert str(cause).startswith(f"teachers.seg.checkpoint {config.teachers.seg.checkpoint}: it answers with NaN")
+    assert not files(config)
 
 
 def test_one_store_of_all_rows_serves_runs_that_distil_fewer(started_ray, stored):

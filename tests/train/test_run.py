@@ -117,7 +117,12 @@ def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
     prepare_folder(Path(config.train.run), config)
     config.train.workers, config.train.steps, config.evaluate.batch_size = 2, 9, 7
     assert prepare_folder(Path(config.train.run), config) is None
-    config.data.augment.flip = 0.0
+    config.teachers.placement = "inline"
+    assert prepare_folder(Path(config.train.run), config) is None
+    config.teachers.placement = "stored"
+    with pytest.raises(UserError, match=r"another teachers\.placement"):
+        prepare_folder(Path(config.train.run), config)
+    config.teachers.placement, config.data.augment.flip = "pool", 0.0
     with pytest.raises(UserError, match=r"another data\.augment\.flip"):
         prepare_folder(Path(config.train.run), config)
 
