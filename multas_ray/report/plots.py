@@ -102,7 +102,7 @@ def scaling_curves(rates: Mapping[int, Mapping[int, float]], alone: float) -> by
     """
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axis = figure.subplots()
-    names = {replicas: f"{replicas} replica{'s' * (replicas > 1)} of each teacher" for replicas in rates}
+    names = {replicas: f"{replicas} replica{'s' * (replicas > 1)}" for replicas in rates}
     for index, (replicas, by_workers) in enumerate(rates.items()):
         points = sorted(by_workers.items())
         axis.plot(*zip(*points, strict=True), label=names[replicas], marker="o", markersize=4, **_style(index))
@@ -112,7 +112,7 @@ def scaling_curves(rates: Mapping[int, Mapping[int, float]], alone: float) -> by
     axis.set_yscale("log", base=2)
     axis.set_xticks(workers, [str(count) for count in workers])
     axis.set_xlabel("student workers")
-    axis.set_title("images a second, simulated accelerators", fontsize=10, loc="left")
+    axis.set_title("images a second, by replicas of each teacher (simulated accelerators)", fontsize=10, loc="left")
     ticks = [alone * count for count in workers]
     axis.set_yticks(ticks, [f"{tick:.0f}" for tick in ticks])
     _tidy(axis)

@@ -62,6 +62,8 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
     specs = teacher_specs(config, {"det": data.det_classes, "seg": data.seg_classes})
     if not specs:
         raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
+    for spec in specs.values():
+        spec.load("cpu")
     info = describe_store(config, specs, index, views)
     if read_store_info(path) is not None:
         before = check_store(path, info)
@@ -79,6 +81,8 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
     if todo:
         start_ray(len(specs) + 2)
         for row in _job(config, index, info, specs, todo).iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
             written, images, size = written + 1, images + row["images"], size + row["bytes"]
             progress(written, len(todo))
     seconds = perf_counter() - began
@@ -89,7 +93,7 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
 def _job(
     config: Config, index: Index, info: StoreInfo, specs: Mapping[Task, TeacherSpec], todo: Sequence[tuple[int, int]]
 ) -> ray.data.Dataset:
-    """One row for each file that was written: images, bytes."""
+    """One row for each file: images, bytes, and the `UserError` that kept it from being written, if any."""
     set_data_context()
     # Prints every job's plan.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -159,7 +163,15 @@ class Writer:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Write the file of one packed batch of `make_views`."""
-        batch = unpack(table)
+        try:
+            images, size = self._write(unpack(table))
+        except UserError as error:
+            # Raised here it would reach the job as Ray Data's, without its own type.
+            return pa.table({"images": [0], "bytes": [0], "error": [str(error)]})
+        return pa.table({"images": [images], "bytes": [size], "error": [""]})
+
+    def _write(self, batch: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """Number of images and bytes of the file."""
         images = batch["images"]
         columns: dict[str, list[Any]] = {task: [None] * len(images) for task in ("det", "seg")}
         for task, teacher in self.teachers.items():
@@ -176,4 +188,4 @@ class Writer:
         }
         answers = pa.table(columns, schema=SCHEMA)
         size = write_file(self.path, int(batch["view"]), int(batch["block"]), answers)
-        return pa.table({"images": [len(images)], "bytes": [size]})
+        return len(images), size
