@@ -6,7 +6,6 @@ python jobs/benchmark.py teachers    what teachers cost a student: inline, in a 
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from multas_ray.job import Parser, run_job
 THREADS = 1
 
 
-def loss(out: Path, overrides: Sequence[str]) -> dict[str, float]:
+def loss(arguments: argparse.Namespace) -> dict[str, float]:
     """The detection loss against the published way and its floor; the step of the paper's preset against ours."""
     figures: dict[str, float] = {}
     table = Table("images", "batched", "per image", "focal loss alone", "speed-up", "of the floor")
@@ -49,24 +48,26 @@ def loss(out: Path, overrides: Sequence[str]) -> dict[str, float]:
     return figures
 
 
-def teachers(out: Path, overrides: Sequence[str]) -> dict[str, float]:
+def teachers(arguments: argparse.Namespace) -> dict[str, float]:
     """What teachers cost a student."""
     shared = Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
-    return measure_teachers(out, shared, overrides)
-
-
-BENCHMARKS = {"loss": loss, "teachers": teachers}
+    return measure_teachers(arguments.out, shared, arguments.overrides)
 
 
 def main() -> None:
+    common = Parser(add_help=False)
+    common.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of benchmark.json")
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bench", choices=BENCHMARKS, help="what to measure")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of benchmark.json")
-    parser.add_argument("overrides", nargs="*", metavar="path=value", help="of the trainings of `teachers`")
-    arguments = parser.parse_intermixed_args()
+    benches = parser.add_subparsers(dest="bench", required=True)
+    sub = benches.add_parser("loss", parents=[common], help="the detection loss, the model presets")
+    sub.set_defaults(measure=loss)
+    sub = benches.add_parser("teachers", parents=[common], help="teachers inline, in a pool, stored")
+    sub.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values of the trainings")
+    sub.set_defaults(measure=teachers)
+    arguments = parser.parse_args()
+    arguments.out = arguments.out.resolve()
     torch.set_num_threads(THREADS)
-    out = arguments.out.resolve()
-    print(write_figures(out, arguments.bench, BENCHMARKS[arguments.bench](out, arguments.overrides)))
+    print(write_figures(arguments.out, arguments.bench, arguments.measure(arguments)))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from multas_ray.config_file import load_config
-from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
 from multas_ray.job import Parser, run_job, start_ray
 from multas_ray.teacher.pool import pool_status, start_pool, stop_pool
-from multas_ray.teacher.teacher import teacher_specs
+from multas_ray.teacher.teacher import some_teacher_specs
 
 
 def main() -> None:
@@ -47,10 +46,7 @@ def start(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     if config.teachers.pool is None:
         raise UserError("teachers.pool: not set; a shared pool needs a name")
-    info = read_info(config.data.path)
-    specs = teacher_specs(config, {"det": info.det_classes, "seg": info.seg_classes})
-    if not specs:
-        raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
+    specs = some_teacher_specs(config)
     connect()
     start_pool(config.teachers, specs)
     show(config.teachers.pool)

@@ -1,12 +1,16 @@
 """The configuration of a run: one tree of pydantic models."""
 
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Task = Literal["det", "seg"]
 Protocol = Literal["coco", "voc2007", "voc2012"]
+DistilledOn = Literal["missing", "annotated", "all"]
+"""Rows to distil a task on: those without its annotation, those with it, or all."""
 
 
 class Section(BaseModel):
@@ -145,7 +149,7 @@ class DistillTaskConfig(Section):
 
     weight: float = Field(1.0, ge=0)
     """Weight of the task's distillation; 0 turns it off. The weights of its losses count within it."""
-    on: Literal["missing", "annotated", "all"] = "missing"
+    on: DistilledOn = "missing"
     """Rows to distil on: those without the task's annotation, those with it, or all."""
 
 
@@ -384,6 +388,15 @@ class Config(Section):
                     "teachers.placement pool or inline"
                 )
 
+    def absolute(self) -> "Config":
+        """A copy whose paths mean the same in every process, also in one that was started in another folder."""
+        config = self.model_copy(deep=True)
+        config.train.run = _absolute(config.train.run)
+        config.data.path = _absolute(config.data.path)
+        if config.teachers.store is not None:
+            config.teachers.store = _absolute(config.teachers.store)
+        return config
+
     def packed(self, task: Task) -> bool:
         """Whether the task's soft targets travel packed."""
         stored = self.teachers.placement == "stored"
@@ -397,3 +410,13 @@ class Config(Section):
     def to_yaml(self) -> str:
         """The whole tree, defaults filled in: enough to repeat the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def distilled(on: DistilledOn, annotated: np.ndarray) -> np.ndarray:
+    """(n,) bool: which rows are distilled, of those that are annotated for the task or not (n,) bool."""
+    return {"missing": ~annotated, "annotated": annotated, "all": np.ones_like(annotated)}[on]
+
+
+def _absolute(path: str) -> str:
+    """A local path made absolute; a URI as it is."""
+    return path if "://" in path else str(Path(path).expanduser().resolve())

@@ -45,17 +45,17 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(tree, dict):
             raise UserError(f"{file}: a mapping of sections is needed, found {type(tree).__name__}")
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree)
+    return parse_config(tree, overrides)
 
 
-def parse_config(tree: dict[str, Any]) -> Config:
-    """Validate a configuration tree.
+def parse_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Validate a configuration tree, after its overrides, which change it.
 
     Raises:
         UserError: as `load_config`.
     """
+    for override in overrides:
+        _apply(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

@@ -112,3 +112,14 @@ def test_yaml_cannot_run_code(tmp_path):
     file.write_text("data: !!python/object/apply:os.system ['true']")
     with pytest.raises(UserError, match="not YAML"):
         load_config(file)
+
+
+def test_paths_are_made_absolute_and_uris_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = parse_config(MINIMAL)
+    config.data.path, config.train.run, config.teachers.store = "s3://bucket/data", "runs/a", "targets"
+    absolute = config.absolute()
+    assert absolute.data.path == "s3://bucket/data"
+    assert absolute.train.run == str(tmp_path / "runs" / "a")
+    assert absolute.teachers.store == str(tmp_path / "targets")
+    assert config.train.run == "runs/a", "the original is left alone"

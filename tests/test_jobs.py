@@ -67,6 +67,7 @@ def test_a_shared_pool_needs_a_name_and_a_teacher(monkeypatch, capsys, config_fi
         ("teachers.py", ["status"], "RAY_ADDRESS: not set"),
         ("teachers.py", ["stop", "animals"], "RAY_ADDRESS: not set"),
         ("benchmark.py", ["nothing"], "nothing"),
+        ("benchmark.py", ["loss", "train.workers=2"], "train.workers=2"),
     ],
 )
 def test_unusable_arguments_end_with_2_and_one_line(monkeypatch, capsys, job, arguments, words):

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from multas_ray.config import Config, Task
-from multas_ray.config_file import load_config, parse_config
+from multas_ray.config_file import parse_config
 from multas_ray.data import scenes, voc
 from multas_ray.data.partial import apply_partial, draw_partial
 from multas_ray.data.prepare import write_dataset
@@ -89,10 +89,7 @@ def configure(out: Path, name: str, overrides: Sequence[str], **sections: dict[s
     }
     for section, values in sections.items():
         tree[section] = tree.get(section, {}) | values
-    file = out / f"{name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(parse_config(tree).to_yaml())
-    return load_config(file, overrides)
+    return parse_config(tree, overrides)
 
 
 def train_networks(out: Path, overrides: Sequence[str]) -> None:

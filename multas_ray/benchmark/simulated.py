@@ -5,6 +5,7 @@ on accelerators of their own, while all that this project adds to them (stream, 
 """
 
 import resource
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -86,7 +87,7 @@ class Outcome:
     data_wait_s: float
     teacher_wait_s: float
     memory_mb: float
-    """By which the worker grew in the measured steps."""
+    """By which the worker's peak grew in the measured steps."""
 
 
 def start_simulated_pool(seconds: float, replicas: int, size: int) -> Handles:
@@ -156,15 +157,16 @@ def _student(settings: Mapping[str, Any]) -> list[dict[str, float]]:
             lines.append((now - last, fed.data_wait, fed.teacher_wait))
             last = now
             if len(lines) == case.warmup:
-                before = _resident()
+                before = _peak_mb()
         step, data, teacher = (median(column) for column in zip(*lines[case.warmup :], strict=True))
-        outcomes.append(asdict(Outcome(step, data, teacher, (_resident() - before) / 1e6)))
+        outcomes.append(asdict(Outcome(step, data, teacher, _peak_mb() - before)))
     return outcomes
 
 
-def _resident() -> int:
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _peak_mb() -> float:
+    """The most memory that this process has had."""
+    # Bytes on macOS, kilobytes elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def _lacking(batch: dict[str, np.ndarray]) -> Rows:

@@ -68,7 +68,7 @@ class Plan:
     """Row groups shuffled together."""
     multi_scale_steps: int
     """Steps of random sizes; those after it have the last one."""
-    replay: "Replay | None" = None
+    replay: Replay | None = None
     """Where the augmentations come from if they are not the run's own."""
     _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 

@@ -97,7 +97,8 @@ def pack_segmentation(logits: Tensor) -> Packed:
     basis = cosine_basis(logits.device)
     blocks = roots.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
     # One frequency after another, each with all its blocks: most frequencies of most classes are zeros.
-    coefficients = torch.einsum("fi,ncyixj,gj->ncfgyx", basis, blocks, basis)
+    with torch.autocast(logits.device.type, enabled=False):
+        coefficients = torch.einsum("fi,ncyixj,gj->ncfgyx", basis, blocks, basis)
     bins = (coefficients / STEP).round().int()
     # 0, -1, 1, -2, 2, … as 0, 1, 2, 3, 4, …: the upper bytes of small numbers are zeros, also of negative ones.
     counted = torch.where(bins < 0, -2 * bins - 1, 2 * bins).cpu().numpy().astype(np.uint16)
@@ -114,7 +115,9 @@ def unpack_segmentation(packed: Sequence[bytes], device: torch.device) -> Tensor
     basis = cosine_basis(device)
     counted = torch.as_tensor(np.stack(rows), device=device).view(shape)
     coefficients = STEP * torch.where(counted % 2 == 1, -(counted + 1) // 2, counted // 2).float()
-    blocks = torch.einsum("fi,ncfgyx,gj->ncyixj", basis, coefficients, basis)
+    # An autocast around it would round the probabilities to bfloat16's eight bits.
+    with torch.autocast(device.type, enabled=False):
+        blocks = torch.einsum("fi,ncfgyx,gj->ncyixj", basis, coefficients, basis)
     p = blocks.flatten(4, 5).flatten(2, 3).clamp(min=math.sqrt(TINY)).square()
     return (p / p.sum(dim=1, keepdim=True)).log()
 

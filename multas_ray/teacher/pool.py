@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from time import time
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 
 import numpy as np
@@ -19,7 +19,7 @@ from ray.util.state import list_actors
 
 from multas_ray.config import Task, TeachersConfig
 from multas_ray.errors import UserError
-from multas_ray.teacher.teacher import Answer, Rows, SoftTargets, TeacherSpec
+from multas_ray.teacher.teacher import Answer, Rows, SoftTargets
 
 Handles = dict[Task, list[ActorHandle]]
 
@@ -30,7 +30,9 @@ RECENT_SECONDS = 30.0
 
 
 class Source(Protocol):
-    """What a replica serves: `TeacherSpec`, or what a benchmark puts in its place."""
+    """What a replica serves: `TeacherSpec`, or the dataclass that a benchmark puts in its place."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def load(self, device: str) -> Answer:
         """Called once, where the replica runs."""
@@ -209,10 +211,8 @@ def _numbers(pool: str | None, task: Task) -> list[int]:
 
 def _difference(served: Source, wanted: Source) -> str | None:
     """The first field in which two teachers differ; the checkpoint's path may, if its weights do not."""
-    if isinstance(served, TeacherSpec) and isinstance(wanted, TeacherSpec):
-        names = [field.name for field in fields(served) if field.name != "checkpoint"]
-        return next((name for name in names if getattr(served, name) != getattr(wanted, name)), None)
-    return None if type(served) is type(wanted) else "kind"
+    names = [field.name for field in fields(wanted) if field.name != "checkpoint"]
+    return next((name for name in names if getattr(served, name, None) != getattr(wanted, name)), None)
 
 
 class PoolClient:

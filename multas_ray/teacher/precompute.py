@@ -15,7 +15,6 @@ from multas_ray.config_file import parse_config
 from multas_ray.data.batch import pack, unpack
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import Part, mix
-from multas_ray.data.schema import read_info
 from multas_ray.data.stream import set_data_context
 from multas_ray.errors import UserError
 from multas_ray.job import cluster_cores, start_ray
@@ -30,7 +29,7 @@ from multas_ray.teacher.store import (
     write_file,
     write_store_info,
 )
-from multas_ray.teacher.teacher import TeacherSpec, digests, split, teacher_specs
+from multas_ray.teacher.teacher import TeacherSpec, digests, some_teacher_specs, split
 
 BATCH = 32
 """Images that a teacher answers at a time."""
@@ -54,14 +53,11 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
         UserError: configuration, data or teachers cannot be used, or the store was made of something else.
     """
     tree = config.model_dump(mode="json")
-    config = parse_config(tree | {"teachers": tree["teachers"] | {"placement": "stored"}})
+    config = parse_config(tree | {"teachers": tree["teachers"] | {"placement": "stored"}}).absolute()
     path = config.teachers.store
     assert path is not None
-    data = read_info(config.data.path)
+    specs = some_teacher_specs(config)
     index = read_index(config.data.path, config.data.train)
-    specs = teacher_specs(config, {"det": data.det_classes, "seg": data.seg_classes})
-    if not specs:
-        raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
     for spec in specs.values():
         spec.load("cpu")
     info = describe_store(config, specs, index, views)

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from multas_ray.config import AugmentConfig, Config, Task
+from multas_ray.config import AugmentConfig, Config, DistilledOn, Task, distilled
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Part, Replay
 from multas_ray.data.schema import filesystem, read_info
@@ -49,7 +49,7 @@ class StoredTeacher(BaseModel):
     """Of its weights."""
     classes: list[str]
     precision: str
-    on: Literal["missing", "annotated", "all"]
+    on: DistilledOn
     """Rows that have its answer."""
 
 
@@ -167,8 +167,7 @@ def _facts(found: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
 def needs(index: Index, info: StoreInfo) -> dict[Task, np.ndarray]:
     """(N,) bool of each teacher: rows of the split that have its answer."""
     has = {"det": index.task_mask & 1 > 0, "seg": index.task_mask & 2 > 0}
-    chosen = {task: {"missing": ~own, "annotated": own, "all": np.ones_like(own)} for task, own in has.items()}
-    return {task: chosen[task][teacher.on] for task, teacher in info.teachers.items()}
+    return {task: distilled(teacher.on, has[task]) for task, teacher in info.teachers.items()}
 
 
 def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multas_ray.config import Config, Task
+from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.errors import UserError
 from multas_ray.model.checkpoint import find_checkpoint, weights_digest
 from multas_ray.model.network import autocast
@@ -56,12 +57,13 @@ class TeacherSpec:
         return Teacher(self, device)
 
 
-def teacher_specs(config: Config, classes: Mapping[Task, Sequence[str]]) -> dict[Task, TeacherSpec]:
-    """The teachers of the distilled tasks, as configured.
+def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
+    """The teachers of the distilled tasks, as configured, for the classes of the data set.
 
     Raises:
         UserError: a teacher has no checkpoint.
     """
+    classes: dict[Task, list[str]] = {"det": data.det_classes, "seg": data.seg_classes}
     specs: dict[Task, TeacherSpec] = {}
     for task in config.distilled():
         teacher = config.teachers.of(task)
@@ -76,6 +78,18 @@ def teacher_specs(config: Config, classes: Mapping[Task, Sequence[str]]) -> dict
             task == "det" and config.distill.det.features,
             config.packed(task),
         )
+    return specs
+
+
+def some_teacher_specs(config: Config) -> dict[Task, TeacherSpec]:
+    """As `teacher_specs`, for what is done for teachers alone.
+
+    Raises:
+        UserError: also where no task is distilled, or there is no data set.
+    """
+    specs = teacher_specs(config, read_info(config.data.path))
+    if not specs:
+        raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
     return specs
 
 

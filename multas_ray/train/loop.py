@@ -160,8 +160,8 @@ class _Trainer:
             group["lr"] = learning_rate(step, optim.lr, optim.warmup_steps, self.config.train.steps)
         self.model.train()
         anchors = self.network.anchors(*batch["images"].shape[-2:])
+        targets = to_tensors(soft, self.device)
         with autocast(self.device, self.config.train.precision):
-            targets = to_tensors(soft, self.device)
             terms = loss_terms(self.model, batch, distilled, targets, self.config, anchors)
         total, shares = total_loss(terms, self.weights, workers)
         self.scaler.scale(total).backward()

@@ -8,12 +8,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import ray
 from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
-from multas_ray.config import Config, Task
+from multas_ray.config import Config, Task, distilled
 from multas_ray.config_file import load_config
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
@@ -44,10 +45,7 @@ def train(config: Config) -> dict[str, Any]:
         UserError: configuration, data, teachers or run folder cannot be used.
         ray.train.TrainingFailedError: the workers failed more often than allowed.
     """
-    config = config.model_copy(deep=True)
-    config.train.run = str(Path(config.train.run).expanduser().resolve())
-    if "://" not in config.data.path:
-        config.data.path = str(Path(config.data.path).expanduser().resolve())
+    config = config.absolute()
     run = Path(config.train.run)
     info = read_info(config.data.path)
     specs = check_networks(config, info)
@@ -88,13 +86,12 @@ def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
         UserError: no row is of use, or the store of soft targets does not fit or is not whole.
     """
     index = read_index(config.data.path, config.data.train)
-    distilled = config.distilled()
     has: dict[TaskMask, set[Task]] = {"none": set(), "det": {"det"}, "seg": {"seg"}, "both": {"det", "seg"}}
     tasks = set(config.model.tasks)
     usable = [
         mask
         for mask, annotated in has.items()
-        if annotated & tasks or any(_distils(config, task, task in annotated) for task in distilled)
+        if annotated & tasks or any(_distils(config, task, task in annotated) for task in config.distilled())
     ]
     return lay_plan(
         index,
@@ -118,12 +115,11 @@ def _stored_views(config: Config, specs: Mapping[Task, TeacherSpec], index: Inde
     missing = len(missing_files(path, index, store))
     if missing:
         raise UserError(f"teachers.store {path}: {missing} files are missing; run jobs/precompute.py again")
-    return Replay(store.seed, store.views)
+    return store.replay()
 
 
 def _distils(config: Config, task: Task, annotated: bool) -> bool:
-    on = getattr(config.distill, task).on
-    return on == "all" or (on == "annotated") == annotated
+    return bool(distilled(getattr(config.distill, task).on, np.array([annotated]))[0])
 
 
 def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]:
@@ -139,7 +135,7 @@ def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]
     """
     config.model.adapter = None
     MultiTaskNet(config.model, info.det_classes, info.seg_classes)
-    specs = teacher_specs(config, {"det": info.det_classes, "seg": info.seg_classes})
+    specs = teacher_specs(config, info)
     for task, spec in specs.items():
         teacher = config.teachers.of(task)
         assert teacher is not None

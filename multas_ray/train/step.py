@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multas_ray.config import Config, Task
+from multas_ray.config import Config, Task, distilled
 from multas_ray.errors import UserError
 from multas_ray.loss.detection import detection_losses
 from multas_ray.loss.distillation import detection_distillation, foreground_cells, segmentation_distillation
@@ -22,9 +22,7 @@ def distilled_rows(batch: Batch, config: Config) -> dict[Task, np.ndarray]:
     """Rows of the batch that each distilled task is distilled on."""
     rows: dict[Task, np.ndarray] = {}
     for task in config.distilled():
-        annotated = batch[f"has_{task}"]
-        wanted = {"missing": ~annotated, "annotated": annotated, "all": np.ones_like(annotated)}
-        rows[task] = np.flatnonzero(wanted[getattr(config.distill, task).on])
+        rows[task] = np.flatnonzero(distilled(getattr(config.distill, task).on, batch[f"has_{task}"]))
     return rows
 
 

@@ -98,3 +98,4 @@ def test_a_run_survives_the_death_of_the_teachers_node(cluster, make_config, ran
     lines = [line for line in read_metrics(Path(config.train.run)) if "loss/total" in line]
     assert [line["step"] for line in lines] == list(range(1, 61))
     assert all(line["loss/kd_seg"] > 0 for line in lines)
+    assert max(line.get("teacher/det/restarts", 0) for line in lines) >= 1, "its teachers had died"

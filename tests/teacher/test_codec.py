@@ -89,6 +89,15 @@ def test_classes_of_no_probability_survive():
     assert (back.exp()[:, 1] > 0.999).all()
 
 
+def test_an_autocast_around_it_changes_nothing():
+    maps = smooth_logits(2, 5, 32, 4)
+    packed = codec.pack_segmentation(maps)
+    plain = codec.unpack_segmentation(packed, CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert codec.pack_segmentation(maps) == packed
+        torch.testing.assert_close(codec.unpack_segmentation(packed, CPU), plain, rtol=0, atol=0)
+
+
 def test_the_transform_is_orthonormal():
     basis = codec.cosine_basis(CPU)
     torch.testing.assert_close(basis @ basis.T, torch.eye(codec.BLOCK))

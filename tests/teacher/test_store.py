@@ -29,7 +29,7 @@ from multas_ray.train.run import check_networks, plan_run, train
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import read_metrics
 from tests.shared import ROOT
-from tests.teacher.test_teacher import CLASSES, spoil
+from tests.teacher.test_teacher import spoil
 
 VIEWS = 2
 
@@ -67,6 +67,10 @@ def fill(started_ray, one_view, tmp_path_factory):
     return filled
 
 
+def specs_of(config):
+    return teacher_specs(config, read_info(config.data.path))
+
+
 def files(config) -> list[Path]:
     return sorted(Path(config.teachers.store).rglob("*.parquet"))
 
@@ -82,11 +86,11 @@ def test_a_store_holds_each_view_s_answers_for_the_very_pixels_of_the_training(s
 
     # Another run, of another seed, takes its pixels and targets from the store.
     config = stored(train={"run": "unused", "steps": 60, "batch_size": 8, "seed": 5})
-    specs = teacher_specs(config, CLASSES)
+    specs = specs_of(config)
     plan = plan_run(config, specs)
     reader = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
     teachers = {task: spec.load("cpu") for task, spec in specs.items()}
-    seen = set()
+    seen, checked = set(), set()
     for step in (0, 7, 13, 20):
         part = plan.part(step, 0, 1)
         assert (part.views == part.epochs % VIEWS).all()
@@ -95,11 +99,14 @@ def test_a_store_holds_each_view_s_answers_for_the_very_pixels_of_the_training(s
         found = reader(batch, part)
         for task, rows in distilled_rows(batch, config).items():
             np.testing.assert_array_equal(found[f"{task}.digest"], digests(batch["images"][rows]))
-            expected = teachers[task](batch["images"][rows])
-            if task == "seg":
-                np.testing.assert_array_equal(found["seg.ends"], expected["seg.ends"])
-                np.testing.assert_array_equal(found["seg.packed"], expected["seg.packed"])
+            expected = to_tensors(teachers[task](batch["images"][rows]), torch.device("cpu"))
+            for name, value in to_tensors(found, torch.device("cpu")).items():
+                if name in expected:
+                    # The networks compute other batches, so a last digit may differ.
+                    torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=1e-2)
+                    checked.add(name)
     assert seen == {0, 1}
+    assert checked == {"cls", "box", "seg"}
 
 
 def test_a_run_trains_from_a_store(fill, stored, tmp_path):
@@ -111,8 +118,11 @@ def test_a_run_trains_from_a_store(fill, stored, tmp_path):
     assert all(line["loss/kd_seg"] > 0 for line in lines)
 
 
-def test_only_what_is_missing_is_computed(started_ray, stored):
+def test_only_what_is_missing_is_computed(started_ray, stored, tmp_path, monkeypatch):
+    # A relative path is one of the job's own folder, whatever folder its processes run in.
+    monkeypatch.chdir(tmp_path)
     config = stored()
+    config.teachers.store = "store"
     assert precompute(config, 1)["files"] == 1
     assert precompute(config, 1)["files"] == 0
     before = {file: file.stat().st_mtime_ns for file in files(config)}
@@ -144,8 +154,8 @@ def test_one_store_of_all_rows_serves_runs_that_distil_fewer(started_ray, stored
     wide = {"det": {"on": "all"}, "seg": {"on": "all"}}
     config = stored(distill=wide)
     assert precompute(config, 1)["images"] == 50
-    plan_run(stored(distill=wide), teacher_specs(config, CLASSES))
-    plan_run(stored(), teacher_specs(config, CLASSES))
+    plan_run(stored(distill=wide), specs_of(config))
+    plan_run(stored(), specs_of(config))
     assert precompute(stored(), 1)["files"] == 0, "nor does it take answers away"
 
 
@@ -164,7 +174,7 @@ def test_a_store_of_something_else_is_refused(fill, stored, make_config, section
     sections = {name: {**getattr(make_config(), name).model_dump(), **values} for name, values in sections.items()}
     config = stored(**sections)
     with pytest.raises(UserError, match=words):
-        plan_run(config, teacher_specs(config, CLASSES))
+        plan_run(config, specs_of(config))
     with pytest.raises(UserError, match=words):
         precompute(config, 1)
 
@@ -175,13 +185,13 @@ def test_another_teacher_is_refused(fill, stored, tmp_path):
     (tmp_path / "other").mkdir()
     config.teachers.det.checkpoint = spoil(config.teachers.det.checkpoint, tmp_path / "other")
     with pytest.raises(UserError, match=r"made with teachers\.det\.checkpoint of digest"):
-        plan_run(config, teacher_specs(config, CLASSES))
+        plan_run(config, specs_of(config))
 
 
 def test_other_pixels_than_the_store_s_are_not_trained_on(fill, stored):
     config = stored()
     fill(config)
-    plan = plan_run(config, teacher_specs(config, CLASSES))
+    plan = plan_run(config, specs_of(config))
     rows_of = partial(distilled_rows, config=config)
     reader = StoreReader(config.teachers.store, plan.index, rows_of)
     part = plan.part(0, 0, 1)
@@ -197,7 +207,7 @@ def test_other_pixels_than_the_store_s_are_not_trained_on(fill, stored):
 def test_a_broken_file_and_a_missing_row_are_named(fill, stored):
     config = stored()
     fill(config)
-    plan = plan_run(config, teacher_specs(config, CLASSES))
+    plan = plan_run(config, specs_of(config))
     part = plan.part(0, 0, 1)
     batch = make_batch(plan.index, part, config.data.augment)
     read = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
@@ -227,12 +237,12 @@ def test_a_store_needs_teachers_one_size_and_losses_that_live_with_it(stored, ma
 
 
 def check_store_of(config):
-    plan_run(config, teacher_specs(config, CLASSES))
+    plan_run(config, specs_of(config))
 
 
 def test_dense_losses_stay_dense(make_config, random_teachers):
     config = make_config(distill={"targets": "packed", "det": {"soft_box": 1}}, teachers=random_teachers)
-    specs = teacher_specs(config, CLASSES)
+    specs = specs_of(config)
     assert (specs["det"].packed, specs["seg"].packed) == (False, True)
     assert check_networks(config, read_info(config.data.path)).keys() == {"det", "seg"}
 

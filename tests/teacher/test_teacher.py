@@ -8,17 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from multas_ray.data import scenes
+from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
 from multas_ray.model.checkpoint import write_manifest
 from multas_ray.teacher.teacher import TeacherSpec, digests, split, teacher_specs, to_tensors
 
-CLASSES = {"det": list(scenes.CLASSES), "seg": ["background", *scenes.CLASSES]}
-
 
 @pytest.fixture
 def specs(make_config, random_teachers) -> dict[str, TeacherSpec]:
-    return teacher_specs(make_config(teachers=random_teachers), CLASSES)
+    config = make_config(teachers=random_teachers)
+    return teacher_specs(config, read_info(config.data.path))
 
 
 def images(rows: int = 4) -> np.ndarray:
