@@ -25,7 +25,7 @@ from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.job import Parser, run_job, start_ray
 from multas_ray.model.weights import load_network
-from multas_ray.report.html import write_report
+from multas_ray.report.html import report_page
 from multas_ray.report.pictures import grid
 from multas_ray.report.plots import class_bars, learning_curves
 from multas_ray.train.console import HEADLINE, follow, print_results
@@ -114,8 +114,7 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         {"arm": name, **{key: f"{metrics[key]:.1f}" if key in metrics else "" for key in (*HEADLINE, "seconds")}}
         for name, metrics in summary(results).items()
     ]
-    write_report(
-        out / "report.html",
+    page = report_page(
         title="multas-ray demo",
         intro=f"{TRAIN_SCENES} generated scenes, half annotated with boxes only and half with masks only; "
         f"scored on {VAL_SCENES} scenes that no arm has seen. det and seg are single-task networks and the teachers of "
@@ -128,6 +127,7 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         },
         pictures={"Validation scenes": (out / "overlays.png").read_bytes()},
     )
+    (out / "report.html").write_text(page)
 
 
 def draw_overlays(out: Path) -> None:
@@ -146,7 +146,7 @@ def draw_overlays(out: Path) -> None:
         truth = draw_truth(batch, row, scenes.CLASSES)
         rows.append([truth, *(draw(batch, row, prediction, scenes.CLASSES) for prediction in shown)])
     titles = ["ground truth", "single-task (det, seg)", "multi-task (mtl)", "distilled (kd)"]
-    grid(rows, titles, out / "overlays.png", classes=["background", *scenes.CLASSES])
+    (out / "overlays.png").write_bytes(grid(rows, titles, classes=["background", *scenes.CLASSES]))
 
 
 if __name__ == "__main__":

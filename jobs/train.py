@@ -3,10 +3,9 @@
 python jobs/train.py --config jobs/configs/animals_mtl.yaml optim.lr=0.0005 train.run=runs/other
 """
 
-from pathlib import Path
-
 from multas_ray.config_file import load_config
 from multas_ray.job import Parser, run_job
+from multas_ray.storage import StoragePath
 from multas_ray.train.console import follow, print_results
 from multas_ray.train.run import train
 
@@ -19,7 +18,7 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     with follow([config]):
         result = train(config)
-    run = Path(config.train.run)
+    run = StoragePath(config.train.run)
     print_results({run.name: result})
     print(f"{run / 'report.html'}")
 

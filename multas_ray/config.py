@@ -275,8 +275,9 @@ class TrainConfig(Section):
     """Optimiser steps."""
     batch_size: int = Field(16, ge=1)
     """Images of a step, over all workers."""
-    workers: int = Field(1, ge=1)
-    """Data-parallel Ray Train workers."""
+    workers: int | list[int] = 1
+    """Data-parallel Ray Train workers. A list of two, the fewest and the most, makes the run elastic: it shrinks when
+    nodes are lost and grows when they come."""
     threads: int = Field(1, ge=1)
     """CPU threads of each worker."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -286,11 +287,30 @@ class TrainConfig(Section):
     """Go on from the run folder's newest checkpoint; false refuses a run folder that holds one."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """In addition to one checkpoint an epoch, an evaluation and the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest stay, besides the best."""
     log_every_steps: int = Field(10, ge=1)
     max_failures: int = Field(3, ge=0)
     """Restarts of the worker group before the run fails."""
+    max_bad_steps: int = Field(10, ge=0)
+    """Steps whose loss or gradient is not finite. They change nothing, and one more than this ends the run."""
+    timeout_s: float = Field(600.0, gt=0)
+    """How long a worker waits for the others. A wait that is longer ends the run."""
     resources: Resources = Resources(cpu=1.0)
     """Of each worker. A worker with a GPU share trains on CUDA with NCCL, else on the CPU with gloo."""
+
+    @field_validator("workers")
+    @classmethod
+    def _workers(cls, value: int | list[int]) -> int | list[int]:
+        ends = value if isinstance(value, list) else [value, value]
+        if len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
+            raise ValueError("a number from 1, or a list of the fewest and the most")
+        return value
+
+    @property
+    def most_workers(self) -> int:
+        """Workers if there is room for all."""
+        return self.workers[1] if isinstance(self.workers, list) else self.workers
 
 
 class EvaluateConfig(Section):
@@ -342,10 +362,9 @@ class Config(Section):
             rows = sum(self.data.mixing.values())
             if rows != self.train.batch_size:
                 raise ValueError(f"data.mixing: adds up to {rows} rows, train.batch_size is {self.train.batch_size}")
-        if self.train.workers > self.train.batch_size:
-            raise ValueError(
-                f"train.workers: {self.train.workers} workers, but a batch has {self.train.batch_size} rows"
-            )
+        workers = self.train.most_workers
+        if workers > self.train.batch_size:
+            raise ValueError(f"train.workers: {workers} workers, but a batch has {self.train.batch_size} rows")
         for task in ("det", "seg"):
             if self.teachers.of(task) and task not in self.model.tasks:
                 raise ValueError(f"teachers.{task}: set, but model.tasks is {self.model.tasks}")
@@ -359,9 +378,9 @@ class Config(Section):
             raise ValueError("distill.det.defeat: needs distill.det.on: annotated or all, which is missing")
         if self.model.preset == "paper" and self.model.norm in ("batch", "sync"):
             # The neck averages each image to one pixel, and the coarsest level may have only one.
-            if self.train.batch_size // self.train.workers < 2 and self.model.norm == "batch":
+            if self.train.batch_size // workers < 2 and self.model.norm == "batch":
                 raise ValueError(
-                    f"train.batch_size: {self.train.batch_size} rows over {self.train.workers} workers, but batch "
+                    f"train.batch_size: {self.train.batch_size} rows over {workers} workers, but batch "
                     "statistics need two rows a worker; or set model.norm: group"
                 )
             coarsest = 8 * 2 ** (self.model.levels - 1)

@@ -1,8 +1,8 @@
 """Reading a configuration: a YAML file, any value of it overridden by its dotted path, and errors in one line."""
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from multas_ray.config import Config
 from multas_ray.errors import UserError
+from multas_ray.storage import Location, StoragePath
 
 
 class YamlLoader(yaml.SafeLoader):
@@ -29,7 +30,7 @@ YamlLoader.add_implicit_resolver(
 )
 
 
-def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(file: Location | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `dotted.path=value` overrides (values are YAML).
 
     Raises:
@@ -38,9 +39,9 @@ def load_config(file: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     tree: dict[str, Any] = {}
     if file is not None:
         try:
-            tree = yaml.load(Path(file).read_text(), YamlLoader) or {}
+            tree = yaml.load(StoragePath(file).read_text(), YamlLoader) or {}
         except OSError as error:
-            raise UserError(f"--config {file}: {error.strerror}") from None
+            raise UserError(f"--config {file}: {os.strerror(error.errno or 0)}") from None
         except yaml.YAMLError as error:
             raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(tree, dict):

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import ray
 
-from multas_ray.errors import UserError
+from multas_ray.errors import RunError, UserError
 
 OK, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; the job failed; unusable arguments, configuration or data."""
@@ -33,13 +33,20 @@ def run_job(main: Callable[[], None]) -> NoReturn:
             print(f"error: {cause}", file=sys.stderr)
             code = UNUSABLE
         else:
-            traceback.print_exc()
-            print(f"failed: {type(cause).__name__}: {_first_line(cause)}", file=sys.stderr)
             code = FAILED
+            if isinstance(cause, RunError):
+                print(f"failed: {cause}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+                print(f"failed: {type(cause).__name__}: {first_line(cause)}", file=sys.stderr)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
     sys.exit(code)
+
+
+WRAPPED = ("cause", "controller_failure", "health_check_failure", "__cause__")
+"""Attributes in which Ray keeps the exception that it wrapped."""
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -51,7 +58,7 @@ def root_cause(error: BaseException) -> BaseException:
         inner = (
             next(iter(failures.values()), None)
             if failures
-            else getattr(error, "cause", None) or getattr(error, "controller_failure", None) or error.__cause__
+            else next((getattr(error, name, None) for name in WRAPPED if getattr(error, name, None)), None)
         )
         if not isinstance(inner, BaseException):
             break
@@ -59,7 +66,8 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0].strip() if lines else "no message"
 

@@ -14,7 +14,8 @@ from multas_ray.config import Config, LossConfig
 from multas_ray.config_file import parse_config
 from multas_ray.loss.detection import detection_losses
 from multas_ray.model.anchors import anchors
-from multas_ray.model.network import MultiTaskNet, autocast, count_parameters
+from multas_ray.model.network import MultiTaskNet, count_parameters
+from multas_ray.model.precision import autocast
 from multas_ray.train.optim import build_optimizer
 from multas_ray.train.step import loss_terms, term_weights, total_loss
 

@@ -1,52 +1,72 @@
 """One batch: rows of a split read, decoded, augmented and collated."""
 
-from functools import lru_cache
+import json
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from cachetools import LRUCache, cached
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 
 from multas_ray.config import AugmentConfig
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Part
-from multas_ray.data.schema import filesystem
 from multas_ray.data.transforms import Augment, Sample, resize
+from multas_ray.errors import UserError
+from multas_ray.storage import StoragePath
+
+CACHE_BYTES = 256e6
+"""Of row groups that a process keeps: the rows of a shuffled window come from the same few."""
 
 
 def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[str, np.ndarray]:
-    """Read, decode, transform and collate one part.
+    """Read, decode, transform and collate one part. A row that cannot be decoded is left out and named.
 
     Returns:
-        step, rank: int64 scalars; rows, epochs: (b,) int64; ids: (b,) bytes
+        step, rank: int64 scalars; rows, epochs, views: (b,) int64; ids: (b,) bytes
         images: (b, 3, size, size) uint8
         has_det, has_seg: (b,) bool
         boxes: (b, M, 4) float32, x1 y1 x2 y2 in [0, 1]; labels: (b, M) int64, -1 = padding; difficult: (b, M) bool
         masks: (s, size, size) uint8 of the s rows with has_seg, in order
+        rejected: JSON, a list of {image_id, reason, detail}
         For evaluation (augment is None) boxes are in pixels of the original image and, instead of masks:
         sizes: (b, 2) int64 height and width; pixels: the s masks in original size, raveled one after another
+
+    Raises:
+        UserError: a file of the data set is no longer there.
     """
-    rows = [read_row(index, int(row)) for row in part.rows]
-    samples = [decode(row) for row in rows]
+    rows, samples, kept, rejected = [], [], [], []
+    for place, number in enumerate(part.rows):
+        row = read_row(index, int(number))
+        try:
+            samples.append(decode(row))
+        except (RuntimeError, ValueError) as error:
+            detail = str(error).splitlines()[0]
+            rejected.append({"image_id": row["image_id"], "reason": "cannot be decoded", "detail": detail})
+        else:
+            rows.append(row)
+            kept.append(place)
     if augment is None:
         inputs = [resize({"image": sample["image"]}, part.size) for sample in samples]
     else:
         transform = Augment(augment)
         samples = inputs = [
-            transform(sample, part.size, int(seed)) for sample, seed in zip(samples, part.seeds, strict=True)
+            transform(sample, part.size, int(seed)) for sample, seed in zip(samples, part.seeds[kept], strict=True)
         ]
     batch = {
         "step": np.asarray(part.step),
         "rank": np.asarray(part.rank),
-        "rows": part.rows,
-        "epochs": part.epochs,
+        "rows": part.rows[kept],
+        "epochs": part.epochs[kept],
+        "views": part.views[kept],
         "ids": np.asarray([row["image_id"].encode() for row in rows], np.bytes_),
         "images": _stack([sample["image"] for sample in inputs], (3, part.size, part.size)),
         "has_det": np.asarray([row["has_det"] for row in rows], bool),
         "has_seg": np.asarray([row["has_seg"] for row in rows], bool),
+        "rejected": np.frombuffer(json.dumps(rejected).encode(), np.uint8),
     }
     batch |= _pad_boxes(samples, scale=part.size if augment else 1)
     masks = [sample["mask"] for sample in samples if "mask" in sample]
@@ -58,9 +78,21 @@ def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[
     return batch
 
 
+def rejected_rows(batch: dict[str, np.ndarray]) -> list[dict[str, str]]:
+    """The rows that `make_batch` left out."""
+    return json.loads(batch["rejected"].tobytes())
+
+
 def decode(row: dict[str, Any]) -> Sample:
-    """The image of a row with the annotation that it has."""
+    """The image of a row with the annotation that it has.
+
+    Raises:
+        RuntimeError, ValueError: the image or the mask is broken, or of another size than the row says.
+    """
     image = decode_image(torch.frombuffer(bytearray(row["image"]), dtype=torch.uint8), ImageReadMode.RGB)
+    size = (row["height"], row["width"])
+    if image.shape[-2:] != size:
+        raise ValueError(f"the image has {tuple(image.shape[-2:])} pixels, its row says {size}")
     sample: Sample = {"image": tv_tensors.Image(image)}
     if row["has_det"]:
         boxes = torch.tensor(row["boxes"], dtype=torch.float32).reshape(-1, 4)
@@ -71,6 +103,8 @@ def decode(row: dict[str, Any]) -> Sample:
         sample["difficult"] = torch.tensor(row["difficult"], dtype=torch.bool)
     if row["has_seg"]:
         mask = decode_image(torch.frombuffer(bytearray(row["mask"]), dtype=torch.uint8), ImageReadMode.UNCHANGED)
+        if mask.shape[-2:] != size:
+            raise ValueError(f"the mask has {tuple(mask.shape[-2:])} pixels, the image {size}")
         sample["mask"] = tv_tensors.Mask(mask[0])
     return sample
 
@@ -81,12 +115,16 @@ def read_row(index: Index, row: int) -> dict[str, Any]:
     return table.slice(int(index.offset[row]), 1).to_pylist()[0]
 
 
-@lru_cache(maxsize=32)
+@cached(LRUCache(CACHE_BYTES, getsizeof=lambda table: table.nbytes))
 def _row_group(path: str, file: str, group: int) -> pa.Table:
-    """A row group, kept because the rows of a shuffled window come from the same few."""
-    filesys, _ = filesystem(path)
-    with filesys.open_input_file(file) as source, pq.ParquetFile(source) as parquet:
-        return parquet.read_row_group(group)
+    try:
+        with (
+            StoragePath(path).filesystem.open_input_file(file) as source,
+            pq.ParquetFile(source, pre_buffer=True) as parquet,
+        ):
+            return parquet.read_row_group(group)
+    except FileNotFoundError:
+        raise UserError(f"{file}: was there when the run began, and is gone") from None
 
 
 def _stack(tensors: list[torch.Tensor], shape: tuple[int, ...]) -> np.ndarray:

@@ -9,8 +9,9 @@ import torch
 from torchvision.io import decode_image
 
 from multas_ray.data.index import Index
-from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, TaskMask, filesystem
+from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, TaskMask
 from multas_ray.errors import UserError
+from multas_ray.storage import StoragePath
 
 BATCH_ROWS = 64
 """Rows in memory at a time; their images are not read."""
@@ -46,9 +47,9 @@ def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> Sp
     classes = len(info.det_classes)
     boxes, difficult, box_images = (np.zeros(classes, np.int64) for _ in range(3))
     pixels, pixel_images = (np.zeros(256, np.int64) for _ in range(2))
-    filesys, _ = filesystem(index.path)
+    filesystem = StoragePath(index.path).filesystem
     for file in index.files:
-        with filesys.open_input_file(file) as source, pq.ParquetFile(source) as parquet:
+        with filesystem.open_input_file(file) as source, pq.ParquetFile(source) as parquet:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=["image_id", "labels", "difficult", "mask"]):
                 for row in batch.to_pylist():
                     _check(row["image_id"], "label", row["labels"], range(classes))

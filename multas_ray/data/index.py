@@ -6,10 +6,10 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow.parquet as pq
-from pyarrow import fs
 
-from multas_ray.data.schema import TASK_MASKS, TaskMask, filesystem, read_info
+from multas_ray.data.schema import TASK_MASKS, TaskMask, read_info
 from multas_ray.errors import UserError
+from multas_ray.storage import StoragePath
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,14 @@ def read_index(path: str, split: str) -> Index:
     info = read_info(path)
     if split not in info.splits:
         raise UserError(f"{path}: no split '{split}'; it has {', '.join(info.splits) or 'none'}")
-    filesys, root = filesystem(path)
-    listing = filesys.get_file_info(fs.FileSelector(f"{root}/{split}", allow_not_found=True))
-    files = sorted(entry.path for entry in listing if entry.path.endswith(".parquet"))
+    folder = StoragePath(path) / split
+    files = [folder / name for name in folder.names() if name.endswith(".parquet")]
     if not files:
         raise UserError(f"{path}/{split}: no Parquet file in the split's folder")
     columns: list[tuple[np.ndarray, ...]] = []
     for number, file in enumerate(files):
         try:
-            with pq.ParquetFile(file, filesystem=filesys) as parquet:
+            with file.open() as source, pq.ParquetFile(source) as parquet:
                 sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
                 table = parquet.read(columns=["has_det", "has_seg"])
         except (OSError, ValueError, KeyError) as error:
@@ -76,4 +75,4 @@ def read_index(path: str, split: str) -> Index:
             )
         )
     file_column, group, offset, task_mask = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return Index(path, tuple(files), file_column, group, offset, task_mask)
+    return Index(path, tuple(file.path for file in files), file_column, group, offset, task_mask)

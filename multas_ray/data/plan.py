@@ -38,6 +38,8 @@ class Group:
 
     rows: np.ndarray
     """(n,) int64, in storage order."""
+    starts: np.ndarray
+    """(g + 1,) int64: where each row group begins in `rows`, and n."""
     quota: int
     """Rows of it in every batch."""
 
@@ -70,7 +72,7 @@ class Plan:
     """Steps of random sizes; those after it have the last one."""
     replay: Replay | None = None
     """Where the augmentations come from if they are not the run's own."""
-    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+    _orders: dict[tuple[int, int], "EpochOrder"] = field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> tuple:
         return Plan, (
@@ -89,31 +91,79 @@ class Plan:
         return max(len(group.rows) / group.quota for group in self.groups)
 
     def part(self, step: int, rank: int, workers: int) -> Part:
-        """What worker `rank` of `workers` gets at a step. The parts of a step differ in size by at most one row."""
-        picked = [self._take(number, step) for number in range(len(self.groups))]
-        rows, epochs = (np.concatenate(column)[rank::workers] for column in zip(*picked, strict=True))
+        """What worker `rank` of `workers` gets at a step: of every group a run of consecutive rows, so that a part
+        needs few reads. The parts of a step differ in size by at most one row."""
+        picked = []
+        before = 0
+        for number, group in enumerate(self.groups):
+            # Dealt out like cards, group after group; whoever got one row more comes last in the next group.
+            shares = [len(range((turn - before) % workers, group.quota, workers)) for turn in range(workers)]
+            first = step * group.quota + sum(shares[:rank])
+            picked.append(self._take(number, np.arange(first, first + shares[rank])))
+            before += group.quota
+        rows, epochs = (np.concatenate(column) for column in zip(*picked, strict=True))
         drawn = int(mix(self.seed, step, 0x512E) % np.uint64(len(self.sizes)))
         size = self.sizes[drawn] if step < self.multi_scale_steps else self.sizes[-1]
         seed, views = (self.seed, epochs) if self.replay is None else (self.replay.seed, epochs % self.replay.views)
         return Part(step, rank, size, rows, epochs, views, mix(seed, views, rows))
 
-    def _take(self, number: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _take(self, number: int, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and epochs at positions of a group's sequence."""
         group = self.groups[number]
-        position = np.arange(step * group.quota, (step + 1) * group.quota)
         epochs = position // len(group.rows)
         rows = np.empty_like(position)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            rows[here] = self._order(number, int(epoch))[position[here] % len(group.rows)]
+            rows[here] = self._order(number, int(epoch)).rows(position[here] % len(group.rows))
         return rows, epochs
 
-    def _order(self, number: int, epoch: int) -> np.ndarray:
-        """(n,) int64: a group's rows in the order of an epoch. The last two epochs of each group are kept."""
+    def _order(self, number: int, epoch: int) -> "EpochOrder":
+        """A group's rows in the order of an epoch. Those of the last two epochs of each group are kept."""
         key = (number, epoch)
         if key not in self._orders:
             self._orders.pop((number, epoch - 2), None)
-            self._orders[key] = shuffled(self.index, self.groups[number].rows, self.seed, number, epoch, self.window)
+            self._orders[key] = EpochOrder(self.groups[number], (self.seed, number, epoch), self.window)
         return self._orders[key]
+
+
+class EpochOrder:
+    """A group's rows, shuffled: first the row groups, then the rows within windows of some row groups. Worked out
+    window by window, so that a task of the stream does not shuffle a whole data set for one batch."""
+
+    def __init__(self, group: Group, key: tuple[int, ...], window: int) -> None:
+        self.group, self.key = group, key
+        random = np.random.default_rng(key)
+        blocks = len(group.starts) - 1
+        self.order = np.argsort(random.permutation(blocks))
+        # From here on each row of the group has its own place in the random stream.
+        self.state = random.bit_generator.state
+        self.window = window
+        sizes = np.diff(group.starts)[self.order]
+        self.ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, blocks, window)))
+        self.last: tuple[int, np.ndarray] = (-1, group.rows[:0])
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        """The rows at some places of the order, 0..n-1."""
+        found = np.empty_like(places)
+        number = np.searchsorted(self.ends, places, side="right")
+        for window in np.unique(number):
+            here = number == window
+            begin = self.ends[window - 1] if window else 0
+            found[here] = self._window(int(window))[places[here] - begin]
+        return found
+
+    def _window(self, number: int) -> np.ndarray:
+        if self.last[0] != number:
+            rows, keys = [], []
+            for block in np.sort(self.order[number * self.window : (number + 1) * self.window]):
+                first, end = self.group.starts[block : block + 2]
+                generator = np.random.PCG64()
+                generator.state = self.state  # type: ignore[assignment]
+                generator.advance(int(first))
+                rows.append(self.group.rows[first:end])
+                keys.append(np.random.Generator(generator).random(end - first))
+            self.last = (number, np.concatenate(rows)[np.argsort(np.concatenate(keys))])
+        return self.last[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +181,8 @@ class EvaluationPlan:
 
     def part(self, step: int, rank: int, workers: int) -> Part:
         """What worker `rank` of `workers` gets of a batch."""
-        rows = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.index)))[rank::workers]
+        batch = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.index)))
+        rows = np.array_split(batch, workers)[rank]
         nothing = np.zeros_like(rows)
         return Part(step, rank, self.size, rows, nothing, nothing, nothing.astype(np.uint64))
 
@@ -166,23 +217,21 @@ def lay_plan(
         rows = index.rows(usable)
         if not len(rows):
             raise UserError(f"{index.path}: no row is of use: the model's tasks need rows with {' or '.join(usable)}")
-        groups: tuple[Group, ...] = (Group(rows, batch_size),)
+        groups: tuple[Group, ...] = (_group(index, rows, batch_size),)
     else:
         for mask, quota in mixing.items():
             if quota and mask not in usable:
                 raise UserError(f"data.mixing.{mask}: {quota} rows, but no loss of this run can use such rows")
             if quota and not len(index.rows([mask])):
                 raise UserError(f"data.mixing.{mask}: {quota} rows a batch, but {index.path} has none of them")
-        groups = tuple(Group(index.rows([mask]), mixing[mask]) for mask in TASK_MASKS if mixing.get(mask))
+        groups = tuple(_group(index, index.rows([mask]), mixing[mask]) for mask in TASK_MASKS if mixing.get(mask))
     return Plan(index, groups, seed, steps, tuple(sizes), window, round(multi_scale_until * steps), replay)
 
 
-def shuffled(index: Index, rows: np.ndarray, seed: int, group: int, epoch: int, window: int) -> np.ndarray:
-    """(n,) int64: `rows` in an epoch's order: row groups shuffled, then rows within windows of row groups."""
-    random = np.random.default_rng((seed, group, epoch))
-    blocks, block_of_row = np.unique(index.block[rows], return_inverse=True)
-    place = random.permutation(len(blocks))[block_of_row]
-    return rows[np.lexsort((random.random(len(rows)), place // window))]
+def _group(index: Index, rows: np.ndarray, quota: int) -> Group:
+    blocks = index.block[rows]
+    starts = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1))
+    return Group(rows, starts, quota)
 
 
 def mix(seed: int, a: int | np.ndarray, b: int | np.ndarray) -> np.ndarray:

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import pyarrow as pa
-from pyarrow import fs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from multas_ray.errors import UserError
+from multas_ray.storage import StoragePath
 
 SCHEMA_VERSION = 1
 IGNORE = 255
@@ -55,26 +55,14 @@ class DatasetInfo(BaseModel):
     """The command line that made it."""
 
 
-def filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """The pyarrow filesystem of a local path or URI (s3://, gs://), and the path inside it."""
-    if "://" in path:
-        return fs.FileSystem.from_uri(path)
-    from pathlib import Path
-
-    return fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
-
-
 def read_info(path: str) -> DatasetInfo:
     """Read and check `dataset.json` of a data set folder.
 
     Raises:
         UserError: it is missing, not JSON, of another schema version, or has wrong fields.
     """
-    filesys, root = filesystem(path)
-    file = f"{root}/dataset.json"
     try:
-        with filesys.open_input_stream(file) as stream:
-            raw: Mapping[str, Any] = json.loads(stream.read())
+        raw: Mapping[str, Any] = json.loads((StoragePath(path) / "dataset.json").read_text())
         info = DatasetInfo.model_validate(raw)
     except FileNotFoundError:
         raise UserError(f"{path}: no data set here (dataset.json is missing); make one with jobs/prepare.py") from None

@@ -12,6 +12,7 @@ from multas_ray.config import LossConfig
 from multas_ray.loss.matching import CHOSEN, iou_match, mutual_guidance, overlaps
 from multas_ray.loss.terms import Term
 from multas_ray.model.anchors import corners, decode, encode
+from multas_ray.model.precision import at_least_float32
 
 POSITIVE = 0.5
 """Least IoU of an anchor that answers for a box."""
@@ -56,7 +57,7 @@ def detection_losses(
         det_cls: focal or generalised focal loss, counted by positives. det_box: Balanced L1 over the codes of
         positives, counted by their coordinates, in Mutual Guidance weighted by their quality.
     """
-    cls, box = cls.float(), box.float()
+    cls, box = at_least_float32(cls), at_least_float32(box)
     boxes, labels, difficult = targets["boxes"].float(), targets["labels"], targets["difficult"]
     if not boxes.shape[1]:
         # A slot of padding, so that there is something to match against in a batch without objects.

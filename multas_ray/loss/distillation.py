@@ -13,6 +13,7 @@ from multas_ray.config import DetectionDistillConfig, SegmentationDistillConfig
 from multas_ray.loss.detection import balanced_l1, focal_bce, quality_focal_bce
 from multas_ray.loss.terms import Term, scalar, scaled
 from multas_ray.model.anchors import PER_CELL
+from multas_ray.model.precision import at_least_float32
 
 SOFT_CLASSES = 5e3
 FEATURES = 5.0
@@ -86,10 +87,10 @@ def guided(student: Outputs, teacher: Outputs) -> dict[str, Term]:
     """
     p_t = _probabilities(teacher)
     confidence = p_t.amax(dim=-1)
-    cls_sum = quality_focal_bce(student["cls"].float(), p_t).sum()
+    cls_sum = quality_focal_bce(at_least_float32(student["cls"]), p_t).sum()
     seen = confidence * (confidence > SEEN)
-    goal = teacher["box"].detach().float()
-    difference = BOX_SLOPE * F.smooth_l1_loss(student["box"].float(), goal, reduction="none", beta=BOX_NEAR)
+    goal = at_least_float32(teacher["box"].detach())
+    difference = BOX_SLOPE * F.smooth_l1_loss(at_least_float32(student["box"]), goal, reduction="none", beta=BOX_NEAR)
     box_sum = (seen[..., None] * difference).sum()
     return {"kd_det_guided_cls": Term(cls_sum, confidence.sum()), "kd_det_guided_box": Term(box_sum, 4 * seen.sum())}
 
@@ -97,7 +98,7 @@ def guided(student: Outputs, teacher: Outputs) -> dict[str, Term]:
 def soft_classes(student: Outputs, teacher: Outputs) -> dict[str, Term]:
     """The paper's soft class targets: 5000 times the mean over all anchors and classes of the focal loss (alpha 0.25,
     gamma 1) to the teacher's probabilities."""
-    cls = student["cls"].float()
+    cls = at_least_float32(student["cls"])
     loss = SOFT_CLASSES * focal_bce(cls, _probabilities(teacher), alpha=0.25, gamma=1.0).sum()
     return {"kd_det_soft_cls": Term(loss, scalar(cls.numel(), cls))}
 
@@ -120,7 +121,7 @@ def pdf_distil(student: Outputs, teacher: Outputs) -> dict[str, Term]:
     A cell's features are weighted by the mean over its anchors of sqrt(sum over classes of D); the weights of the batch
     add up to one over cells and channels. D and the weights carry no gradient.
     """
-    cls, box = student["cls"].float(), student["box"].float()
+    cls, box = at_least_float32(student["cls"]), at_least_float32(student["box"])
     p_t = _probabilities(teacher)
     with torch.no_grad():
         disagreement = (p_t - cls.sigmoid()).square()
@@ -131,7 +132,7 @@ def pdf_distil(student: Outputs, teacher: Outputs) -> dict[str, Term]:
     return {
         "kd_feature_pdf": Term(FEATURES * (weight * difference).sum(), difference.shape[-1] * weight.sum(), least=TINY),
         "kd_det_pdf_cls": Term((disagreement * bce).sum(), (p_t > CONFIDENT).sum().float()),
-        "kd_det_pdf_box": Term((box - teacher["box"].detach().float()).abs().sum(), scalar(box.numel(), box)),
+        "kd_det_pdf_box": Term((box - at_least_float32(teacher["box"].detach())).abs().sum(), scalar(box.numel(), box)),
     }
 
 
@@ -190,18 +191,18 @@ def channel_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> d
 
 
 def _divergence(logits: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
-    own = F.log_softmax(logits.float() / temperature, dim=dim)
-    goal = F.log_softmax(teacher.detach().float() / temperature, dim=dim)
+    own = F.log_softmax(at_least_float32(logits) / temperature, dim=dim)
+    goal = F.log_softmax(at_least_float32(teacher.detach()) / temperature, dim=dim)
     return temperature**2 * F.kl_div(own, goal, reduction="sum", log_target=True)
 
 
 def _probabilities(teacher: Outputs) -> Tensor:
-    return teacher["cls"].detach().float().sigmoid()
+    return at_least_float32(teacher["cls"].detach()).sigmoid()
 
 
 def _box_difference(student: Outputs, teacher: Outputs) -> Tensor:
-    return balanced_l1(student["box"].float(), teacher["box"].detach().float())
+    return balanced_l1(at_least_float32(student["box"]), at_least_float32(teacher["box"].detach()))
 
 
 def _feature_difference(student: Outputs, teacher: Outputs) -> Tensor:
-    return (student["feature"].float() - teacher["feature"].detach().float()).square()
+    return (at_least_float32(student["feature"]) - at_least_float32(teacher["feature"].detach())).square()

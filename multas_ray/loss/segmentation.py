@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multas_ray.loss.terms import Term
+from multas_ray.model.precision import at_least_float32
 
 IGNORE = 255
 
@@ -20,6 +21,6 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> dict[str, Term]:
     """
     count = (masks != IGNORE).sum().float()
     if not len(logits):
-        return {"seg": Term(logits.float().sum(), count)}
-    full = F.interpolate(logits.float(), size=masks.shape[-2:], mode="bilinear", align_corners=False)
+        return {"seg": Term(at_least_float32(logits).sum(), count)}
+    full = F.interpolate(at_least_float32(logits), size=masks.shape[-2:], mode="bilinear", align_corners=False)
     return {"seg": Term(F.cross_entropy(full, masks.long(), ignore_index=IGNORE, reduction="sum"), count)}

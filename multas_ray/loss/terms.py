@@ -14,7 +14,7 @@ class Term(NamedTuple):
     """
 
     sum: Tensor
-    """Scalar, float32, connected to the graph; exactly zero without rows."""
+    """Scalar, at least float32, connected to the graph; exactly zero without rows."""
     count: Tensor  # type: ignore[assignment]  # tuple.count is not used
     """Float32, without gradient: a scalar, or several counts (k,) that are multiplied after each was added up."""
     least: float = 1.0

@@ -8,15 +8,17 @@ A checkpoint folder `step_00000123/` holds
 """
 
 import hashlib
+import io
 import json
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from multas_ray.config import ModelConfig
 from multas_ray.errors import UserError
+from multas_ray.storage import Location, StoragePath
 
 MODEL, STATE, META, MANIFEST = "model.safetensors", "state.pt", "meta.json", "manifest.json"
 
@@ -36,76 +38,133 @@ class Meta(BaseModel):
     """Of the evaluation at this step; empty without one."""
 
 
-def write_manifest(folder: Path) -> None:
-    """Write down what the other files are: the last act of writing a checkpoint."""
-    digests = {name: _digest(folder / name) for name in (MODEL, STATE, META)}
-    (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
+def write_files(folder: StoragePath, files: Mapping[str, Callable[[BinaryIO], object]]) -> None:
+    """Write a checkpoint's files, and last of all the manifest that says what they are.
+
+    Args:
+        folder: what is there is replaced.
+        files: by name, what writes it into a stream.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; nothing is left of it then.
+    """
+    # What is there is broken: a run goes on from whole checkpoints.
+    folder.delete()
+    digests = {}
+    try:
+        for name, write in files.items():
+            with (folder / name).create() as stream:
+                hashing = _Hashing(stream)
+                write(hashing)  # type: ignore[arg-type]
+            digests[name] = hashing.digest.hexdigest()
+        (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
+    except OSError:
+        folder.delete()
+        raise
 
 
-def verify(folder: Path) -> str | None:
+class _Hashing:
+    """A stream whose digest is known when all is written."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self.stream = stream
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        self.digest.update(data)
+        return self.stream.write(data)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def read_files(folder: StoragePath, *names: str) -> list[bytes]:
+    """Some of a checkpoint's files, each as the manifest has it.
+
+    Raises:
+        UserError: a file is missing, or is not what was written.
+    """
+    digests = _manifest(folder)
+    contents = []
+    for name in names:
+        try:
+            contents.append((folder / name).read_bytes())
+        except OSError as error:
+            raise UserError(f"{folder / name}: not readable ({error})") from None
+        if hashlib.sha256(contents[-1]).hexdigest() != digests.get(name):
+            raise UserError(f"{folder / name}: not what was written; the checkpoint is broken")
+    return contents
+
+
+def verify(folder: StoragePath) -> str | None:
     """What is wrong with a checkpoint folder, or None if every file is as its manifest says."""
     try:
-        digests = json.loads((folder / MANIFEST).read_text())
-        for name, digest in digests.items():
-            if _digest(folder / name) != digest:
-                return f"{name} is not what was written"
-    except (OSError, ValueError) as error:
-        return f"{MANIFEST}: {error}"
+        for name, digest in _manifest(folder).items():
+            with (folder / name).open() as stream:
+                if _digest(stream) != digest:
+                    return f"{name} is not what was written"
+    except (OSError, UserError) as error:
+        return str(error)
     return None
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: StoragePath) -> str:
     """SHA-256 of a checkpoint's network, as its manifest has it.
 
     Raises:
         UserError: there is no such manifest.
     """
+    return _manifest(folder)[MODEL]
+
+
+def _manifest(folder: StoragePath) -> dict[str, str]:
     try:
-        return json.loads((folder / MANIFEST).read_text())[MODEL]
-    except (OSError, ValueError, KeyError) as error:
+        digests = json.loads((folder / MANIFEST).read_text())
+        return {name: str(digests[name]) for name in (MODEL, STATE, META)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / MANIFEST}: not readable ({error})") from None
 
 
-def step_folder(run: Path, step: int) -> Path:
+def _digest(stream: io.IOBase) -> str:
+    return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def step_folder(run: Location, step: int) -> StoragePath:
     """Where a run keeps the checkpoint of a step."""
-    return run / "checkpoints" / f"step_{step:08d}"
+    return StoragePath(run) / "checkpoints" / f"step_{step:08d}"
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run that verifies; a broken newer one is named on standard output."""
+def newest_checkpoint(run: Location) -> tuple[StoragePath | None, list[str]]:
+    """The newest checkpoint of a run that verifies, and a line on each newer one that does not."""
+    broken: list[str] = []
     for folder in _newest_first(run):
         problem = verify(folder)
         if problem is None:
-            return folder
-        print(f"checkpoint {folder} is broken ({problem}): going back to the one before", flush=True)
-    return None
+            return folder, broken
+        broken.append(f"checkpoint {folder} is broken ({problem}): going back to the one before")
+    return None, broken
 
 
-def start_step(run: Path) -> int:
-    """The step that a run goes on from: that of its newest checkpoint, else 0."""
-    newest = newest_checkpoint(run)
-    return 0 if newest is None else read_meta(newest).step
-
-
-def prune(run: Path, written: Path) -> None:
-    """Delete a run's checkpoints except the one just written and the best.
+def prune(run: Location, keep: int) -> None:
+    """Delete a run's checkpoints except the newest `keep` and the best.
 
     Not left to Ray Train's `num_to_keep`: it deletes a folder that is reported again after a restart, and forgets one
     that was written but not registered before a crash.
     """
-    kept = {written, find_checkpoint(str(run))}
-    for folder in _newest_first(run):
+    folders = list(_newest_first(run))
+    kept = {*folders[:keep], find_checkpoint(run)}
+    for folder in folders:
         if folder not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.delete()
 
 
-def find_checkpoint(path: str) -> Path:
+def find_checkpoint(path: Location) -> StoragePath:
     """The checkpoint folder that `path` means: itself, or the best whole one of a run folder, else its newest.
 
     Raises:
         UserError: there is none.
     """
-    folder = Path(path).expanduser()
+    folder = StoragePath(path)
     if (folder / META).exists():
         return folder
     candidates = [c for c in _newest_first(folder) if (c / META).exists()]
@@ -116,7 +175,7 @@ def find_checkpoint(path: str) -> Path:
     raise UserError(f"{path}: no whole checkpoint here (a run folder or a checkpoint folder is needed)")
 
 
-def read_meta(folder: Path) -> Meta:
+def read_meta(folder: StoragePath) -> Meta:
     """Read and check `meta.json`.
 
     Raises:
@@ -128,10 +187,6 @@ def read_meta(folder: Path) -> Meta:
         raise UserError(f"{folder / META}: not a checkpoint's description ({str(error).splitlines()[0]})") from None
 
 
-def _newest_first(run: Path) -> Iterator[Path]:
-    return iter(sorted((run / "checkpoints").glob("step_*"), reverse=True))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _newest_first(run: Location) -> Iterator[StoragePath]:
+    checkpoints = StoragePath(run) / "checkpoints"
+    return (checkpoints / name for name in reversed(checkpoints.names()) if name.startswith("step_"))

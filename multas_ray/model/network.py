@@ -12,6 +12,7 @@ from multas_ray.model.backbones import build_backbone, norm_layer
 from multas_ray.model.heads import DetectionHead, SegmentationHead
 from multas_ray.model.neck import Neck, group_norm
 from multas_ray.model.paper import ContextNeck, FullResolutionSegmentationHead, LevelwiseDetectionHead
+from multas_ray.model.precision import at_least_float32
 
 
 class MultiTaskNet(nn.Module):
@@ -84,9 +85,10 @@ class MultiTaskNet(nn.Module):
             features: return the detection rows' features as well.
 
         Returns:
-            float32, of the tasks present: "cls" (Bd, A, C) logits and "box" (Bd, A, 4) codes, in the order of
-            `anchors`; "seg" (Bs, C, H/s, W/s) logits, s the segmentation head's stride; with `features`, "feature"
-            (Bd, A/6, F): the pyramid's cells in the order of their anchors, through the adapters if there are any.
+            float32 (float64 of a float64 network), of the tasks present: "cls" (Bd, A, C) logits and "box" (Bd, A, 4)
+            codes, in the order of `anchors`; "seg" (Bs, C, H/s, W/s) logits, s the segmentation head's stride; with
+            `features`, "feature" (Bd, A/6, F): the pyramid's cells in the order of their anchors, through the adapters
+            if there are any.
         """
         pyramid = self.pyramid(images)
         height, width = images.shape[-2:]
@@ -105,11 +107,11 @@ class MultiTaskNet(nn.Module):
             else:
                 levels = [_rows(level, det_rows) for level in pyramid]
                 cls, box = self.det_head(levels)
-                outputs["cls"], outputs["box"] = cls.float(), box.float()
+                outputs["cls"], outputs["box"] = at_least_float32(cls), at_least_float32(box)
                 if features and self.adapters is not None:
                     levels = [adapter(level) for adapter, level in zip(self.adapters, levels, strict=True)]
                 if features:
-                    outputs["feature"] = cells(levels).float()
+                    outputs["feature"] = at_least_float32(cells(levels))
         if self.seg_head is not None:
             if _is_empty(seg_rows):
                 zero = _connected_zero([self.seg_head], pyramid)
@@ -117,7 +119,7 @@ class MultiTaskNet(nn.Module):
                 outputs["seg"] = zero.expand(0, len(self.seg_classes), height // stride, width // stride)
             else:
                 logits = self.seg_head([_rows(level, seg_rows) for level in pyramid])
-                outputs["seg"] = logits.float()
+                outputs["seg"] = at_least_float32(logits)
         return outputs
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
@@ -135,11 +137,6 @@ class MultiTaskNet(nn.Module):
 def cells(pyramid: Sequence[Tensor]) -> Tensor:
     """Maps (B, F, h, w), fine to coarse, as one vector a cell: (B, sum of h * w, F)."""
     return torch.cat([level.flatten(2) for level in pyramid], dim=2).transpose(1, 2)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast to float32 (none), bfloat16 or float16."""
-    return torch.autocast(device.type, dtype=getattr(torch, precision), enabled=precision != "float32")
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -161,4 +158,4 @@ def _connected_zero(heads: Sequence[nn.Module], features: Sequence[Tensor]) -> T
     Sums of empty slices, not zero times the values: those would be NaN where a value is not finite.
     """
     tensors = [*(parameter for head in heads for parameter in head.parameters()), *features]
-    return torch.stack([tensor[:0].float().sum() for tensor in tensors]).sum()
+    return torch.stack([at_least_float32(tensor[:0]).sum() for tensor in tensors]).sum()

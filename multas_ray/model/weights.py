@@ -1,28 +1,46 @@
 """Networks into checkpoint folders, and out of them."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import io
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from multas_ray.errors import UserError
-from multas_ray.model.checkpoint import META, MODEL, STATE, Meta, find_checkpoint, read_meta, verify, write_manifest
+from multas_ray.model.checkpoint import META, MODEL, STATE, Meta, find_checkpoint, read_files, read_meta, write_files
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.storage import Location, StoragePath
 
 
-def write_checkpoint(folder: Path, weights: Mapping[str, Tensor], state: Mapping[str, Any], meta: Meta) -> None:
-    """Write a checkpoint folder, its manifest last."""
-    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, folder / MODEL)
-    torch.save(dict(state), folder / STATE)
-    (folder / META).write_text(meta.model_dump_json(indent=1))
-    write_manifest(folder)
+def write_checkpoint(folder: Location, weights: Mapping[str, Tensor], state: Mapping[str, Any], meta: Meta) -> None:
+    """Write a checkpoint folder, its manifest last.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it then.
+    """
+    network = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    files: dict[str, Callable[[BinaryIO], object]] = {
+        MODEL: lambda stream: stream.write(safetensors.torch.save(network)),
+        STATE: lambda stream: torch.save(dict(state), stream),
+        META: lambda stream: stream.write(meta.model_dump_json(indent=1).encode()),
+    }
+    write_files(StoragePath(folder), files)
 
 
-def load_network(path: str) -> tuple[MultiTaskNet, Meta]:
+def load_state(folder: StoragePath, device: torch.device) -> dict[str, Any]:
+    """What `write_checkpoint` got as the state.
+
+    Raises:
+        UserError: the checkpoint is broken.
+    """
+    (data,) = read_files(folder, STATE)
+    return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+
+
+def load_network(path: Location) -> tuple[MultiTaskNet, Meta]:
     """The network of a checkpoint (see `find_checkpoint`), on the CPU, in evaluation mode.
 
     Raises:
@@ -30,12 +48,10 @@ def load_network(path: str) -> tuple[MultiTaskNet, Meta]:
     """
     folder = find_checkpoint(path)
     meta = read_meta(folder)
-    problem = verify(folder)
-    if problem is not None:
-        raise UserError(f"{folder}: {problem}")
+    (data,) = read_files(folder, MODEL)
     try:
-        weights = load_file(folder / MODEL)
-    except (OSError, SafetensorError) as error:
+        weights = safetensors.torch.load(data)
+    except SafetensorError as error:
         raise UserError(f"{folder / MODEL}: not readable ({error})") from None
     model = MultiTaskNet(meta.model.model_copy(update={"pretrained": False}), meta.det_classes, meta.seg_classes)
     load_weights(model, weights, str(folder / MODEL))

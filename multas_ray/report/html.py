@@ -5,10 +5,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from multas_ray.report.plots import class_bars, learning_curves
+from multas_ray.storage import Location, StoragePath
 
 Records = Sequence[Mapping[str, Any]]
 """Rows of a table; the columns are their keys, in order of first occurrence."""
@@ -32,19 +32,17 @@ pre { margin: 0; font-size: .85rem; }
 """
 
 
-def write_report(
-    path: str | Path,
+def report_page(
     title: str,
     intro: str = "",
     tables: Mapping[str, Records] | None = None,
     figures: Mapping[str, bytes] | None = None,
     pictures: Mapping[str, bytes] | None = None,
     texts: Mapping[str, str] | None = None,
-) -> None:
-    """Write a self-contained page: no script, no link, images inline, all text escaped.
+) -> str:
+    """A self-contained page: no script, no link, images inline, all text escaped.
 
     Args:
-        path: of the HTML file; its folder is made.
         title, intro: head of the page; line breaks in the intro are kept.
         tables: heading -> rows.
         figures: heading -> PNG, shrunk to the page's width.
@@ -55,7 +53,7 @@ def write_report(
     sections += [_section(name, _image(png, name, "figure")) for name, png in (figures or {}).items()]
     sections += [_section(name, _image(png, name, "picture")) for name, png in (pictures or {}).items()]
     sections += [_section(name, f"<pre>{escape(text)}</pre>") for name, text in (texts or {}).items()]
-    page = (
+    return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
@@ -63,11 +61,9 @@ def write_report(
         + "\n".join(sections)
         + "\n</main></body></html>\n"
     )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(page, encoding="utf-8")
 
 
-def run_report(run: Path) -> Path:
+def run_report(run: Location) -> StoragePath:
     """Build `<run>/report.html` from what the run left; what is not there (yet) is left out.
 
     Reads config.yaml, metrics.jsonl, result.json, and of samples/*.png those of the newest evaluation: the first
@@ -76,7 +72,8 @@ def run_report(run: Path) -> Path:
     Returns:
         The report's path.
     """
-    lines = _metrics(run / "metrics.jsonl")
+    run = StoragePath(run)
+    lines = [json.loads(line) for line in (_text(run / "metrics.jsonl") or "").splitlines() if line.strip()]
     result = json.loads(_text(run / "result.json") or "{}")
     final, best = result.get("final", {}), result.get("best", {})
     # A run that is not over yet shows its newest evaluation.
@@ -86,25 +83,39 @@ def run_report(run: Path) -> Path:
         "Metrics [%]": _metric_table(columns),
         "Metrics by class [%]": _class_table(columns),
         "Time of a training step": _time_shares(lines),
+        "Slowest workers": _stragglers(lines, run),
     }
     figures = {"Learning curves": learning_curves({run.name: lines})} if lines else {}
     if tables["Metrics by class [%]"]:
         figures["By class"] = class_bars(columns)
     config = _text(run / "config.yaml")
     report = run / "report.html"
-    write_report(
-        report,
+    page = report_page(
         title=f"Run {run.name}",
         intro=_intro(result, lines),
         tables={heading: rows for heading, rows in tables.items() if rows},
         figures=figures,
-        pictures={f"Samples: {file.stem}": file.read_bytes() for file in _newest_samples(run / "samples")},
+        pictures={f"Samples: {file.name.removesuffix('.png')}": file.read_bytes() for file in _newest_samples(run)},
         texts={"Configuration": config} if config else {},
     )
+    report.write_text(page)
     return report
 
 
 def _intro(result: Mapping[str, Any], lines: Records) -> str:
+    return "\n".join([_state(result, lines), *_troubles(lines)])
+
+
+def _troubles(lines: Records) -> list[str]:
+    """What went wrong on the way, in words."""
+    logged = next((line for line in reversed(lines) if "bad_steps" in line), {})
+    bad, rejected = logged.get("bad_steps", 0), logged.get("rejected_rows", 0)
+    return [f"{bad} steps were not taken, their loss or gradient was not finite (bad_steps.jsonl)"] * (bad > 0) + [
+        f"{rejected} images could not be decoded and were left out (rejected.jsonl)"
+    ] * (rejected > 0)
+
+
+def _state(result: Mapping[str, Any], lines: Records) -> str:
     if result:
         return f"{result['steps']} steps in {_duration(result['seconds'])}\nbest checkpoint: {result['checkpoint']}"
     return f"not finished; {lines[-1]['step']} steps so far" if lines else "not started"
@@ -155,23 +166,39 @@ def _time_shares(lines: Records) -> Records:
     ]
 
 
-def _newest_samples(folder: Path) -> list[Path]:
-    files = sorted(folder.glob("*.png"))
-    newest = max((_step_of(file) for file in files), default=0)
-    return [file for file in files if _step_of(file) == newest]
+def _stragglers(lines: Records, run: StoragePath) -> Records:
+    """The workers that the others waited for: how often, and how much longer than the median they took for what they
+    do without the others (waiting for data, forward pass)."""
+    timed = [line for line in lines if "time/slowest_rank" in line]
+    nodes = {line["rank"]: line["node"] for line in map(json.loads, (_text(run / "workers.jsonl") or "").splitlines())}
+    rows = []
+    for rank in sorted({line["time/slowest_rank"] for line in timed}):
+        own = [line for line in timed if line["time/slowest_rank"] == rank]
+        ratio = sum(line["time/slowest_rank_s"] / line["time/median_rank_s"] for line in own) / len(own)
+        rows.append(
+            {
+                "worker": f"rank {rank} on {nodes.get(rank, '?')}",
+                "slowest in": f"{len(own) / len(timed):.0%} of the log lines",
+                "seconds a step": sum(line["time/slowest_rank_s"] for line in own) / len(own),
+                "times the median": ratio,
+            }
+        )
+    return sorted(rows, key=lambda row: row["seconds a step"], reverse=True)
 
 
-def _step_of(file: Path) -> int:
-    number = re.search(r"\d+", file.stem)
+def _newest_samples(run: StoragePath) -> list[StoragePath]:
+    names = [name for name in (run / "samples").names() if name.endswith(".png")]
+    newest = max((_step_of(name) for name in names), default=0)
+    return [run / "samples" / name for name in names if _step_of(name) == newest]
+
+
+def _step_of(name: str) -> int:
+    number = re.search(r"\d+", name)
     return int(number.group()) if number else -1
 
 
-def _metrics(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (_text(file) or "").splitlines() if line.strip()]
-
-
-def _text(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.exists() else None
+def _text(file: StoragePath) -> str | None:
+    return file.read_text() if file.exists() else None
 
 
 def _section(heading: str, body: str) -> str:

@@ -1,6 +1,7 @@
 """Images with boxes, captions and masks drawn on them, and grids of such pictures."""
 
 import colorsys
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,15 +139,12 @@ def legend(names: Sequence[str], width: int) -> Tensor:
     return pil_to_tensor(canvas)
 
 
-def grid(
-    rows: Sequence[Sequence[Tensor]], titles: Sequence[str], path: str | Path, classes: Sequence[str] = ()
-) -> None:
-    """Write rows of pictures as one PNG. A column is as wide as its widest picture, a row as high as its highest.
+def grid(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], classes: Sequence[str] = ()) -> bytes:
+    """Rows of pictures as one PNG. A column is as wide as its widest picture, a row as high as its highest.
 
     Args:
         rows: (3, h, w) uint8 pictures; rows may differ in length, pictures in size.
         titles: of the columns from the left; none: no line of titles.
-        path: of the PNG; its folder is made.
         classes: pixel classes, background first, for a key to the colours at the bottom.
     """
     columns = max([len(row) for row in rows] + [len(titles)])
@@ -164,8 +162,9 @@ def grid(
     canvas = Image.new("RGB", (total, y), (PAPER,) * 3)
     for picture, left, top in placed:
         canvas.paste(to_pil_image(picture), (left, top))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    canvas.save(path)
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _strip(text: str, width: int) -> Tensor:

@@ -141,6 +141,8 @@ def make_views(
         views = np.full_like(rows, view)
         seeds = mix(info.seed, views, rows)
         batch = make_batch(index, Part(0, 0, info.size, rows, views, views, seeds), info.augment)
+        # Without those that cannot be decoded.
+        rows, seeds = batch["rows"], mix(info.seed, batch["views"], batch["rows"])
         kept = {name: batch[name] for name in ("images", "ids")}
         own = {task: np.flatnonzero(mask[rows]) for task, mask in wanted.items()}
         yield pack(kept | own | {"seeds": seeds, "view": np.asarray(view), "block": np.asarray(block)})

@@ -6,24 +6,22 @@ packed answers det and seg, null where a row needs none. A file is there whole o
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from multas_ray.config import AugmentConfig, Config, DistilledOn, Task, distilled
 from multas_ray.data.index import Index
-from multas_ray.data.plan import Part, Replay
-from multas_ray.data.schema import filesystem, read_info
+from multas_ray.data.plan import Replay
+from multas_ray.data.schema import read_info
 from multas_ray.data.transforms import VERSION as TRANSFORMS
 from multas_ray.errors import UserError
+from multas_ray.storage import StoragePath
 from multas_ray.teacher import codec
 from multas_ray.teacher.teacher import Rows, SoftTargets, TeacherSpec, joined
 
@@ -107,21 +105,17 @@ def read_store_info(path: str) -> StoreInfo | None:
     Raises:
         UserError: it is not of a store that this version reads.
     """
-    filesys, root = filesystem(path)
     try:
-        with filesys.open_input_stream(f"{root}/{INFO}") as stream:
-            return StoreInfo.model_validate(json.loads(stream.read()))
+        return StoreInfo.model_validate_json((StoragePath(path) / INFO).read_text())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}/{INFO}: not a store's description ({str(error).splitlines()[0]})") from None
 
 
 def write_store_info(path: str, info: StoreInfo) -> None:
     """Write `store.json`."""
-    filesys, root = filesystem(path)
-    filesys.create_dir(root)
-    _write_whole(filesys, f"{root}/{INFO}", info.model_dump_json(indent=1).encode())
+    (StoragePath(path) / INFO).write_text(info.model_dump_json(indent=1))
 
 
 def check_store(path: str, wanted: StoreInfo) -> StoreInfo:
@@ -174,27 +168,22 @@ def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, i
     """View and row group of every file that is not there yet, view after view."""
     needed = np.logical_or.reduce(list(needs(index, info).values()))
     blocks = np.unique(index.block[needed]).tolist()
-    filesys, root = filesystem(path)
-    found = filesys.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
-    there = {entry.path for entry in found}
-    return [(v, b) for v in range(info.views) for b in blocks if file_name(root, v, b) not in there]
+    there = {v: set(file_of(path, v, 0).parent.names()) for v in range(info.views)}
+    return [(v, b) for v in range(info.views) for b in blocks if file_of(path, v, b).name not in there[v]]
 
 
-def file_name(root: str, view: int, block: int) -> str:
+def file_of(path: str, view: int, block: int) -> StoragePath:
     """Where the answers for a row group in a view lie."""
-    return f"{root}/view={view:03d}/{block:06d}.parquet"
+    return StoragePath(path) / f"view={view:03d}" / f"{block:06d}.parquet"
 
 
 def write_file(path: str, view: int, block: int, table: pa.Table) -> int:
     """Write the answers for a row group in a view; their size in bytes."""
-    filesys, root = filesystem(path)
     sink = pa.BufferOutputStream()
     # The answers are compressed already.
     pq.write_table(table, sink, compression="none")
     data = sink.getvalue()
-    file = file_name(root, view, block)
-    filesys.create_dir(file.rsplit("/", 1)[0])
-    _write_whole(filesys, file, data)
+    file_of(path, view, block).write_bytes(data)
     return data.size
 
 
@@ -206,7 +195,7 @@ class StoreReader:
         self.index = index
         self.rows_of = rows_of
 
-    def __call__(self, batch: dict[str, np.ndarray], part: Part) -> SoftTargets:
+    def __call__(self, batch: dict[str, np.ndarray]) -> SoftTargets:
         """See `SoftTargets`: packed, of the rows that `rows_of` names.
 
         Raises:
@@ -214,41 +203,34 @@ class StoreReader:
         """
         targets: SoftTargets = {}
         for task, rows in self.rows_of(batch).items():
-            found = [self._find(task, part, int(row), batch["ids"][row].decode()) for row in rows]
+            found = [self._find(task, batch, int(row)) for row in rows]
             targets[f"{task}.digest"] = np.array([digest for digest, _ in found], np.uint64)
             targets |= joined(task, [packed for _, packed in found])
         return targets
 
-    def _find(self, task: Task, part: Part, row: int, image_id: str) -> tuple[int, bytes]:
-        view, block = int(part.views[row]), int(self.index.block[part.rows[row]])
+    def _find(self, task: Task, batch: dict[str, np.ndarray], row: int) -> tuple[int, bytes]:
+        view, block = int(batch["views"][row]), int(self.index.block[batch["rows"][row]])
+        image_id = batch["ids"][row].decode()
         table, places = _read_file(self.path, view, block)
         place = places.get(image_id)
         packed = None if place is None else table[task][place].as_py()
         if packed is None:
-            raise UserError(f"{file_name(self.path, view, block)}: no {task} target of image {image_id}")
+            raise UserError(f"{file_of(self.path, view, block)}: no {task} target of image {image_id}")
         return table["digest"][place].as_py(), packed
 
 
 @lru_cache(maxsize=32)
 def _read_file(path: str, view: int, block: int) -> tuple[pa.Table, dict[str, int]]:
     """The answers for a row group in a view, and the place of each image. Kept, as the row groups of a data set are."""
-    filesys, root = filesystem(path)
-    file = file_name(root, view, block)
+    file = file_of(path, view, block)
     try:
-        table = pq.read_table(file, filesystem=filesys, partitioning=None)
+        with file.open() as source:
+            table = pq.read_table(source)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file}: not readable ({str(error).splitlines()[0]}); delete it and run jobs/precompute.py again"
         ) from None
     return table, {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
-
-
-def _write_whole(filesys: fs.FileSystem, file: str, data: bytes | pa.Buffer) -> None:
-    """Write a file that is never seen half written."""
-    temporary = f"{file}.{uuid4().hex}.tmp"
-    with filesys.open_output_stream(temporary) as stream:
-        stream.write(data)
-    filesys.move(temporary, file)
 
 
 def _dataset_digest(path: str, index: Index) -> str:

@@ -13,7 +13,7 @@ from multas_ray.config import Config, Task
 from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.errors import UserError
 from multas_ray.model.checkpoint import find_checkpoint, weights_digest
-from multas_ray.model.network import autocast
+from multas_ray.model.precision import autocast
 from multas_ray.model.weights import load_network
 from multas_ray.teacher import codec
 
@@ -68,7 +68,7 @@ def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
     for task in config.distilled():
         teacher = config.teachers.of(task)
         assert teacher is not None
-        folder = find_checkpoint(teacher.checkpoint).resolve()
+        folder = find_checkpoint(teacher.checkpoint)
         specs[task] = TeacherSpec(
             task,
             str(folder),

@@ -4,7 +4,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -21,7 +20,8 @@ from rich.progress import (
 from rich.table import Table
 
 from multas_ray.config import Config
-from multas_ray.train.tracking import ERRORS, METRICS, read_metrics
+from multas_ray.storage import StoragePath
+from multas_ray.train.tracking import newest_error, read_metrics
 
 POLL_S = 1.0
 PLAIN_EVERY_S = 30.0
@@ -57,12 +57,12 @@ def _bars(configs: Sequence[Config], done: threading.Event) -> None:
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks: list[TaskID] = [
-            progress.add_task(Path(config.train.run).name, total=config.train.steps, news="starting")
+            progress.add_task(StoragePath(config.train.run).name, total=config.train.steps, news="starting")
             for config in configs
         ]
         while not done.wait(POLL_S):
             for config, task in zip(configs, tasks, strict=True):
-                step, news = _state(Path(config.train.run))
+                step, news = _state(StoragePath(config.train.run))
                 progress.update(task, completed=step, news=news or "starting")
 
 
@@ -74,13 +74,15 @@ def _lines(configs: Sequence[Config], done: threading.Event) -> None:
             continue
         printed = monotonic()
         for config in configs:
-            step, news = _state(Path(config.train.run))
+            step, news = _state(StoragePath(config.train.run))
             if news and step != last.get(config.train.run):
                 last[config.train.run] = step
-                print(f"{Path(config.train.run).name}: step {step}/{config.train.steps}  {news}", file=sys.stderr)
+                print(
+                    f"{StoragePath(config.train.run).name}: step {step}/{config.train.steps}  {news}", file=sys.stderr
+                )
 
 
-def _state(run: Path) -> tuple[int, str]:
+def _state(run: StoragePath) -> tuple[int, str]:
     """The newest step of a run, and in words what it logged last."""
     lines = read_metrics(run)
     news = []
@@ -90,19 +92,10 @@ def _state(run: Path) -> tuple[int, str]:
     scored = next((line for line in reversed(lines) if "score" in line), None)
     if scored:
         news.append("  ".join(f"{name} {scored[name]:.1f}" for name in HEADLINE if name in scored))
-    error = _last_error(run)
+    error = newest_error(run)
     if error:
-        news.append(f"restarting after: {error}")
+        news.append(f"after an error: {error}")
     return max((line["step"] for line in lines), default=0), "  ".join(news)
-
-
-def _last_error(run: Path) -> str:
-    """The newest headline of the run's errors.log, unless the run has logged metrics since."""
-    errors, metrics = run / ERRORS, run / METRICS
-    if not errors.exists() or (metrics.exists() and metrics.stat().st_mtime > errors.stat().st_mtime):
-        return ""
-    headlines = [line for line in errors.read_text().splitlines() if line[:2].isdigit() and " rank " in line]
-    return headlines[-1][:160] if headlines else ""
 
 
 def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> None:

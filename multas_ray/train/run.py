@@ -2,16 +2,16 @@
 
 import json
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import ray
-from ray.train import DataConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
 from multas_ray.config import Config, Task, distilled
@@ -19,20 +19,21 @@ from multas_ray.config_file import load_config
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
-from multas_ray.data.stream import stream, stream_options
-from multas_ray.errors import UserError
-from multas_ray.job import cluster_cores, root_cause, start_ray
-from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta, start_step
+from multas_ray.data.stream import PlannedData, Source
+from multas_ray.errors import RunError, UserError
+from multas_ray.job import cluster_cores, first_line, root_cause, start_ray
+from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.html import run_report
+from multas_ray.storage import StoragePath
 from multas_ray.teacher.pool import start_pool
 from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
 from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
 from multas_ray.train.loop import train_worker
 from multas_ray.train.step import distilled_rows
-from multas_ray.train.tracking import read_metrics
+from multas_ray.train.tracking import log_error, read_metrics
 
-RESULT = "result.json"
+CONFIG, RESULT = "config.yaml", "result.json"
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def train(config: Config) -> dict[str, Any]:
         ray.train.TrainingFailedError: the workers failed more often than allowed.
     """
     config = config.absolute()
-    run = Path(config.train.run)
+    run = StoragePath(config.train.run)
     info = read_info(config.data.path)
     specs = check_networks(config, info)
     plan = plan_run(config, specs)
@@ -159,29 +160,30 @@ def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]
     return specs
 
 
-def prepare_folder(run: Path, config: Config) -> dict[str, Any] | None:
+def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
     """Make the run folder, or check that what it holds can go on; the result if the run is finished.
 
     Raises:
-        UserError: the folder holds another run, or holds one and `train.resume` is false.
+        UserError: the folder holds another run, holds one and `train.resume` is false, or cannot be written.
     """
-    if (run / "config.yaml").exists():
-        if not config.train.resume and newest_checkpoint(run) is not None:
+    if (run / CONFIG).exists():
+        newest, _ = newest_checkpoint(run)
+        if not config.train.resume and newest is not None:
             raise UserError(f"train.run: {run} holds a run, and train.resume is false; choose another folder")
-        before = load_config(run / "config.yaml")
+        before = load_config(run / CONFIG)
         changed = _first_difference(config, before)
         if changed is not None:
             raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")
-        if (run / RESULT).exists():
-            result = json.loads((run / RESULT).read_text())
-            if result["steps"] >= config.train.steps:
-                return result
-        newest = newest_checkpoint(run)
+        result = _result(run)
+        if result is not None and result["steps"] >= config.train.steps:
+            return result
         if newest is not None and read_meta(newest).step > config.train.steps:
             done = read_meta(newest).step
             raise UserError(f"train.steps: {config.train.steps}, but {run} has been trained for {done} steps already")
-    run.mkdir(parents=True, exist_ok=True)
-    _write(run / "config.yaml", config.to_yaml())
+    try:
+        (run / CONFIG).write_text(config.to_yaml())
+    except OSError as error:
+        raise UserError(f"train.run: {run} cannot be written ({error})") from None
     return None
 
 
@@ -190,7 +192,7 @@ MAY_CHANGE: dict[str, Any] = {
     "teachers": {"pool", "replicas", "resources", "prefetch", "threads"},
     "train": {
         *("run", "steps", "workers", "threads", "resources", "max_failures", "resume"),
-        *("log_every_steps", "checkpoint_every_steps"),
+        *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "max_bad_steps", "timeout_s"),
     },
     "evaluate": True,
     "tracking": True,
@@ -216,66 +218,66 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def _write(file: Path, text: str) -> None:
-    """Replace a file at once: whoever reads it finds the old text or the new one."""
-    temporary = file.with_name(f"{file.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
+def _result(run: StoragePath) -> dict[str, Any] | None:
+    return json.loads((run / RESULT).read_text()) if (run / RESULT).exists() else None
 
 
 def _cpus_needed(config: Config) -> int:
     teachers = len(config.distilled()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
     # Two more: data tasks of the training and the validation stream must always find room.
-    return math.ceil(config.train.workers * config.train.resources.cpu + teachers * config.teachers.resources.cpu) + 2
+    return (
+        math.ceil(config.train.most_workers * config.train.resources.cpu + teachers * config.teachers.resources.cpu) + 2
+    )
 
 
 def _trainer(
     config: Config, settings: dict[str, Any], plan: Plan, validation: EvaluationPlan
 ) -> Callable[[], TorchTrainer]:
-    run = Path(config.train.run)
-    workers = config.train.workers
+    run = StoragePath(config.train.run)
     parallel = config.data.workers or max(1, cluster_cores() // 2)
-    source = partial(stream, workers=workers, parallel=parallel, cpus_per_task=config.data.cpus_per_task)
-
     targets = None
     if plan.replay is not None and config.teachers.store is not None:
         targets = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
-
-    # Ray Train calls these anew at every start of the worker group, so the stream begins at the newest checkpoint.
-    def training_stream() -> ray.data.Dataset:
-        return source(plan, start=start_step(run), augment=config.data.augment, targets=targets)
-
-    def validation_stream() -> ray.data.Dataset:
-        return source(validation)
-
-    options = stream_options(max(config.data.sizes), workers, parallel)
-    resources = config.train.resources
+    sources = {
+        "train": Source(plan, max(config.data.sizes), partial(start_step, run), config.data.augment, targets),
+        "val": Source(validation, config.data.eval_size),
+    }
+    workers, resources = config.train.workers, config.train.resources
 
     def build() -> TorchTrainer:
-        # Ray's record of an earlier attempt names checkpoints that `prune` has deleted since, which Ray refuses. Where
-        # to go on is for `start_step` alone to say.
-        (run / "checkpoints" / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
         return TorchTrainer(
             train_worker,
             train_loop_config=settings,
+            torch_config=TorchConfig(timeout_s=config.train.timeout_s),
             scaling_config=ScalingConfig(
-                num_workers=workers,
+                num_workers=(workers[0], workers[1]) if isinstance(workers, list) else workers,
                 use_gpu=resources.gpu > 0,
                 resources_per_worker={"CPU": resources.cpu, **({"GPU": resources.gpu} if resources.gpu else {})}
                 | resources.custom,
             ),
-            datasets={"train": training_stream, "val": validation_stream},
-            dataset_config=DataConfig(execution_options=options, enable_shard_locality=False),
+            # Ray Train hands them on to `PlannedData` as they are.
+            datasets=sources,
+            dataset_config=PlannedData(parallel, config.data.cpus_per_task),
             run_config=RunConfig(
-                name="checkpoints",
-                storage_path=str(run),
+                name="ray",
+                storage_path=run.path,
+                storage_filesystem=run.filesystem,
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),
-                callbacks=[StopOnUserError()],
+                callbacks=[Watch(str(run))],
             ),
         )
 
     return build
+
+
+def start_step(run: StoragePath) -> int:
+    """The step that a run goes on from: that of its newest whole checkpoint, else 0. A broken newer one is put on
+    record. The one place where this is decided: the workers go by the stream's first batch."""
+    newest, broken = newest_checkpoint(run)
+    for line in broken:
+        log_error(run, line)
+    return 0 if newest is None else read_meta(newest).step
 
 
 def _fit(build: Callable[[], TorchTrainer], retries: int) -> dict[str, Any]:
@@ -284,29 +286,41 @@ def _fit(build: Callable[[], TorchTrainer], retries: int) -> dict[str, Any]:
         try:
             return build().fit().return_value
         except (ControllerError, ray.exceptions.ActorDiedError) as error:
-            if attempt == retries or isinstance(root_cause(error), UserError):
+            if attempt == retries or isinstance(root_cause(error), FINAL):
                 raise
             print(f"the training controller died ({type(error).__name__}): starting it again", flush=True)
     raise AssertionError("unreachable")
 
 
-class StopOnUserError(UserCallback):
-    """Ends a run whose workers met what no restart can change, such as a teacher that answers with NaN."""
+FINAL = (UserError, RunError, TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError)
+"""What a restart cannot change: what was found to be so, and mistakes in the program."""
+
+
+class Watch(UserCallback):
+    """Puts workers' failures on record, and ends a run that a restart would not help."""
+
+    def __init__(self, run: str) -> None:
+        self.run = run
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise a worker's `UserError` in the controller, which ends the run."""
-        for error in worker_exceptions.values():
+        """Called in Ray Train's controller, which ends the run if this raises."""
+        final = None
+        for rank, error in sorted(worker_exceptions.items()):
             cause = root_cause(error)
-            if isinstance(cause, UserError):
-                raise cause
+            headline = f"rank {rank}: {type(cause).__name__}: {first_line(cause)}"
+            log_error(self.run, headline, "".join(traceback.format_exception(cause)))
+            if isinstance(cause, FINAL) and not isinstance(final, UserError | RunError):
+                final = cause
+        if final is not None:
+            raise final
 
 
-def conclude(run: Path, outcome: dict[str, Any], seconds: float) -> dict[str, Any]:
+def conclude(run: StoragePath, outcome: dict[str, Any], seconds: float) -> dict[str, Any]:
     """Write `result.json` and `report.html` of a finished run."""
-    best = read_meta(find_checkpoint(str(run)))
+    best = read_meta(find_checkpoint(run))
     scored = [line for line in read_metrics(run) if "score" in line]
     top = max(scored, key=lambda line: line["score"])
-    previous = json.loads((run / RESULT).read_text()) if (run / RESULT).exists() else {}
+    previous = _result(run) or {}
     result = {
         "final": outcome["final"],
         "best": top,
@@ -314,6 +328,6 @@ def conclude(run: Path, outcome: dict[str, Any], seconds: float) -> dict[str, An
         "seconds": round(previous.get("seconds", 0.0) + seconds, 1),
         "checkpoint": f"checkpoints/step_{best.step:08d}",
     }
-    _write(run / RESULT, json.dumps(result, indent=1) + "\n")
+    (run / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     run_report(run)
     return result

@@ -1,7 +1,6 @@
 """Pictures of what a network sees: ground truth beside prediction, for some validation images."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,14 +28,11 @@ class SamplePictures:
         if len(self.rows) < self.count:
             self.rows.append([draw_truth(batch, row, self.det_classes), draw(batch, row, prediction, self.det_classes)])
 
-    def write(self, folder: Path, step: int) -> list[Path]:
-        """Write the collection as one picture."""
+    def picture(self) -> bytes | None:
+        """The collection as one PNG, None if it is empty."""
         if not self.rows:
-            return []
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{step:08d}.png"
-        grid(self.rows, ["ground truth", "prediction"], file, classes=self.seg_classes)
-        return [file]
+            return None
+        return grid(self.rows, ["ground truth", "prediction"], classes=self.seg_classes)
 
 
 def draw_truth(batch: Mapping[str, np.ndarray], row: int, det_classes: Sequence[str]) -> torch.Tensor:

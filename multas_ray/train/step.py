@@ -14,15 +14,18 @@ from multas_ray.loss.detection import detection_losses
 from multas_ray.loss.distillation import detection_distillation, foreground_cells, segmentation_distillation
 from multas_ray.loss.segmentation import segmentation_loss
 from multas_ray.loss.terms import Term
+from multas_ray.model.precision import at_least_float32
 
 Batch = Mapping[str, np.ndarray]
 
 
 def distilled_rows(batch: Batch, config: Config) -> dict[Task, np.ndarray]:
     """Rows of the batch that each distilled task is distilled on."""
+    # A row without an id stands in where no row of the part can be decoded.
+    real = batch["ids"] != b""
     rows: dict[Task, np.ndarray] = {}
     for task in config.distilled():
-        rows[task] = np.flatnonzero(distilled(getattr(config.distill, task).on, batch[f"has_{task}"]))
+        rows[task] = np.flatnonzero(distilled(getattr(config.distill, task).on, batch[f"has_{task}"]) & real)
     return rows
 
 
@@ -119,21 +122,23 @@ def published(term: str) -> str:
 
 def total_loss(
     terms: Mapping[str, Term], weights: Mapping[str, float], workers: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to run backward from, and each term's share of its global value.
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The loss to run backward from, each term's share of its global value, and the number of workers one of whose
+    terms is not finite.
 
     Every term is this worker's sum divided by the count over all workers. DDP takes the mean of the workers'
     gradients, so the total is multiplied by their number: the result is the gradient of the whole batch's loss.
     """
     # Every worker has the same terms in the same order: the configuration alone decides.
-    counts = [term.count.detach().float().reshape(-1) for term in terms.values()]
-    sums = torch.cat(counts)
+    counts = [at_least_float32(term.count.detach()).reshape(-1) for term in terms.values()]
+    bad = ~torch.stack([term.sum.detach().isfinite().all() for term in terms.values()]).all()
+    sums = torch.cat([*counts, bad.reshape(1).to(counts[0].dtype)])
     if workers > 1:
         dist.all_reduce(sums)
-    totals = sums.split([len(count) for count in counts])
+    *totals, bad_workers = sums.split([len(count) for count in counts] + [1])
     shares = {name: term.divided(count) for (name, term), count in zip(terms.items(), totals, strict=True)}
     total = torch.stack([weights[published(name)] * share for name, share in shares.items()]).sum()
-    return total * workers, {name: share.detach() for name, share in shares.items()}
+    return total * workers, {name: share.detach() for name, share in shares.items()}, bad_workers[0]
 
 
 def named_losses(shares: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:

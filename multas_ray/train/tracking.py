@@ -1,17 +1,22 @@
-"""What a run writes while it goes on: `metrics.jsonl`, and Weights & Biases. Rank 0 only."""
+"""What a run writes while it goes on: files of JSON lines, and Weights & Biases. Rank 0 only."""
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from time import monotonic
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
 from multas_ray.config import Config
+from multas_ray.storage import Location, StoragePath
 
-METRICS = "metrics.jsonl"
-ERRORS = "errors.log"
+METRICS, ERRORS, WORKERS = "metrics.jsonl", "errors.log", "workers.jsonl"
+REJECTED, BAD_STEPS = "rejected.jsonl", "bad_steps.jsonl"
+REWRITE_S = 15.0
+"""Between two writes of a growing file where storage cannot append."""
 
 
 class Tracker:
@@ -20,24 +25,47 @@ class Tracker:
     A run that goes on from step `start` keeps what it has written up to there and drops what came after: one curve.
     """
 
-    def __init__(self, run: Path, config: Config, start: int) -> None:
-        self.file = run / METRICS
-        truncate_metrics(self.file, start)
+    def __init__(self, run: StoragePath, config: Config, start: int) -> None:
+        self.run = run
+        self.metrics = _Lines(run / METRICS, start)
+        self.bad_steps = _Lines(run / BAD_STEPS, start)
+        self.rejected = {line["image_id"]: line for line in read_lines(run / REJECTED)}
         self.wandb = _start_wandb(run, config) if config.tracking.wandb != "disabled" else None
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write one line of metrics."""
-        with self.file.open("a") as stream:
-            stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.metrics.add({"step": step, **metrics})
         if self.wandb is not None:
             self.wandb.log({"step": step, **metrics}, step=step)
 
-    def pictures(self, step: int, files: Sequence[Path]) -> None:
-        """Show pictures of an evaluation."""
-        if self.wandb is not None and files:
-            import wandb
+    def workers(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Write down where each rank runs."""
+        lines = [json.dumps({"rank": rank, **node}) for rank, node in enumerate(nodes)]
+        (self.run / WORKERS).write_text("\n".join(lines) + "\n")
 
-            self.wandb.log({"samples": [wandb.Image(str(file), caption=file.stem) for file in files]}, step=step)
+    def bad_step(self, step: int, images: Iterable[str]) -> None:
+        """Put a step that was not taken on record, and the images that may be why."""
+        self.bad_steps.add({"step": step, "images": sorted(images)})
+        self.bad_steps.flush()
+
+    def reject(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Put rows that cannot be decoded on record, each image once."""
+        new = {row["image_id"]: dict(row) for row in rows if row["image_id"] not in self.rejected}
+        self.rejected |= new
+        (self.run / REJECTED).append_text("".join(json.dumps(row) + "\n" for row in new.values()))
+
+    def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
+        """Keep pictures (PNG) of an evaluation, by name."""
+        for name, png in pictures.items():
+            (self.run / "samples" / f"{name}.png").write_bytes(png)
+        if self.wandb is not None and pictures:
+            import io
+
+            import wandb
+            from PIL import Image
+
+            shown = [wandb.Image(Image.open(io.BytesIO(png)), caption=name) for name, png in pictures.items()]
+            self.wandb.log({"samples": shown}, step=step)
 
     def table(self, name: str, metrics: Mapping[str, float]) -> None:
         """Keep metrics as the run's summary and as a table."""
@@ -55,15 +83,45 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.metrics.flush()
         if self.wandb is not None:
             self.wandb.finish(exit_code=0 if kind is None else 1)
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics file; a last line that a kill cut short is left out."""
+class _Lines:
+    """A file of JSON lines, each with its step, that grows."""
+
+    def __init__(self, file: StoragePath, start: int) -> None:
+        """Drop the lines after step `start`, and any that is not whole."""
+        self.file = file
+        kept = [line for line in read_lines(file) if line["step"] <= start]
+        self.text = "".join(json.dumps(line) + "\n" for line in kept)
+        if kept or file.exists():
+            file.write_text(self.text)
+        self.written, self.at = len(self.text), monotonic()
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Add a line; it is in the file at once or, where storage cannot append, before long."""
+        text = json.dumps(line) + "\n"
+        if self.file.local:
+            self.file.append_text(text)
+            return
+        self.text += text
+        if monotonic() - self.at > REWRITE_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """See that all lines are in the file."""
+        if len(self.text) > self.written:
+            self.file.write_text(self.text)
+            self.written, self.at = len(self.text), monotonic()
+
+
+def read_lines(file: StoragePath) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines; a last one that a kill cut short is left out."""
     lines: list[dict[str, Any]] = []
-    if (run / METRICS).exists():
-        for line in (run / METRICS).read_text().splitlines():
+    if file.exists():
+        for line in file.read_text().splitlines():
             try:
                 lines.append(json.loads(line))
             except json.JSONDecodeError:
@@ -71,15 +129,26 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def truncate_metrics(file: Path, step: int) -> None:
-    """Drop the lines after `step`, and any that is not whole."""
-    kept = [line for line in read_metrics(file.parent) if line["step"] <= step]
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(file)
+def read_metrics(run: Location) -> list[dict[str, Any]]:
+    """The lines of a run's metrics file."""
+    return read_lines(StoragePath(run) / METRICS)
 
 
-def _start_wandb(run: Path, config: Config) -> Any:
+def log_error(run: Location, headline: str, details: str = "") -> None:
+    """Put on record what went wrong in a run, which Ray may repair without a word."""
+    (StoragePath(run) / ERRORS).append_text(f"{datetime.now():%F %T} {headline}\n{details}\n")
+
+
+def newest_error(run: StoragePath) -> str:
+    """The headline of the newest entry of a run's errors.log, unless the run has logged metrics since."""
+    errors, metrics = run / ERRORS, run / METRICS
+    if not errors.exists() or (metrics.exists() and metrics.modified() > errors.modified()):
+        return ""
+    headlines = [line for line in errors.read_text().splitlines() if line[:4].isdigit()]
+    return headlines[-1][:160] if headlines else ""
+
+
+def _start_wandb(run: StoragePath, config: Config) -> Any:
     import wandb
 
     # The run's own folder keeps its id, so that every attempt goes on in the same W&B run.
@@ -97,6 +166,7 @@ def _start_wandb(run: Path, config: Config) -> Any:
         id=id_file.read_text().strip(),
         resume="allow",
         mode=mode,
-        dir=str(run),
+        # Its files must be local; what is online does not need them any more.
+        dir=str(run) if run.local else tempfile.mkdtemp(prefix="wandb"),
         config=config.model_dump(mode="json"),
     )

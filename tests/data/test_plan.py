@@ -107,6 +107,28 @@ def test_rows_that_no_loss_can_use_are_left_out():
     assert set(index.task_mask[rows]) == {1, 3}
 
 
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_the_order_is_a_shuffle_of_row_groups_and_then_of_rows_in_windows(window):
+    """The definition, on the whole data set at once."""
+    index = index_of(101)
+    plan = plan_of(index, usable=("det", "both", "none"), window=window, steps=30, seed=5)
+    rows = np.concatenate([plan.part(step, 0, 1).rows for step in range(20)])
+    usable = index.rows(("det", "both", "none"))
+    for epoch in range(2):
+        random = np.random.default_rng((5, 0, epoch))
+        _, block = np.unique(index.block[usable], return_inverse=True)
+        place = random.permutation(block.max() + 1)[block]
+        expected = usable[np.lexsort((random.random(len(usable)), place // window))]
+        np.testing.assert_array_equal(rows[epoch * len(usable) :][: len(usable)], expected)
+
+
+def test_a_worker_reads_rows_that_stand_together():
+    index = index_of(4096, group_size=8)
+    plan = plan_of(index, window=1, batch_size=64)
+    for rank in range(4):
+        assert len(np.unique(index.block[plan.part(0, rank, 4).rows])) <= 3, "16 rows of one or two row groups"
+
+
 def test_all_sizes_come_up():
     plan = plan_of(index_of(64), sizes=(64, 96, 128), steps=60)
     sizes = [plan.part(step, 0, 1).size for step in range(60)]

@@ -12,7 +12,6 @@ from multas_ray.model.checkpoint import (
     find_checkpoint,
     newest_checkpoint,
     prune,
-    start_step,
     step_folder,
 )
 from multas_ray.model.network import MultiTaskNet
@@ -25,7 +24,6 @@ def write(run: Path, step: int, score: float | None = None) -> MultiTaskNet:
     torch.manual_seed(step)
     network = MultiTaskNet(CONFIG, ["cat", "dog"], ["background", "cat"]).eval()
     folder = step_folder(run, step)
-    folder.mkdir(parents=True)
     metrics = {} if score is None else {"score": score}
     meta = Meta(
         step=step, model=CONFIG, det_classes=["cat", "dog"], seg_classes=["background", "cat"], size=64, metrics=metrics
@@ -54,10 +52,10 @@ def test_a_run_folder_means_its_best_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "corrupt", "remove", "no manifest"])
-def test_a_broken_newest_checkpoint_is_named_and_passed_over(tmp_path, capsys, damage):
+def test_a_broken_newest_checkpoint_is_named_and_passed_over(tmp_path, damage):
     write(tmp_path, 10)
     write(tmp_path, 20)
-    file = step_folder(tmp_path, 20) / MODEL
+    file = Path(step_folder(tmp_path, 20) / MODEL)
     if damage == "truncate":
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "corrupt":
@@ -67,18 +65,17 @@ def test_a_broken_newest_checkpoint_is_named_and_passed_over(tmp_path, capsys, d
     elif damage == "remove":
         file.unlink()
     else:
-        (step_folder(tmp_path, 20) / "manifest.json").unlink()
-    assert newest_checkpoint(tmp_path) == step_folder(tmp_path, 10)
-    assert start_step(tmp_path) == 10
-    assert "step_00000020 is broken" in capsys.readouterr().out
+        Path(step_folder(tmp_path, 20) / "manifest.json").unlink()
+    newest, broken = newest_checkpoint(tmp_path)
+    assert newest == step_folder(tmp_path, 10)
+    assert "step_00000020 is broken" in broken[0]
     assert find_checkpoint(str(tmp_path)) == step_folder(tmp_path, 10)
     with pytest.raises(UserError, match="step_00000020"):
         load_network(str(step_folder(tmp_path, 20)))
 
 
 def test_without_a_checkpoint(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    assert start_step(tmp_path) == 0
+    assert newest_checkpoint(tmp_path) == (None, [])
     with pytest.raises(UserError, match="no whole checkpoint here"):
         load_network(str(tmp_path / "nowhere"))
 
@@ -95,11 +92,9 @@ def test_weights_of_another_network_are_refused_by_key(tmp_path):
         load_network(str(other))
 
 
-def test_pruning_keeps_the_newest_and_the_best(tmp_path):
-    for step, score in ((10, 7.0), (20, 9.0), (30, 8.0), (40, None)):
+@pytest.mark.parametrize(("keep", "left"), [(1, [20, 50]), (2, [20, 40, 50]), (9, [10, 20, 30, 40, 50])])
+def test_pruning_keeps_the_newest_and_the_best(tmp_path, keep, left):
+    for step, score in ((10, 7.0), (20, 9.0), (30, 8.0), (40, None), (50, None)):
         write(tmp_path, step, score)
-    prune(tmp_path, step_folder(tmp_path, 40))
-    assert [folder.name for folder in sorted((tmp_path / "checkpoints").iterdir())] == [
-        "step_00000020",
-        "step_00000040",
-    ]
+    prune(tmp_path, keep)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"step_{s:08d}" for s in left]

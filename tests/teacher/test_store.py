@@ -96,7 +96,7 @@ def test_a_store_holds_each_view_s_answers_for_the_very_pixels_of_the_training(s
         assert (part.views == part.epochs % VIEWS).all()
         seen |= set(part.views.tolist())
         batch = make_batch(plan.index, part, config.data.augment)
-        found = reader(batch, part)
+        found = reader(batch)
         for task, rows in distilled_rows(batch, config).items():
             np.testing.assert_array_equal(found[f"{task}.digest"], digests(batch["images"][rows]))
             expected = to_tensors(teachers[task](batch["images"][rows]), torch.device("cpu"))
@@ -196,7 +196,7 @@ def test_other_pixels_than_the_store_s_are_not_trained_on(fill, stored):
     reader = StoreReader(config.teachers.store, plan.index, rows_of)
     part = plan.part(0, 0, 1)
     batch = make_batch(plan.index, part, config.data.augment)
-    batch |= reader(batch, part)
+    batch |= reader(batch)
     (fed,) = with_soft_targets([batch], StoredTargets(), rows_of, 0)
     assert to_tensors(fed.soft, torch.device("cpu")).keys() == {"cls", "box", "seg"}
     other = batch | {"images": np.ascontiguousarray(batch["images"][..., ::-1])}
@@ -214,11 +214,11 @@ def test_a_broken_file_and_a_missing_row_are_named(fill, stored):
     (file,) = files(config)
     pq.write_table(pq.read_table(file, partitioning=None).slice(0, 0), file)
     with pytest.raises(UserError, match=rf"{file}: no det target of image"):
-        read(batch, part)
+        read(batch)
     file.write_bytes(b"PAR1 broken")
     other = StoreReader(f"{config.teachers.store}/.", plan.index, read.rows_of)
     with pytest.raises(UserError, match=r"not readable .* delete it and run jobs/precompute.py again"):
-        other(batch, part)
+        other(batch)
 
 
 def test_a_store_needs_teachers_one_size_and_losses_that_live_with_it(stored, make_config, random_teachers):

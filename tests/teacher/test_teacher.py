@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
-from multas_ray.model.checkpoint import write_manifest
+from multas_ray.model.weights import load_network, write_checkpoint
 from multas_ray.teacher.teacher import TeacherSpec, digests, split, teacher_specs, to_tensors
 
 
@@ -61,12 +60,10 @@ def test_a_teacher_that_does_not_fit_is_refused(specs, changes, words):
 
 def spoil(checkpoint: str, folder: Path) -> str:
     """A copy of a checkpoint one of whose weights is NaN."""
-    for file in Path(checkpoint).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    weights = load_file(folder / "model.safetensors")
+    network, meta = load_network(checkpoint)
+    weights = network.state_dict()
     next(value for name, value in sorted(weights.items()) if name.endswith("weight"))[:] = float("nan")
-    save_file(weights, folder / "model.safetensors")
-    write_manifest(folder)
+    write_checkpoint(folder, weights, {}, meta)
     return str(folder)
 
 

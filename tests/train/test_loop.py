@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from multas_ray.train.loop import _checkpoint_due, check_position, first_step
+from multas_ray.train.loop import check_position, checkpoint_due, first_step
 
 
 def batch(step: int, rank: int = 0) -> dict[str, np.ndarray]:
@@ -24,5 +24,6 @@ def test_a_batch_of_another_step_or_worker_stops_the_run(wrong):
 
 
 def test_a_checkpoint_at_every_epoch_s_end_and_every_so_many_steps():
-    assert [step for step in range(1, 11) if _checkpoint_due(step, 2.5, None)] == [3, 5, 8, 10]
-    assert [step for step in range(1, 11) if _checkpoint_due(step, 100, 4)] == [4, 8]
+    assert [step for step in range(1, 301) if checkpoint_due(step, 82.5, None)] == [83, 165, 248]
+    assert [step for step in range(1, 11) if checkpoint_due(step, 100, 4)] == [4, 8]
+    assert [step for step in range(1, 160) if checkpoint_due(step, 2.5, None)] == [50, 100, 150], "epochs of few steps"

@@ -19,6 +19,7 @@ from multas_ray.errors import UserError
 from multas_ray.job import root_cause
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.weights import load_network
+from multas_ray.storage import StoragePath
 from multas_ray.train.run import prepare_folder, train
 from multas_ray.train.tracking import read_metrics
 from tests.shared import ROOT
@@ -114,17 +115,17 @@ def test_a_teacher_with_other_anchors_is_refused(make_config, random_teachers):
 
 def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
     config = make_config(train={"run": make_config().train.run, "steps": 6, "batch_size": 8, "workers": 1})
-    prepare_folder(Path(config.train.run), config)
+    prepare_folder(StoragePath(config.train.run), config)
     config.train.workers, config.train.steps, config.evaluate.batch_size = 2, 9, 7
-    assert prepare_folder(Path(config.train.run), config) is None
+    assert prepare_folder(StoragePath(config.train.run), config) is None
     config.teachers.placement = "inline"
-    assert prepare_folder(Path(config.train.run), config) is None
+    assert prepare_folder(StoragePath(config.train.run), config) is None
     config.teachers.placement = "stored"
     with pytest.raises(UserError, match=r"another teachers\.placement"):
-        prepare_folder(Path(config.train.run), config)
+        prepare_folder(StoragePath(config.train.run), config)
     config.teachers.placement, config.data.augment.flip = "pool", 0.0
     with pytest.raises(UserError, match=r"another data\.augment\.flip"):
-        prepare_folder(Path(config.train.run), config)
+        prepare_folder(StoragePath(config.train.run), config)
 
 
 def test_a_run_folder_of_another_network_is_refused(make_config, tmp_path):

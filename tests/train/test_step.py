@@ -56,6 +56,7 @@ def batch_of(masks: list[str], seed: int = 0) -> dict[str, np.ndarray]:
     boxes = np.concatenate([corner, corner + random.uniform(0.2, 0.5, (rows, 2, 2)).astype(np.float32)], axis=2)
     labels = np.where(has_det[:, None], random.integers(0, 3, (rows, 2)), -1)
     return {
+        "ids": np.array([b"image %d" % row for row in range(rows)]),
         "images": random.integers(0, 256, (rows, 3, SIZE, SIZE), dtype=np.uint8),
         "has_det": has_det,
         "has_seg": has_seg,
@@ -91,9 +92,10 @@ def gradients(config: Config, batch: dict, workers: int = 1, wrap=lambda model: 
     model = wrap(network)
     rows = distilled_rows(batch, config)
     terms = loss_terms(model, batch, rows, soft_of(batch, config), config, network.anchors(SIZE, SIZE))
-    total, shares = total_loss(terms, term_weights(config), workers)
+    total, shares, bad = total_loss(terms, term_weights(config), workers)
     total.backward()
     assert all(torch.isfinite(value) for value in shares.values())
+    assert bad == 0
     return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
 
 

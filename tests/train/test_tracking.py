@@ -2,6 +2,10 @@ import json
 import time
 from pathlib import Path
 
+import torch
+
+from multas_ray.report.pictures import grid
+from multas_ray.storage import StoragePath
 from multas_ray.train.tracking import METRICS, Tracker, read_metrics
 from tests.train.wandb_file import read_offline
 
@@ -12,13 +16,13 @@ def steps_of(run: Path) -> list[int]:
 
 def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
     config = make_config()
-    with Tracker(tmp_path, config, 0) as tracker:
+    with Tracker(StoragePath(tmp_path), config, 0) as tracker:
         for step in (1, 2, 3, 4):
             tracker.log(step, {"loss/total": float(step)})
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 5, "loss/to')
     assert steps_of(tmp_path) == [1, 2, 3, 4], "a line that a kill cut short is left out"
-    with Tracker(tmp_path, config, 2) as tracker:
+    with Tracker(StoragePath(tmp_path), config, 2) as tracker:
         tracker.log(3, {"loss/total": 30.0})
     assert steps_of(tmp_path) == [1, 2, 3]
     assert read_metrics(tmp_path)[-1]["loss/total"] == 30.0
@@ -38,14 +42,11 @@ def finished_records(file: Path) -> list:
 def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     config = make_config(tracking={"wandb": "auto", "group": "tests"}, train={"run": str(tmp_path), "steps": 9})
-    picture = tmp_path / "00000002.png"
-    from PIL import Image
-
-    Image.new("RGB", (4, 4)).save(picture)
+    picture = grid([[torch.zeros(3, 4, 4, dtype=torch.uint8)]], [])
     for start in (0, 2):
-        with Tracker(tmp_path, config, start) as tracker:
+        with Tracker(StoragePath(tmp_path), config, start) as tracker:
             tracker.log(start + 1, {"loss/total": 0.5})
-            tracker.pictures(start + 1, [picture])
+            tracker.pictures(start + 1, {"00000002": picture})
             tracker.table("final", {"seg/mIoU": 55.0})
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2, "one offline folder an attempt"

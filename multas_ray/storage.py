@@ -1,0 +1,162 @@
+"""Files and folders on any filesystem that pyarrow knows: local paths, s3://, gs:// and others."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Union
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import pyarrow as pa
+from pyarrow import fs
+
+from multas_ray.errors import UserError
+
+Location = Union[str, os.PathLike, "StoragePath"]
+"""A local path, or a URI."""
+
+
+class StoragePath:
+    """A file or folder, used much like `pathlib.Path`. A local one is an `os.PathLike` too."""
+
+    def __init__(self, path: Location) -> None:
+        """A file or folder.
+
+        Args:
+            path: local, or a URI such as s3://bucket/folder; options of its filesystem may follow as a query
+                (?endpoint_override=...). Credentials come from the environment.
+
+        Raises:
+            UserError: the URI holds credentials, or its filesystem cannot be used.
+        """
+        self.filesystem: fs.FileSystem
+        self.path: str
+        self._uri: str
+        if isinstance(path, StoragePath):
+            self.filesystem, self.path, self._uri = path.filesystem, path.path, path._uri
+        elif "://" in str(path):
+            self.filesystem, self.path = _filesystem(str(path))
+            # Without the query, which belongs behind the whole path.
+            self._uri = str(path).partition("?")[0].rstrip("/")
+        else:
+            self.filesystem = fs.LocalFileSystem()
+            self._uri = self.path = str(Path(path).expanduser().resolve())
+
+    def __truediv__(self, name: str) -> "StoragePath":
+        child = StoragePath(self)
+        child.path, child._uri = f"{self.path}/{name}", f"{self._uri}/{name}"
+        return child
+
+    def __str__(self) -> str:
+        return self._uri
+
+    def __repr__(self) -> str:
+        return f"StoragePath({self._uri!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoragePath) and (self._uri, self.filesystem) == (other._uri, other.filesystem)
+
+    def __hash__(self) -> int:
+        return hash(self._uri)
+
+    def __fspath__(self) -> str:
+        if not self.local:
+            raise TypeError(f"{self} is not a local path")
+        return self.path
+
+    @property
+    def local(self) -> bool:
+        """Whether it is on a filesystem of this machine."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    @property
+    def parent(self) -> "StoragePath":
+        """The folder that it is in."""
+        above = StoragePath(self)
+        above.path, above._uri = self.path.rpartition("/")[0], self._uri.rpartition("/")[0]
+        return above
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    def exists(self) -> bool:
+        """Whether there is a file or folder."""
+        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+
+    def modified(self) -> float:
+        """Seconds since 1970 at which it was written last."""
+        return self.filesystem.get_file_info(self.path).mtime_ns / 1e9
+
+    def names(self) -> list[str]:
+        """What a folder holds, sorted; nothing where there is none."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(entry.base_name for entry in found)
+
+    def open(self) -> pa.NativeFile:
+        """The file, for reading and seeking.
+
+        Raises:
+            OSError: there is none, or it cannot be read.
+        """
+        return self.filesystem.open_input_file(self.path)
+
+    def create(self) -> pa.NativeFile:
+        """The file, made anew, for writing; its folder is made too.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.filesystem.create_dir(self.parent.path)
+        return self.filesystem.open_output_stream(self.path)
+
+    def read_bytes(self) -> bytes:
+        """The whole file; errors as `open`."""
+        with self.open() as stream:
+            return stream.read()
+
+    def read_text(self) -> str:
+        """The whole file as UTF-8; errors as `open`."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
+        """Write a file that is never seen half written; errors as `create`."""
+        # Object stores show a file when it is whole.
+        target = StoragePath(f"{self.path}.{uuid4().hex}.tmp") if self.local else self
+        with target.create() as stream:
+            stream.write(data)
+        if self.local:
+            Path(target).replace(self)
+
+    def write_text(self, text: str) -> None:
+        """Write a file of UTF-8 that is never seen half written; errors as `create`."""
+        self.write_bytes(text.encode())
+
+    def append_text(self, text: str) -> None:
+        """Add to a file, or begin one. Where storage cannot append, the whole file is written anew."""
+        if self.local:
+            Path(self).parent.mkdir(parents=True, exist_ok=True)
+            with Path(self).open("a") as stream:
+                stream.write(text)
+        else:
+            self.write_text((self.read_text() if self.exists() else "") + text)
+
+    def delete(self) -> None:
+        """Delete a folder with all in it, if there is one."""
+        if self.exists():
+            self.filesystem.delete_dir(self.path)
+
+
+@lru_cache
+def _filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    shown = uri.partition("?")[0]
+    if "@" in urlsplit(uri).netloc:
+        raise UserError(
+            f"{shown.split('://')[0]}://…: credentials in a URI end up in logs; set them in the environment"
+        )
+    try:
+        filesystem, path = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{shown}: not a place that pyarrow can use ({str(error).splitlines()[0]})") from None
+    return filesystem, path.rstrip("/")
