@@ -84,5 +84,5 @@ def _choose(scores: Tensor, valid: Tensor) -> Match:
     count = top.sum(dim=2, keepdim=True).long().clamp(min=1)
     rank = torch.arange(top.shape[2], device=top.device)
     chosen = (rank < count) & valid[..., None]
-    score, index = kept.scatter_add_(2, anchors, CHOSEN * chosen).max(dim=1)
+    score, index = kept.scatter_add_(2, anchors, (CHOSEN * chosen).to(kept.dtype)).max(dim=1)
     return Match(index, score)
