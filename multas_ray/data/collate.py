@@ -23,7 +23,8 @@ CACHE_BYTES = 256e6
 
 
 def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[str, np.ndarray]:
-    """Read, decode, transform and collate one part. A row that cannot be decoded is left out and named.
+    """Read, decode, transform and collate one part. A row that cannot be decoded is left out and named; where that
+    leaves none for training, a black image without an id or annotation stands in, since a network needs an image.
 
     Returns:
         step, rank: int64 scalars; rows, epochs, views: (b,) int64; ids: (b,) bytes
@@ -49,6 +50,9 @@ def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[
         else:
             rows.append(row)
             kept.append(place)
+    if augment is not None and rejected and not kept:
+        rows, kept = [{"image_id": "", "has_det": False, "has_seg": False}], [0]
+        samples = [{"image": tv_tensors.Image(torch.zeros(3, part.size, part.size, dtype=torch.uint8))}]
     if augment is None:
         inputs = [resize({"image": sample["image"]}, part.size) for sample in samples]
     else:

@@ -158,4 +158,4 @@ class _Clock:
 
 def image_ids(batch: Batch) -> list[str]:
     """The ids of a batch's images."""
-    return [image_id.decode() for image_id in np.asarray(batch["ids"]).tolist()]
+    return [image_id.decode() for image_id in np.asarray(batch["ids"]).tolist() if image_id]
