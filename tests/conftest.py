@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from ray.cluster_utils import Cluster
 
 from multas_ray.config import Config, ModelConfig
 from multas_ray.config_file import parse_config
@@ -54,6 +55,20 @@ def started_ray() -> Iterator[None]:
     start_ray(8)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster(monkeypatch, tmp_path_factory):
+    """A head node on this machine, to which others can be added, and which notices their death in a second."""
+    health = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "500"}
+    for name, value in health.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", value)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    head = {"num_cpus": 8, "include_dashboard": True, "dashboard_port": 0}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    yield nodes
+    nodes.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from multas_ray.config import AugmentConfig
 from multas_ray.data.schema import IGNORE
-from multas_ray.data.transforms import Augment
+from multas_ray.data.transforms import LUMA, Augment, change_colours
 
 
 def sample(annotated: bool = True) -> dict:
@@ -58,3 +59,32 @@ def test_an_unannotated_image_is_cropped_too():
     out = Augment(AugmentConfig(zoom_out=0, crop=1.0))(sample(annotated=False), 64, 1)
     assert out.keys() == {"image"}
     assert out["image"].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "adjust"),
+    [
+        ((0.2, 0, 0, 0), lambda image: v2.functional.adjust_brightness(image, 1.2)),
+        ((0, -0.4, 0, 0), lambda image: v2.functional.adjust_saturation(image, 0.6)),
+        ((0, 0, 0, 0.4), lambda image: v2.functional.adjust_contrast(image, 1.4)),
+        ((0, 0, 0, -0.4), lambda image: v2.functional.adjust_contrast(image, 0.6)),
+    ],
+    ids=["brighter", "paler", "more contrast", "less contrast"],
+)
+def test_colours_change_as_torchvision_s(changes, adjust):
+    torch.manual_seed(0)
+    image = tv_tensors.Image(torch.randint(40, 160, (3, 40, 50), dtype=torch.uint8))
+    changed = change_colours(image, *changes)
+    assert isinstance(changed, tv_tensors.Image)
+    assert (changed.int() - adjust(image).int()).abs().max() <= 1
+
+
+def test_hue_turns_colours_and_leaves_grey_and_brightness():
+    grey = torch.full((3, 4, 4), 90, dtype=torch.uint8)
+    assert torch.equal(change_colours(tv_tensors.Image(grey), 0, 0, 0.3, 0), grey)
+    red = tv_tensors.Image(torch.tensor([150, 80, 80], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4))
+    turned = change_colours(red, 0, 0, 1 / 3, 0)
+    # A third of a turn makes red green, or blue, about as torchvision's, which turns in HSV.
+    theirs = v2.functional.adjust_hue(red, 1 / 3)
+    assert (turned[:, 0, 0].argmax(), theirs[:, 0, 0].argmax()) == (1, 1)
+    assert abs(float(LUMA @ turned[:, 0, 0].float()) - float(LUMA @ red[:, 0, 0].float())) < 1

@@ -1,51 +1,16 @@
 """Teachers in a cluster: pools that several jobs share, and the death of the node that holds them."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
 
 from multas_ray.train.tracking import read_metrics
-from tests.shared import ROOT
+from tests.cluster import end_of, job
 from tests.train.test_run import wait_for_step
 
 TEACHERS = {"teacher_node": 1}
-
-
-@pytest.fixture
-def cluster(monkeypatch, tmp_path_factory):
-    """A head node for the students and a node for the teachers, on this machine, that notice deaths in a second."""
-    health = {"period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3", "initial_delay_ms": "500"}
-    for name, value in health.items():
-        monkeypatch.setenv(f"RAY_health_check_{name}", value)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    head = {"num_cpus": 8, "include_dashboard": True, "dashboard_port": 0}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
-    yield nodes
-    nodes.shutdown()
-
-
-def job(cluster: Cluster, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": cluster.address, "COLUMNS": "120"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def end_of(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, output
-    return output
 
 
 @pytest.mark.slow

@@ -1,0 +1,214 @@
+"""Training on clusters: several nodes that come and go, submitted jobs, storage that all nodes reach."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+from ray.job_submission import JobSubmissionClient
+
+from multas_ray.model.weights import load_network
+from multas_ray.storage import StoragePath
+from multas_ray.train.tracking import read_metrics
+from tests.cluster import end_of, job
+from tests.shared import ROOT
+from tests.train.test_failures import assert_whole_epochs
+from tests.train.test_run import wait_for_step
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+STUDENT, TEACHER = {"student_node": 1}, {"teacher_node": 1}
+
+
+def wait_for_workers(run: Path, number: int, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    file = run / "workers.jsonl"
+    while not file.exists() or len(file.read_text().splitlines()) != number:
+        assert time.monotonic() < end, f"{run} has not come to {number} workers"
+        time.sleep(0.5)
+
+
+def test_an_elastic_run_grows_and_shrinks_with_the_cluster(cluster, make_config, random_teachers, tmp_path):
+    """Students on nodes of their own, teachers on another; a student's node comes, and one goes."""
+    cluster.add_node(num_cpus=2, resources=TEACHER)
+    first = cluster.add_node(num_cpus=2, resources=STUDENT)
+    # Whole CPUs: Ray Train counts the workers that there is room for with them.
+    resources = {"cpu": 1, "custom": {"student_node": 1}}
+    config = make_config(
+        train={
+            **{"run": str(tmp_path / "run"), "steps": 900, "batch_size": 8, "log_every_steps": 1},
+            **{"checkpoint_every_steps": 20, "workers": [1, 2], "resources": resources, "max_failures": 5},
+        },
+        teachers={**random_teachers, "resources": {"cpu": 0.1, "custom": {"teacher_node": 0.1}}},
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    run = tmp_path / "run"
+    training = job(cluster, "-m", "tests.train.counting", str(file))
+    wait_for_step(str(run), 10)
+    assert len((run / "workers.jsonl").read_text().splitlines()) == 1
+    cluster.add_node(num_cpus=2, resources=STUDENT)
+    wait_for_workers(run, 2)
+    grown = max(line["step"] for line in read_metrics(run))
+    nodes = {json.loads(line)["node_id"] for line in (run / "workers.jsonl").read_text().splitlines()}
+    assert len(nodes) == 2, "a worker on each student node"
+    wait_for_step(str(run), grown + 30)
+    cluster.remove_node(first, allow_graceful=False)
+    wait_for_workers(run, 1)
+    end_of(training)
+    assert_whole_epochs(str(run), 900, rows=50)
+    steps = [line["step"] for line in read_metrics(run) if "loss/total" in line]
+    assert steps == list(range(1, 901)), "one curve"
+
+
+@pytest.fixture
+def head(monkeypatch):
+    """A head that `ray start` has started, and the address of its dashboard."""
+    for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    port, dashboard = free_port(), free_port()
+    started = subprocess.Popen(
+        [
+            *("ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=8", "--disable-usage-stats"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"),
+            *("--ray-client-server-port=0", "--min-worker-port=0", "--max-worker-port=0"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    address = f"http://127.0.0.1:{dashboard}"
+    end = time.monotonic() + 90
+    while True:
+        try:
+            JobSubmissionClient(address).list_jobs()
+            break
+        except (RuntimeError, ConnectionError):
+            assert time.monotonic() < end, started.stdout.read() if started.poll() is not None else "no dashboard"
+            time.sleep(1)
+    yield address
+    family = psutil.Process(started.pid).children(recursive=True)
+    for process in [*family, psutil.Process(started.pid)]:
+        process.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def submit(address: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit code of `ray job submit`, what it printed, and the job's id."""
+    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    output = done.stdout + done.stderr
+    return done.returncode, output, re.search(r"raysubmit_\w+", output)[0]
+
+
+def test_a_submitted_job_trains_is_followed_and_tells_its_exit_code(head, make_config, tmp_path):
+    config = make_config(train={"run": str(tmp_path / "run"), "steps": 6, "batch_size": 8, "log_every_steps": 1})
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    code, output, number = submit(head, "python", "jobs/train.py", "--config", str(file))
+    assert code == 0, output
+    assert f"{tmp_path}/run/report.html" in output, "its output is followed"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 6
+    client = JobSubmissionClient(head)
+    assert client.get_job_info(number).driver_exit_code == 0
+
+    code, output, number = submit(head, "python", "jobs/train.py", "--config", str(file), "data.path=/nowhere")
+    assert code == 1
+    assert "error: /nowhere: no data set here" in output
+    assert client.get_job_info(number).driver_exit_code == 2
+    diverging = ["train.run=" + str(tmp_path / "bad"), "optim.lr=1e12", "train.max_bad_steps=0", "optim.name=sgd"]
+    diverging += ["optim.clip_norm=null", "train.steps=30"]
+    code, output, number = submit(head, "python", "jobs/train.py", "--config", str(file), *diverging)
+    assert code == 1
+    assert "failed: the loss or its gradient was not finite in 1 steps" in output
+    assert client.get_job_info(number).driver_exit_code == 1
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of an S3 server on this machine: a URI with `{}` for the path."""
+    settings = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    fs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True).create_dir("bucket")
+    yield "s3://bucket/{}?endpoint_override=" + endpoint
+    server.stop()
+
+
+def test_data_teachers_runs_and_stores_live_in_a_bucket(bucket, make_config, random_teachers, scenes_path, tmp_path):
+    def upload(folder: str, name: str) -> str:
+        target = StoragePath(bucket.format(name))
+        fs.copy_files(folder, target.path, destination_filesystem=target.filesystem)
+        return bucket.format(name)
+
+    teachers = {task: {"checkpoint": upload(spec["checkpoint"], task)} for task, spec in random_teachers.items()}
+    run = bucket.format("runs/kd")
+    config = make_config(
+        data={"path": upload(scenes_path, "data"), "size": 64, "workers": 1},
+        train={
+            **{"run": run, "steps": 40, "batch_size": 8, "log_every_steps": 1, "checkpoint_every_steps": 5},
+            "workers": 2,
+        },
+        evaluate={"every_steps": 20},
+        teachers={**teachers, "store": bucket.format("targets")},
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+
+    def start(*arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    training = start("jobs/train.py", "--config", str(file))
+    end = time.monotonic() + 200
+    folder = StoragePath(run)
+    while "step_00000010" not in (folder / "checkpoints").names():
+        assert training.poll() is None, training.stdout.read().decode()
+        assert time.monotonic() < end
+        time.sleep(0.3)
+    family = psutil.Process(training.pid).children(recursive=True)
+    for process in [psutil.Process(training.pid), *family]:
+        process.kill()
+    # The newest is half there, as if the kill had met its upload.
+    newest = folder / "checkpoints" / (folder / "checkpoints").names()[-1]
+    state = (newest / "state.pt").read_bytes()
+    (newest / "state.pt").write_bytes(state[: len(state) // 2])
+
+    training = start("jobs/train.py", "--config", str(file))
+    output = training.communicate(timeout=400)[0].decode()
+    assert training.returncode == 0, output
+    lines = read_metrics(folder)
+    assert [line["step"] for line in lines if "loss/total" in line] == list(range(1, 41)), "one curve"
+    assert "is broken" in (folder / "errors.log").read_text()
+    assert "data:image/png;base64" in (folder / "report.html").read_text()
+    assert load_network(run)[1].step in (20, 40)
+    assert "endpoint" not in output, "URIs are shown without their query"
+
+    filling = start("jobs/precompute.py", "--config", str(file), "--views", "1")
+    output = filling.communicate(timeout=400)[0].decode()
+    assert filling.returncode == 0, output
+    stored = start(
+        *("jobs/train.py", "--config", str(file), "teachers.placement=stored", f"train.run={bucket.format('runs/st')}"),
+        "train.steps=6",
+    )
+    output = stored.communicate(timeout=400)[0].decode()
+    assert stored.returncode == 0, output
+    assert not ray.is_initialized()
