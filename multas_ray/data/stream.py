@@ -50,13 +50,14 @@ def stream(
     rows_a_batch = max(1, (plan.batch_size + workers - 1) // workers)
     size = max(1, CHUNK_IMAGES // rows_a_batch)
     chunks = -(-batches // size)
-    make = partial(make_chunk, plan=plan, workers=workers, start=start, size=size, augment=augment, targets=targets)
-    return ray.data.range(chunks, override_num_blocks=max(1, chunks)).map_batches(
-        make,
+    settings = {"plan": plan, "workers": workers, "start": start, "size": size, "augment": augment, "targets": targets}
+    return ray.data.range(chunks, override_num_blocks=1).map_batches(
+        ChunkMaker,
+        fn_constructor_kwargs=settings,
         batch_size=None,
         zero_copy_batch=True,
         num_cpus=cpus_per_task,
-        compute=ray.data.TaskPoolStrategy(size=parallel),
+        compute=ray.data.ActorPoolStrategy(size=parallel),
     )
 
 
@@ -116,12 +117,24 @@ def set_data_context() -> None:
 
 
 class Unhurried(ExecutionCallback):
-    """Pauses Ray Data's scheduling loop at every turn: while the stream is held back, it would spin without a pause and
-    take a third of a core from the training."""
+    """Lets Ray Data's scheduling loop pause where its last turn changed nothing, longer from turn to turn: while the
+    stream is held back, the loop would else spin and take a third of a core from the training."""
 
-    def on_execution_step(self, executor: object) -> None:
-        """Sleep."""
-        sleep(0.05)
+    SHORTEST_S, LONGEST_S = 0.005, 0.2
+
+    def __init__(self) -> None:
+        self.progress = -1
+        self.pause = self.SHORTEST_S
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after every turn."""
+        operators = executor._topology
+        progress = sum(op.metrics.num_tasks_submitted + op.metrics.num_task_outputs_generated for op in operators)
+        if progress != self.progress:
+            self.progress, self.pause = progress, self.SHORTEST_S
+            return
+        sleep(self.pause)
+        self.pause = min(2 * self.pause, self.LONGEST_S)
 
 
 def stream_options(size: int, workers: int, parallel: int) -> ray.data.ExecutionOptions:
@@ -136,6 +149,17 @@ def stream_options(size: int, workers: int, parallel: int) -> ray.data.Execution
     return ray.data.ExecutionOptions(
         preserve_order=True, resource_limits=ray.data.ExecutionResources.for_limits(object_store_memory=memory)
     )
+
+
+class ChunkMaker:
+    """An actor that makes chunks: it imports PyTorch once, and keeps row groups and the plan's order."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def __call__(self, chunk: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+        """See `make_chunk`."""
+        return make_chunk(chunk, **self.settings)
 
 
 def make_chunk(

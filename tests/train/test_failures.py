@@ -1,5 +1,6 @@
 """Real kills of real jobs: what is lost, and whether the end is the same as without them."""
 
+import contextlib
 import json
 import os
 import random
@@ -138,7 +139,8 @@ def test_a_worker_that_hangs_ends_the_run_with_its_rank(started_ray, make_config
         train(config)
     thread.join()
     # Ray asks a worker to end before it kills it, and this one cannot hear.
-    os.kill(stopped[0], signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(stopped[0], signal.SIGKILL)
     cause = root_cause(end.value)
     assert isinstance(cause, RunError), "no restart is tried"
     assert str(cause).endswith("waited 15 s (train.timeout_s) for rank 1, which did not answer")

@@ -1,0 +1,104 @@
+"""Ray's price: the main job against a bare PyTorch loop over the same batches in memory, and two workers against one."""
+
+import multiprocessing
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from multas_ray.config import Config
+from multas_ray.config_file import parse_config
+from multas_ray.data.schema import read_info
+from multas_ray.train.run import plan_run, train
+from multas_ray.train.tracking import read_metrics
+
+BATCH = 8
+"""Images of a worker's batch."""
+WARMUP, STEPS, ROUNDS = 10, 20, 3
+
+
+def configure(data: Path, run: Path, workers: int, overrides: Sequence[str] = ()) -> Config:
+    """The job: default preset, ResNet-18, 320 pixels, one thread a worker."""
+    tree: dict[str, Any] = {
+        "data": {"path": str(data), "size": 320},
+        "model": {"backbone": "resnet18", "pretrained": False},
+        "train": {
+            **{"run": str(run), "steps": WARMUP + STEPS, "batch_size": BATCH * workers, "workers": workers},
+            **{"threads": 1, "log_every_steps": WARMUP},
+        },
+        "evaluate": {"pictures": 0},
+        "tracking": {"wandb": "disabled"},
+    }
+    return parse_config(tree, overrides)
+
+
+def job_rate(config: Config) -> float:
+    """Images a second of the job's training steps after the warm-up."""
+    # A finished run would not be run again.
+    shutil.rmtree(config.train.run, ignore_errors=True)
+    train(config)
+    lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line and line["step"] > WARMUP]
+    return config.train.batch_size * len(lines) / sum(line["time/step_s"] for line in lines)
+
+
+def bare_rate(config: Config, processes: int) -> float:
+    """Images a second, in all, of bare loops in processes of their own that run side by side."""
+    context = multiprocessing.get_context("spawn")
+    ready, rates = context.Barrier(processes), context.Queue()
+    loops = [context.Process(target=_bare_loop, args=(config, ready, rates)) for _ in range(processes)]
+    for loop in loops:
+        loop.start()
+    total = sum(rates.get(timeout=600) for _ in loops)
+    for loop in loops:
+        loop.join()
+    return total
+
+
+def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
+    import torch
+
+    from multas_ray.data.collate import make_batch
+    from multas_ray.train.trainer import Trainer
+
+    torch.set_num_threads(config.train.threads)
+    info = read_info(config.data.path)
+    plan = plan_run(config, {})
+    batches = [make_batch(plan.index, plan.part(step, 0, 1), config.data.augment) for step in range(plan.steps)]
+    trainer = Trainer(config, info.det_classes, info.seg_classes, torch.device("cpu"))
+    for step, batch in enumerate(batches):
+        if step == WARMUP:
+            ready.wait()
+            began = perf_counter()
+        trainer.step(batch, {}, {}, step, 1)
+    rates.put(config.train.batch_size * STEPS / (perf_counter() - began))
+
+
+def compare_rates(data: Path, folder: Path, overrides: Sequence[str] = ()) -> dict[str, list[float]]:
+    """Images a second of a bare loop, the job, two bare loops and the job with two workers, in turns, of each round."""
+    one, two = (configure(data, folder / f"workers{workers}", workers, overrides) for workers in (1, 2))
+    contestants = {
+        "bare loop": lambda: bare_rate(one, 1),
+        "job, 1 worker": lambda: job_rate(one),
+        "2 bare loops": lambda: bare_rate(one, 2),
+        "job, 2 workers": lambda: job_rate(two),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(ROUNDS):
+        for name, measure in contestants.items():
+            rates[name].append(measure())
+        news = ", ".join(f"{name} {values[-1]:.2f}" for name, values in rates.items())
+        print(f"round {number + 1} [images/s]: {news}", flush=True)
+    return rates
+
+
+def overhead_figures(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Of the medians: the job's share of the bare loop's rate, two workers' speed-up, and its share of what two bare
+    loops reach beside each other."""
+    bare, job, bare_two, job_two = (median(values) for values in rates.values())
+    return {
+        "ratio_to_bare_loop": job / bare,
+        "two_workers_speedup": job_two / job,
+        "two_workers_of_ceiling": (job_two / job) / (bare_two / bare),
+    }
