@@ -45,6 +45,7 @@ def main() -> None:
         pictures = [draw(index, row, info) for row in choose(index, arguments.samples, arguments.seed)]
         file = (arguments.out or Path("runs/describe") / info.name) / f"{split}.png"
         rows = [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(grid(rows, [], classes=info.seg_classes))
         console.print(f"{split}: pictures in {file}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""Ray's price: the main job against a bare PyTorch loop over the same batches in memory, and two workers against one."""
+"""Ray's price: the job against a bare PyTorch loop over the same batches in memory, and two workers against one."""
 
 import multiprocessing
 import shutil

@@ -22,6 +22,9 @@ CACHE_BYTES = 256e6
 """Of row groups that a process keeps: the rows of a shuffled window come from the same few."""
 
 
+PLAIN_COLUMNS = ("image_id", "image", "height", "width", "has_det", "has_seg", "mask")
+
+
 def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[str, np.ndarray]:
     """Read, decode, transform and collate one part. A row that cannot be decoded is left out and named; where that
     leaves none for training, a black image without an id or annotation stands in, since a network needs an image.
@@ -99,7 +102,7 @@ def decode(row: dict[str, Any]) -> Sample:
         raise ValueError(f"the image has {tuple(image.shape[-2:])} pixels, its row says {size}")
     sample: Sample = {"image": tv_tensors.Image(image)}
     if row["has_det"]:
-        boxes = torch.tensor(row["boxes"], dtype=torch.float32).reshape(-1, 4)
+        boxes = torch.tensor(row["boxes"], dtype=torch.float32)
         sample["boxes"] = tv_tensors.BoundingBoxes(
             boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=image.shape[-2:]
         )
@@ -114,19 +117,45 @@ def decode(row: dict[str, Any]) -> Sample:
 
 
 def read_row(index: Index, row: int) -> dict[str, Any]:
-    """One row of a split as plain Python values."""
-    table = _row_group(index.path, index.files[index.file[row]], int(index.group[row]))
-    return table.slice(int(index.offset[row]), 1).to_pylist()[0]
+    """One row of a split: plain Python values, and arrays of boxes (n, 4), labels and difficult (n,).
+
+    Raises:
+        UserError: its file is no longer there.
+    """
+    group = _row_group(index.path, index.files[index.file[row]], int(index.group[row]))
+    place = int(index.offset[row])
+    first, end = group.ends[place : place + 2]
+    return {
+        **{name: column[place].as_py() for name, column in group.columns.items()},
+        "boxes": group.boxes[first:end],
+        "labels": group.labels[first:end],
+        "difficult": group.difficult[first:end],
+    }
 
 
-@cached(LRUCache(CACHE_BYTES, getsizeof=lambda table: table.nbytes))
-def _row_group(path: str, file: str, group: int) -> pa.Table:
+class _RowGroup:
+    """A row group, so laid out that a row costs little: Arrow's lists become Python's slowly."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.bytes = table.nbytes
+        table = table.combine_chunks()
+        self.columns = {name: table[name].chunk(0) for name in PLAIN_COLUMNS}
+        boxes, labels, difficult = (table[name].chunk(0) for name in ("boxes", "labels", "difficult"))
+        # Of rows without boxes too, all three lists of a row are of one length.
+        self.ends = boxes.offsets.to_numpy() - boxes.offsets[0].as_py()
+        self.boxes = boxes.flatten().flatten().to_numpy().reshape(-1, 4)
+        self.labels = labels.flatten().to_numpy()
+        self.difficult = difficult.flatten().to_numpy(zero_copy_only=False)
+
+
+@cached(LRUCache(CACHE_BYTES, getsizeof=lambda group: group.bytes))
+def _row_group(path: str, file: str, group: int) -> _RowGroup:
     try:
         with (
             StoragePath(path).filesystem.open_input_file(file) as source,
             pq.ParquetFile(source, pre_buffer=True) as parquet,
         ):
-            return parquet.read_row_group(group)
+            return _RowGroup(parquet.read_row_group(group))
     except FileNotFoundError:
         raise UserError(f"{file}: was there when the run began, and is gone") from None
 

@@ -50,15 +50,24 @@ def stream(
     rows_a_batch = max(1, (plan.batch_size + workers - 1) // workers)
     size = max(1, CHUNK_IMAGES // rows_a_batch)
     chunks = -(-batches // size)
-    settings = {"plan": plan, "workers": workers, "start": start, "size": size, "augment": augment, "targets": targets}
-    return ray.data.range(chunks, override_num_blocks=1).map_batches(
-        ChunkMaker,
-        fn_constructor_kwargs=settings,
-        batch_size=None,
-        zero_copy_batch=True,
-        num_cpus=cpus_per_task,
-        compute=ray.data.ActorPoolStrategy(size=parallel),
-    )
+    settings: dict[str, Any] = {
+        "plan": plan,
+        "workers": workers,
+        "start": start,
+        "size": size,
+        "augment": augment,
+        "targets": targets,
+    }
+    options: dict[str, Any] = {"batch_size": None, "zero_copy_batch": True, "num_cpus": cpus_per_task}
+    if isinstance(plan, EvaluationPlan):
+        # Short and often: tasks find processes that are there.
+        tasks = ray.data.TaskPoolStrategy(size=parallel)
+        source = ray.data.range(chunks, override_num_blocks=max(1, chunks))
+        return source.map_batches(partial(make_chunk, **settings), compute=tasks, **options)
+    # Long: actors keep what they have read, and one task tells the chunks' numbers, so that nothing grows with the run.
+    actors = ray.data.ActorPoolStrategy(size=parallel)
+    source = ray.data.range(chunks, override_num_blocks=1)
+    return source.map_batches(ChunkMaker, fn_constructor_kwargs=settings, compute=actors, **options)
 
 
 @dataclass(frozen=True)
