@@ -2,20 +2,26 @@
 
 python jobs/benchmark.py loss        the detection loss, the model presets
 python jobs/benchmark.py teachers    what teachers cost a student: inline, in a pool, stored; simulated accelerators
+python jobs/benchmark.py data        the data stream against a PyTorch DataLoader; what a training waits for data
+python jobs/benchmark.py overhead    the job against a bare PyTorch loop, two workers against one
 """
 
 import argparse
 import os
 from pathlib import Path
+from statistics import median
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from multas_ray.benchmark import loading
 from multas_ray.benchmark.losses import PRECISION, SIZE, STEP_BATCH, compare_losses, compare_presets
+from multas_ray.benchmark.overhead import BATCH, compare_rates, overhead_figures
+from multas_ray.benchmark.placements import prepare_images
 from multas_ray.benchmark.teachers import measure_teachers
 from multas_ray.benchmark.timing import write_figures
-from multas_ray.job import Parser, run_job
+from multas_ray.job import Parser, run_job, start_ray
 
 THREADS = 1
 
@@ -50,8 +56,45 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
 
 def teachers(arguments: argparse.Namespace) -> dict[str, float]:
     """What teachers cost a student."""
-    shared = Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
-    return measure_teachers(arguments.out, shared, arguments.overrides)
+    return measure_teachers(arguments.out, shared_folder(), arguments.overrides)
+
+
+def data(arguments: argparse.Namespace) -> dict[str, float]:
+    """The data stream against a DataLoader, and what a training waits for it."""
+    images = arguments.out / "images"
+    print(f"on {prepare_images(images, shared_folder())}, {loading.SIZE} px, {loading.PROCESSES} processes", flush=True)
+    start_ray(8)
+    table = Table("part of the work", "milliseconds an image", title="One process, without Ray")
+    for part, seconds in loading.stage_seconds(str(images)).items():
+        table.add_row(part, f"{1000 * seconds:.2f}")
+    Console().print(table)
+    rates = loading.compare_loading(str(images))
+    ratio, wait = loading.ratio(rates), loading.train_data_wait(images, arguments.out / "data")
+    stream, loader = (median(values) for values in rates.values())
+    print(f"stream {stream:.0f} images/s, DataLoader {loader:.0f}: {ratio:.2f} of it")
+    print(f"a training on the CPU waits for data {wait:.2%} of a step")
+    return {"ratio_to_dataloader": ratio, "train_data_wait": wait}
+
+
+def overhead(arguments: argparse.Namespace) -> dict[str, float]:
+    """What Ray costs a training, and what a second worker brings."""
+    images = arguments.out / "images"
+    print(f"on {prepare_images(images, shared_folder())}: about 20 minutes", flush=True)
+    start_ray(8)
+    rates = compare_rates(images, arguments.out / "overhead", arguments.overrides)
+    table = Table("", "images/s", "of the bare loop", title=f"ResNet-18, 320 px, {BATCH} images a worker, one thread")
+    alone = median(rates["bare loop"])
+    for name, values in rates.items():
+        table.add_row(name, f"{median(values):.2f}", f"{median(values) / alone:.2f}")
+    Console().print(table)
+    figures = overhead_figures(rates)
+    print("\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
+    return figures
+
+
+def shared_folder() -> Path:
+    """Where the real images are."""
+    return Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
 
 
 def main() -> None:
@@ -64,6 +107,11 @@ def main() -> None:
     sub = benches.add_parser("teachers", parents=[common], help="teachers inline, in a pool, stored")
     sub.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values of the trainings")
     sub.set_defaults(measure=teachers)
+    sub = benches.add_parser("data", parents=[common], help="the data stream, a PyTorch DataLoader")
+    sub.set_defaults(measure=data)
+    sub = benches.add_parser("overhead", parents=[common], help="the job, a bare PyTorch loop, two workers")
+    sub.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values of the trainings")
+    sub.set_defaults(measure=overhead)
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
     torch.set_num_threads(THREADS)

@@ -1,7 +1,9 @@
 """The data stream against a plain PyTorch DataLoader: the same rows, transforms, batches and number of processes."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -13,13 +15,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from multas_ray.config import AugmentConfig
-from multas_ray.data.collate import decode
+from multas_ray.config_file import parse_config
+from multas_ray.data.batch import pack
+from multas_ray.data.collate import decode, make_batch, read_row
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import Plan, lay_plan, mix
 from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.stream import read_batches, stream, stream_options
 from multas_ray.data.transforms import Augment, Sample
+from multas_ray.errors import RunError
 from multas_ray.storage import StoragePath
+from multas_ray.train.run import train
+from multas_ray.train.tracking import read_metrics
 
 SIZE, BATCH, PROCESSES = 320, 16, 2
 WARMUP_S, ROUND_S, ROUNDS = 5.0, 20.0, 5
@@ -105,7 +112,10 @@ def compare_loading(path: str) -> dict[str, list[float]]:
     dataset = PlainDataset(index, augment)
     # Ray's own processes would else be outrun by those of the DataLoader.
     nice = ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote())
-    assert nice == os.nice(0), f"Ray's workers have niceness {nice}, this process {os.nice(0)}: not comparable"
+    if nice != os.nice(0):
+        raise RunError(
+            f"Ray runs its workers at niceness {nice}, this process has {os.nice(0)}: set RAY_worker_niceness=0"
+        )
     contestants: dict[str, Callable[[], Iterator[int]]] = {
         "stream": lambda: stream_batches(plan, augment),
         "dataloader": lambda: plain_batches(dataset),
@@ -125,11 +135,28 @@ def ratio(rates: dict[str, list[float]]) -> float:
     return median(rates["stream"]) / median(rates["dataloader"])
 
 
+def train_data_wait(data: Path, folder: Path) -> float:
+    """The share of a step that a training on the CPU waits for its data, after a warm-up (EfficientNet-Lite0, 128 px,
+    bfloat16: the lightest step that the project trains with here)."""
+    tree: dict[str, Any] = {
+        "data": {"path": str(data), "size": 128},
+        "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 96, "anchor_base": 16},
+        "train": {
+            **{"run": str(folder / "train"), "steps": 60, "batch_size": BATCH, "precision": "bfloat16"},
+            "log_every_steps": 20,
+        },
+        "evaluate": {"pictures": 0},
+        "tracking": {"wandb": "disabled"},
+    }
+    config = parse_config(tree)
+    shutil.rmtree(config.train.run, ignore_errors=True)
+    train(config)
+    lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line][1:]
+    return sum(line["time/data_wait_s"] for line in lines) / sum(line["time/step_s"] for line in lines)
+
+
 def stage_seconds(path: str, images: int = 256) -> dict[str, float]:
     """Seconds an image of each part of the work in one process, without Ray."""
-    from multas_ray.data.batch import pack
-    from multas_ray.data.collate import make_batch, read_row
-
     index = read_index(path, "train")
     augment = Augment(AugmentConfig())
     rows = np.random.default_rng(0).permutation(len(index))[:images]
