@@ -32,15 +32,17 @@ class StoragePath:
         self.filesystem: fs.FileSystem
         self.path: str
         self._uri: str
+        self._query: str
         if isinstance(path, StoragePath):
-            self.filesystem, self.path, self._uri = path.filesystem, path.path, path._uri
+            self.filesystem, self.path, self._uri, self._query = path.filesystem, path.path, path._uri, path._query
         elif "://" in str(path):
             self.filesystem, self.path = _filesystem(str(path))
-            # Without the query, which belongs behind the whole path.
-            self._uri = str(path).partition("?")[0].rstrip("/")
+            self._uri, mark, query = str(path).partition("?")
+            self._uri, self._query = self._uri.rstrip("/"), mark + query
         else:
             self.filesystem = fs.LocalFileSystem()
             self._uri = self.path = str(Path(path).expanduser().resolve())
+            self._query = ""
 
     def __truediv__(self, name: str) -> "StoragePath":
         child = StoragePath(self)
@@ -48,7 +50,13 @@ class StoragePath:
         return child
 
     def __str__(self) -> str:
+        """For people to read: without the options of the filesystem."""
         return self._uri
+
+    @property
+    def uri(self) -> str:
+        """What names it in any process: an absolute local path, or a URI with its options."""
+        return self._uri + self._query
 
     def __repr__(self) -> str:
         return f"StoragePath({self._uri!r})"

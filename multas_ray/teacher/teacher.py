@@ -71,7 +71,7 @@ def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
         folder = find_checkpoint(teacher.checkpoint)
         specs[task] = TeacherSpec(
             task,
-            str(folder),
+            folder.uri,
             weights_digest(folder),
             tuple(classes[task]),
             config.train.precision,

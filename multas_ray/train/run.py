@@ -264,7 +264,7 @@ def _trainer(
                 storage_filesystem=run.filesystem,
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),
-                callbacks=[Watch(str(run))],
+                callbacks=[Watch(run)],
             ),
         )
 
@@ -299,7 +299,7 @@ FINAL = (UserError, RunError, TypeError, AttributeError, NameError, LookupError,
 class Watch(UserCallback):
     """Puts workers' failures on record, and ends a run that a restart would not help."""
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: StoragePath) -> None:
         self.run = run
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from multas_ray.errors import RunError, UserError
 from multas_ray.job import root_cause
-from multas_ray.model.checkpoint import MODEL, step_folder
+from multas_ray.model.checkpoint import MODEL, newest_checkpoint, step_folder
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
 from multas_ray.train.tracking import read_metrics
@@ -131,3 +132,26 @@ def test_a_run_goes_back_to_the_checkpoint_before_a_broken_one(started_ray, make
     assert curves[0] == curves[1], "the same steps once more"
     assert [step for step, _ in curves[1]] == list(range(1, 7))
     assert StoragePath(run / "checkpoints").names() == ["step_00000003", "step_00000006"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_leaves_older_checkpoints(started_ray, make_config, tmp_path):
+    run = tmp_path / "small"
+    run.mkdir()
+    # Room for two checkpoints of about 90 MB.
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=250m", "tmpfs", str(run)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        settings = {"run": str(run), "steps": 40, "batch_size": 8, "checkpoint_every_steps": 3, "keep_checkpoints": 9}
+        with pytest.raises(Exception, match="cannot be written") as stop:
+            train(make_config(train=settings))
+        cause = root_cause(stop.value)
+        assert isinstance(cause, RunError)
+        assert "No space left on device" in str(cause)
+        assert "older ones are intact" in str(cause)
+        left = (StoragePath(run) / "checkpoints").names()
+        assert left == ["step_00000003", "step_00000006"], "and no half of a third"
+        assert newest_checkpoint(run) == (step_folder(run, 6), [])
+    finally:
+        subprocess.run(["umount", str(run)], check=True)

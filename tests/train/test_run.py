@@ -128,6 +128,13 @@ def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
         prepare_folder(StoragePath(config.train.run), config)
 
 
+def test_a_run_folder_that_cannot_be_written_is_refused(make_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    config = make_config(train={"run": str(tmp_path / "file" / "run"), "steps": 6, "batch_size": 8})
+    with pytest.raises(UserError, match=r"train\.run: .*/file/run cannot be written"):
+        train(config)
+
+
 def test_a_run_folder_of_another_network_is_refused(make_config, tmp_path):
     config = make_config()
     run = Path(config.train.run)
