@@ -81,7 +81,7 @@ def head(monkeypatch):
         [
             *("ray", "start", "--head", "--block", f"--port={port}", "--num-cpus=8", "--disable-usage-stats"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"),
-            *("--ray-client-server-port=0", "--min-worker-port=0", "--max-worker-port=0"),
+            *("--min-worker-port=0", "--max-worker-port=0"),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
