@@ -78,13 +78,6 @@ class StoragePath:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     @property
-    def parent(self) -> "StoragePath":
-        """The folder that it is in."""
-        above = StoragePath(self)
-        above.path, above._uri = self.path.rpartition("/")[0], self._uri.rpartition("/")[0]
-        return above
-
-    @property
     def name(self) -> str:
         """The last part of the path."""
         return self.path.rsplit("/", 1)[-1]
@@ -116,7 +109,7 @@ class StoragePath:
         Raises:
             OSError: it cannot be written.
         """
-        self.filesystem.create_dir(self.parent.path)
+        self.filesystem.create_dir(self.path.rpartition("/")[0])
         return self.filesystem.open_output_stream(self.path)
 
     def read_bytes(self) -> bytes:

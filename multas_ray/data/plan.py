@@ -131,7 +131,7 @@ class EpochOrder:
     window by window, so that a task of the stream does not shuffle a whole data set for one batch."""
 
     def __init__(self, group: Group, key: tuple[int, ...], window: int) -> None:
-        self.group, self.key = group, key
+        self.group = group
         random = np.random.default_rng(key)
         blocks = len(group.starts) - 1
         self.order = np.argsort(random.permutation(blocks))

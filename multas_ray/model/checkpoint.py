@@ -55,10 +55,14 @@ def write_files(folder: StoragePath, files: Mapping[str, Callable[[BinaryIO], ob
         for name, write in files.items():
             with (folder / name).create() as stream:
                 hashing = _Hashing(stream)
-                write(hashing)  # type: ignore[arg-type]
+                try:
+                    write(hashing)  # type: ignore[arg-type]
+                except RuntimeError as error:
+                    # What PyTorch's writer makes of the stream's own error.
+                    raise hashing.error or error from None
             digests[name] = hashing.digest.hexdigest()
         (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
-    except OSError:
+    except Exception:
         folder.delete()
         raise
 
@@ -69,10 +73,15 @@ class _Hashing:
     def __init__(self, stream: pa.NativeFile) -> None:
         self.stream = stream
         self.digest = hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes | memoryview) -> int:
         self.digest.update(data)
-        return self.stream.write(data)
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.stream.flush()

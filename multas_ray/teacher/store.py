@@ -168,8 +168,8 @@ def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, i
     """View and row group of every file that is not there yet, view after view."""
     needed = np.logical_or.reduce(list(needs(index, info).values()))
     blocks = np.unique(index.block[needed]).tolist()
-    there = {v: set(file_of(path, v, 0).parent.names()) for v in range(info.views)}
-    return [(v, b) for v in range(info.views) for b in blocks if file_of(path, v, b).name not in there[v]]
+    there = {v: set((StoragePath(path) / f"view={v:03d}").names()) for v in range(info.views)}
+    return [(v, b) for v in range(info.views) for b in blocks if f"{b:06d}.parquet" not in there[v]]
 
 
 def file_of(path: str, view: int, block: int) -> StoragePath:

@@ -1,5 +1,6 @@
 """What each Ray Train worker runs: resume, then step, log, evaluate and checkpoint until the plan's last step."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -36,6 +37,8 @@ PREFETCH = 2
 """Batches fetched ahead from the object store."""
 LEAST_STEPS = 50
 """Of an epoch, for a checkpoint at its end."""
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Errors of storage that a restart would meet again."""
 NAMED = 20
 """Images named in an error."""
 
@@ -65,6 +68,10 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         if reason is None:
             raise
         raise RunError(reason) from error
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise RunError(f"{config.train.run} cannot be written ({error}); its older checkpoints are intact") from error
 
 
 class _Worker:
@@ -113,7 +120,7 @@ class _Worker:
                 if scored:
                     metrics = self._evaluate(step, tracker)
                 if kept:
-                    self._save(step, metrics if scored else {})
+                    self._save(step, metrics if scored else {}, tracker)
                     meter.restart()
             if not metrics:
                 # Trained to its end before, but not concluded.
@@ -187,10 +194,12 @@ class _Worker:
         ray.train.report({"step": step, **metrics})
         return metrics
 
-    def _save(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write a checkpoint, and delete those that it makes superfluous. The work of rank 0."""
-        if self.peers.rank != 0:
+    def _save(self, step: int, metrics: Mapping[str, float], tracker: Tracker | None) -> None:
+        """Write a checkpoint, and delete those that it makes superfluous. The work of rank 0, which has the tracker."""
+        if tracker is None:
             return
+        # A run that goes on from here must find the curve up to here.
+        tracker.metrics.flush()
         network = self.trainer.network
         meta = Meta(
             step=step,
@@ -201,10 +210,7 @@ class _Worker:
             metrics=dict(metrics),
         )
         folder = step_folder(self.folder, step)
-        try:
-            write_checkpoint(folder, self.trainer.ema.model.state_dict(), self.trainer.state(), meta)
-        except OSError as error:
-            raise RunError(f"{folder}: the checkpoint cannot be written ({error}); older ones are intact") from error
+        write_checkpoint(folder, self.trainer.ema.model.state_dict(), self.trainer.state(), meta)
         prune(self.folder, self.config.train.keep_checkpoints)
 
 

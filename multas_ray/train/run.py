@@ -1,5 +1,6 @@
 """The driver of a training run: checks everything first, then lets Ray Train do the work and writes the result."""
 
+import contextlib
 import json
 import math
 import traceback
@@ -308,7 +309,9 @@ class Watch(UserCallback):
         for rank, error in sorted(worker_exceptions.items()):
             cause = root_cause(error)
             headline = f"rank {rank}: {type(cause).__name__}: {first_line(cause)}"
-            log_error(self.run, headline, "".join(traceback.format_exception(cause)))
+            # A full disk must not hide what has happened.
+            with contextlib.suppress(OSError):
+                log_error(self.run, headline, "".join(traceback.format_exception(cause)))
             if isinstance(cause, FINAL) and not isinstance(final, UserError | RunError):
                 final = cause
         if final is not None:

@@ -51,6 +51,8 @@ class Tracker:
     def reject(self, rows: Iterable[Mapping[str, str]]) -> None:
         """Put rows that cannot be decoded on record, each image once."""
         new = {row["image_id"]: dict(row) for row in rows if row["image_id"] not in self.rejected}
+        if not new:
+            return
         self.rejected |= new
         (self.run / REJECTED).append_text("".join(json.dumps(row) + "\n" for row in new.values()))
 

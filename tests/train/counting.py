@@ -41,20 +41,13 @@ def counting_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         loop.check_position = check
 
 
-def seen(folder: str | Path) -> dict[int, list[tuple[str, int]]]:
-    """Image and epoch of everything that each step saw. A step that was trained again, after a failure, must have seen
-    the same again."""
-    attempts: dict[int, dict[tuple[int, int], list[tuple[str, int]]]] = {}
-    for number, file in enumerate(sorted((Path(folder) / "seen").iterdir(), key=lambda file: file.stat().st_mtime)):
+def seen(folder: str | Path) -> dict[int, set[tuple[str, int]]]:
+    """Image and epoch of everything that each step saw, in all attempts: if it saw something else when it was trained
+    again after a failure, it has too much, and other steps have it as well."""
+    steps: dict[int, set[tuple[str, int]]] = {}
+    for file in (Path(folder) / "seen").iterdir():
         for line in map(json.loads, file.read_text().splitlines()):
-            rows = list(zip(line["ids"], line["epochs"], strict=True))
-            attempts.setdefault(line["step"], {})[number, line["rank"]] = rows
-    steps = {}
-    for step, parts in attempts.items():
-        sets = {frozenset(part) for part in parts.values()}
-        rows = frozenset().union(*sets)
-        # Each row comes in exactly one part of every attempt: parts of two attempts may differ, their union does not.
-        steps[step] = sorted(rows)
+            steps.setdefault(line["step"], set()).update(zip(line["ids"], line["epochs"], strict=True))
     return steps
 
 

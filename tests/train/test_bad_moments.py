@@ -12,7 +12,7 @@ import pytest
 
 from multas_ray.errors import RunError, UserError
 from multas_ray.job import root_cause
-from multas_ray.model.checkpoint import MODEL, newest_checkpoint, step_folder
+from multas_ray.model.checkpoint import MODEL, step_folder, verify
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
 from multas_ray.train.tracking import read_metrics
@@ -138,7 +138,7 @@ def test_a_run_goes_back_to_the_checkpoint_before_a_broken_one(started_ray, make
 def test_a_full_disk_ends_the_run_and_leaves_older_checkpoints(started_ray, make_config, tmp_path):
     run = tmp_path / "small"
     run.mkdir()
-    # Room for two checkpoints of about 90 MB.
+    # Room for some checkpoints.
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=250m", "tmpfs", str(run)], capture_output=True)
     if mounted.returncode:
         pytest.skip("no small disk can be mounted here")
@@ -149,9 +149,11 @@ def test_a_full_disk_ends_the_run_and_leaves_older_checkpoints(started_ray, make
         cause = root_cause(stop.value)
         assert isinstance(cause, RunError)
         assert "No space left on device" in str(cause)
-        assert "older ones are intact" in str(cause)
+        assert str(cause).endswith("its older checkpoints are intact")
         left = (StoragePath(run) / "checkpoints").names()
-        assert left == ["step_00000003", "step_00000006"], "and no half of a third"
-        assert newest_checkpoint(run) == (step_folder(run, 6), [])
+        assert 2 <= len(left) < 13, "some fitted"
+        for number, name in enumerate(left, start=1):
+            assert step_folder(run, 3 * number).name == name, "none is missing"
+            assert verify(step_folder(run, 3 * number)) is None, "none is a half"
     finally:
         subprocess.run(["umount", str(run)], check=True)
