@@ -83,9 +83,9 @@ def _one_thread(_: int) -> None:
 def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
     """The batches of the training stream, as a worker reads them, as their numbers of images."""
     dataset = stream(plan, 1, augment=augment, parallel=PROCESSES, cpus_per_task=0.25)
-    dataset.context.execution_options = stream_options(SIZE, 1, PROCESSES)
+    dataset.context.execution_options = stream_options(plan, 1, PROCESSES)
     (shard,) = dataset.streaming_split(1, equal=True)
-    for batch in read_batches(shard, 2):
+    for batch in read_batches(shard):
         yield len(batch["images"])
 
 
@@ -174,5 +174,5 @@ def stage_seconds(path: str, images: int = 256) -> dict[str, float]:
     plan = lay_plan(index, usable=TASK_MASKS, mixing=None, batch_size=BATCH, steps=99, seed=0, sizes=[SIZE], window=16)
     parts = [plan.part(step, 0, 1) for step in range(images // BATCH)]
     batches = timed("all of a batch", lambda: [make_batch(index, part, AugmentConfig()) for part in parts])
-    timed("pack", lambda: [pack(batch) for batch in batches])
+    timed("pack", lambda: [pack([batch]) for batch in batches])
     return clock

@@ -129,7 +129,7 @@ def simulate(
             scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.1}),
             datasets={"train": source},
             dataset_config=DataConfig(
-                execution_options=stream_options(size, workers, parallel), enable_shard_locality=False
+                execution_options=stream_options(plan, workers, parallel), enable_shard_locality=False
             ),
             run_config=RunConfig(
                 name="simulated", storage_path=str(Path(folder)), logging_config=LoggingConfig(log_level="ERROR")
@@ -141,7 +141,7 @@ def simulate(
 def _student(settings: Mapping[str, Any]) -> list[dict[str, float]]:
     """A worker: the loop of `multas_ray.train.loop` with a sleep for a step."""
     workers = ray.train.get_context().get_world_size()
-    batches = read_batches(ray.train.get_dataset_shard("train"), prefetch=2)
+    batches = read_batches(ray.train.get_dataset_shard("train"))
     outcomes = []
     for case in (Case(**case) for case in settings["cases"]):
         pool = {task: replicas[: case.replicas] for task, replicas in settings["pools"][case.pool].items()}

@@ -86,6 +86,11 @@ class Plan:
         return sum(group.quota for group in self.groups)
 
     @property
+    def largest(self) -> int:
+        """Side of the largest images in pixels."""
+        return max(self.sizes)
+
+    @property
     def steps_per_epoch(self) -> float:
         """Steps in which every row has been seen at least once."""
         return max(len(group.rows) / group.quota for group in self.groups)
@@ -173,6 +178,11 @@ class EvaluationPlan:
     index: Index
     batch_size: int
     size: int
+
+    @property
+    def largest(self) -> int:
+        """Side of the images in pixels."""
+        return self.size
 
     @property
     def steps(self) -> int:

@@ -14,8 +14,8 @@ from multas_ray.config import Config, Task
 from multas_ray.config_file import parse_config
 from multas_ray.data.batch import pack, unpack
 from multas_ray.data.index import Index, read_index
+from multas_ray.data.pacing import set_data_context
 from multas_ray.data.plan import Part, mix
-from multas_ray.data.stream import set_data_context
 from multas_ray.errors import UserError
 from multas_ray.job import cluster_cores, start_ray
 from multas_ray.teacher.store import (
@@ -145,7 +145,7 @@ def make_views(
         rows, seeds = batch["rows"], mix(info.seed, batch["views"], batch["rows"])
         kept = {name: batch[name] for name in ("images", "ids")}
         own = {task: np.flatnonzero(mask[rows]) for task, mask in wanted.items()}
-        yield pack(kept | own | {"seeds": seeds, "view": np.asarray(view), "block": np.asarray(block)})
+        yield pack([kept | own | {"seeds": seeds, "view": np.asarray(view), "block": np.asarray(block)}])
 
 
 class Writer:
@@ -162,7 +162,8 @@ class Writer:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Write the file of one packed batch of `make_views`."""
         try:
-            images, size = self._write(unpack(table))
+            (batch,) = unpack(table)
+            images, size = self._write(batch)
         except UserError as error:
             # Raised here it would reach the job as Ray Data's, without its own type.
             return pa.table({"images": [0], "bytes": [0], "error": [str(error)]})

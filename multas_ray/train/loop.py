@@ -33,8 +33,6 @@ from multas_ray.train.tracking import Tracker
 from multas_ray.train.trainer import Trainer, image_ids
 
 Batch = dict[str, np.ndarray]
-PREFETCH = 2
-"""Batches fetched ahead from the object store."""
 LEAST_STEPS = 50
 """Of an epoch, for a checkpoint at its end."""
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -83,7 +81,7 @@ class _Worker:
         self.folder = StoragePath(config.train.run)
         self.device = get_device()
         self.rejected = _Rejected()
-        stream = self.rejected.watch(read_batches(ray.train.get_dataset_shard("train"), PREFETCH))
+        stream = self.rejected.watch(read_batches(ray.train.get_dataset_shard("train")))
         self.batches, self.start = first_step(stream, config.train.steps)
         config.model.pretrained &= self.start == 0
         classes = (settings["det_classes"], settings["seg_classes"])
@@ -180,7 +178,7 @@ class _Worker:
             # Workers' batch statistics differ between steps: rank 0's count.
             for value in network.state_dict().values():
                 dist.broadcast(value, 0)
-        batches = self.rejected.watch(read_batches(ray.train.get_dataset_shard("val"), PREFETCH))
+        batches = self.rejected.watch(read_batches(ray.train.get_dataset_shard("val")))
         count = self.config.evaluate.pictures if tracker is not None else 0
         samples = SamplePictures(network.det_classes, network.seg_classes, count)
         with autocast(self.device, self.config.train.precision):

@@ -240,8 +240,8 @@ def _trainer(
     if plan.replay is not None and config.teachers.store is not None:
         targets = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
     sources = {
-        "train": Source(plan, max(config.data.sizes), partial(start_step, run), config.data.augment, targets),
-        "val": Source(validation, config.data.eval_size),
+        "train": Source(plan, partial(start_step, run), config.data.augment, targets),
+        "val": Source(validation),
     }
     workers, resources = config.train.workers, config.train.resources
 

@@ -15,7 +15,7 @@ from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
 from multas_ray.data.stream import read_batches, stream
 
-STEPS = 16
+STEPS = 56
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,16 @@ def collect(plan: Plan | EvaluationPlan, workers: int, start: int = 0, augment: 
     splits = dataset.streaming_split(workers, equal=True)
 
     def copies(split):
-        return [{name: array.copy() for name, array in batch.items()} for batch in read_batches(split, 1)]
+        return [{name: array.copy() for name, array in batch.items()} for batch in read_batches(split)]
 
     with ThreadPoolExecutor(workers) as threads:
         return list(threads.map(copies, splits))
 
 
 def by_row(batches: list) -> dict:
-    """Pixels, boxes and task mask of every (step, row)."""
+    """Pixels, boxes and task mask of every (step, epoch, row)."""
     return {
-        (int(batch["step"]), int(row)): (
+        (int(batch["step"]), int(batch["epochs"][number]), int(row)): (
             batch["images"][number].tobytes(),
             batch["boxes"][number][batch["labels"][number] >= 0].tobytes(),
             bool(batch["has_det"][number]),
@@ -98,20 +98,23 @@ def test_a_packed_batch_keeps_dtypes_shapes_and_shares_memory():
         "ids": np.asarray([b"a", b"longer"]),
         "pixels": np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(1, 0, 2),
     }
-    back = unpack(pack(arrays))
+    other = {"pixels": np.ones((1, 2), np.float32)}
+    back, back_other = unpack(pack([arrays, other]))
     assert back.keys() == arrays.keys()
     for name, array in arrays.items():
         assert back[name].dtype == array.dtype
         np.testing.assert_array_equal(back[name], array)
     assert not back["pixels"].flags.owndata
+    assert back_other.keys() == other.keys()
+    np.testing.assert_array_equal(back_other["pixels"], other["pixels"])
 
 
 def test_a_packed_batch_is_freed():
     array = np.zeros(10_000)
     alive = weakref.ref(array)
-    table = pack({"images": array})
+    table = pack([{"images": array}])
     del array
-    assert unpack(table)["images"].sum() == 0
+    assert unpack(table)[0]["images"].sum() == 0
     del table
     gc.collect()
     assert alive() is None
