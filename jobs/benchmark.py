@@ -4,6 +4,7 @@ python jobs/benchmark.py loss        the detection loss, the model presets
 python jobs/benchmark.py teachers    what teachers cost a student: inline, in a pool, stored; simulated accelerators
 python jobs/benchmark.py data        the data stream against a PyTorch DataLoader; what a training waits for data
 python jobs/benchmark.py overhead    the job against a bare PyTorch loop, two workers against one
+python jobs/benchmark.py memory      10 GB of images through an object store of 512 MB; no wait where an epoch begins
 """
 
 import argparse
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from multas_ray.benchmark import loading
+from multas_ray.benchmark import memory as out_of_core
 from multas_ray.benchmark.losses import PRECISION, SIZE, STEP_BATCH, compare_losses, compare_presets
 from multas_ray.benchmark.overhead import BATCH, compare_rates, overhead_figures
 from multas_ray.benchmark.placements import prepare_images
@@ -92,6 +94,38 @@ def overhead(arguments: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def memory(arguments: argparse.Namespace) -> dict[str, float]:
+    """Memory of a training on a data set that outgrows it, and its wait where an epoch begins."""
+    large, small = (arguments.out / name for name in ("large", "small"))
+    gigabytes = out_of_core.repeat_scenes(large, out_of_core.LARGE, out_of_core.LARGE_SIDE)
+    out_of_core.repeat_scenes(small, out_of_core.SMALL, out_of_core.SMALL_SIDE)
+    start_ray(object_store=out_of_core.OBJECT_STORE)
+    print(f"{gigabytes:.1f} GB in {out_of_core.COPIES} shards, {out_of_core.LARGE_STEPS} steps", flush=True)
+    samples, read = out_of_core.train_on_large(large, arguments.out / "memory")
+    halves = {
+        name: pair
+        for (_, name), values in samples.own.items()
+        if (pair := out_of_core.peaks(values, out_of_core.LARGE_STEPS))
+    }
+    table = Table("process", "peak, first half", "second half", title="Memory that a process shares with no other, MB")
+    for name, pair in sorted(halves.items(), key=lambda item: -max(item[1])):
+        table.add_row(name, *(f"{value:.0f}" for value in pair))
+    Console().print(table)
+    store = max(used for _, used in samples.store)
+    print(f"{read:.1f} GB of images read; object store: at most {store:.0f} MB, {samples.spilled:.0f} MB spilled")
+    waits = out_of_core.waits_at_epochs(small, arguments.out / "epochs")
+    print(", ".join(f"{name}: {seconds:.4f} s" for name, seconds in waits.items()))
+    return {
+        "data_gb": gigabytes,
+        "read_gb": read,
+        "store_peak_mb": store,
+        "spilled_mb": samples.spilled,
+        "largest_process_mb": max(max(pair) for pair in halves.values()),
+        "largest_growth_mb": max(second - first for first, second in halves.values()),
+        "epoch_start_wait": waits["first batch of an epoch"] / waits["step"],
+    }
+
+
 def shared_folder() -> Path:
     """Where the real images are."""
     return Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
@@ -112,6 +146,8 @@ def main() -> None:
     sub = benches.add_parser("overhead", parents=[common], help="the job, a bare PyTorch loop, two workers")
     sub.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values of the trainings")
     sub.set_defaults(measure=overhead)
+    sub = benches.add_parser("memory", parents=[common], help="a data set that outgrows the memory")
+    sub.set_defaults(measure=memory)
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
     torch.set_num_threads(THREADS)

@@ -36,17 +36,24 @@ def load_config(file: Location | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: one line that names the path, what was given and what is allowed.
     """
-    tree: dict[str, Any] = {}
-    if file is not None:
-        try:
-            tree = yaml.load(StoragePath(file).read_text(), YamlLoader) or {}
-        except OSError as error:
-            raise UserError(f"--config {file}: {os.strerror(error.errno or 0)}") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(tree, dict):
-            raise UserError(f"{file}: a mapping of sections is needed, found {type(tree).__name__}")
-    return parse_config(tree, overrides)
+    return parse_config({} if file is None else read_yaml(file), overrides)
+
+
+def read_yaml(file: Location) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        tree = yaml.load(StoragePath(file).read_text(), YamlLoader) or {}
+    except OSError as error:
+        raise UserError(f"--config {file}: {os.strerror(error.errno or 0)}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: a mapping of sections is needed, found {type(tree).__name__}")
+    return tree
 
 
 def parse_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -60,7 +67,7 @@ def parse_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(explain(error, Config)) from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -82,12 +89,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong with a tree that was to be such a model: one line."""
     # An unknown key first: it often is the cause of the others, such as a misspelt key that is then missing.
     first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
     path = ".".join(str(part) for part in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
-        return f"{path}: no such key; allowed here: {', '.join(_keys_beside(first['loc']))}"
+        return f"{path}: no such key; allowed here: {', '.join(_keys_beside(first['loc'], model))}"
     if first["type"] == "missing":
         return f"{path}: missing, and it has no default"
     message = first["msg"].removeprefix("Value error, ")
@@ -96,8 +104,7 @@ def _explain(error: ValidationError) -> str:
     return message
 
 
-def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
-    model: Any = Config
+def _keys_beside(location: tuple[int | str, ...], model: Any) -> list[str]:
     for part in location[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:

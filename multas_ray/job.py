@@ -79,8 +79,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def start_ray(cpus: int = 4) -> None:
+def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine.
+
+    Args:
+        cpus: see below.
+        object_store: bytes of a local Ray's object store; Ray's default is 30 % of the memory.
 
     A local Ray claims at least `cpus` and at least four logical CPUs, which are admission tokens and no threads: with
     fewer, Ray Train and Ray Data wait for one another. It keeps its dashboard, bound to localhost, because Ray's
@@ -94,12 +98,15 @@ def start_ray(cpus: int = 4) -> None:
     # Ray runs its workers at low priority, so that anything else on the machine outruns the training.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Reports (checkpoints) are taken over once in this time; Ray's two seconds are long for short runs.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
         return
+    # No cloud takes this machine away with a notice.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     settings |= {"address": "local", "num_cpus": max(4, cpus, os.cpu_count() or 1)}
+    settings |= {"object_store_memory": object_store}
     settings |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
     try:
         ray.init(**settings)

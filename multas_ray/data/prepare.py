@@ -18,8 +18,9 @@ from multas_ray.data.row import Reject, Row, check_row, encode
 from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
 from multas_ray.errors import UserError
 
-ROW_GROUP = 64
-"""Rows of a row group, the unit that training reads and shuffles."""
+ROW_GROUP, GROUP_BYTES = 64, 8_000_000
+"""The most rows of a row group, and the bytes of images that fill one: the unit that training reads and shuffles. With
+large images too, a window of groups that are shuffled together fits what a data task keeps in memory."""
 SHARD_GROUPS = 16
 """Row groups of a Parquet file."""
 REJECTED = "rejected.jsonl"
@@ -188,7 +189,7 @@ def _write_shards(folder: Path, rows: Iterator[Row]) -> dict[TaskMask, int]:
     """Write rows as `part-00000.parquet` and so on; returns their number by task mask."""
     folder.mkdir()
     counts: Counter[TaskMask] = Counter()
-    groups = iter(lambda: list(itertools.islice(rows, ROW_GROUP)), [])
+    groups = _row_groups(rows)
     for shard, first in enumerate(groups):
         file = folder / f"part-{shard:05d}.parquet"
         # Images and masks are compressed already, and nothing in them repeats.
@@ -197,6 +198,19 @@ def _write_shards(folder: Path, rows: Iterator[Row]) -> dict[TaskMask, int]:
                 counts.update(row.task_mask for row in group)
                 writer.write_table(pa.Table.from_pylist([_record(row) for row in group], schema=SCHEMA))
     return {mask: counts[mask] for mask in TASK_MASKS if counts[mask]}
+
+
+def _row_groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row.image)
+        if len(group) == ROW_GROUP or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _record(row: Row) -> dict[str, object]:

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from multas_ray.report.statistics import estimate
+
 Line = Mapping[str, Any]
 """One line of metrics.jsonl."""
 
@@ -60,37 +62,120 @@ def class_bars(runs: Mapping[str, Mapping[str, Any]]) -> bytes:
     Args:
         runs: name -> metrics with det/AP/<class> or seg/IoU/<class> in percent; a task that no run has is left out.
     """
-    tasks = {"det/AP/": "det/AP by class [%]", "seg/IoU/": "seg/IoU by class [%]"}
-    panels = {prefix: _classes(runs.values(), prefix) for prefix in tasks}
-    panels = {prefix: classes for prefix, classes in panels.items() if classes}
-    widest = max((len(classes) for classes in panels.values()), default=1)
-    figure = Figure(
-        figsize=(min(40.0, max(7.0, 1.5 + widest * (0.35 + 0.18 * len(runs)))), 2.6 * max(1, len(panels)) + 0.5),
-        layout="constrained",
-    )
-    axes = list(figure.subplots(max(1, len(panels)), 1, squeeze=False).flat)
-    width = 0.8 / max(1, len(runs))
-    for axis, (prefix, classes) in zip(axes, panels.items(), strict=False):
-        for index, (name, metrics) in enumerate(runs.items()):
-            offset = (index - (len(runs) - 1) / 2) * width
-            bars = axis.bar(
-                [position + offset for position in range(len(classes))],
-                [metrics.get(prefix + label, math.nan) for label in classes],
-                width,
-                label=name,
-                color=COLORS[index % len(COLORS)],
+    return _class_panels(runs, {"det/AP/": "det/AP by class [%]", "seg/IoU/": "seg/IoU by class [%]"}, (0, 105))
+
+
+def estimates(arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequence[str]) -> bytes:
+    """A panel a metric: each arm's mean with its 95 % interval, and a dot a seed.
+
+    Args:
+        arms: name -> metric -> a value a seed, in percent.
+        metrics: of the panels; one that no arm has is left out.
+    """
+    shown = [metric for metric in metrics if any(metric in own for own in arms.values())]
+    figure = Figure(figsize=(3.6 * max(1, len(shown)), 0.9 + 0.36 * len(arms)), layout="constrained")
+    axes = list(figure.subplots(1, max(1, len(shown)), squeeze=False, sharey=True).flat)
+    names = list(arms)
+    for axis, metric in zip(axes, shown, strict=False):
+        for place, name in enumerate(names):
+            values = arms[name].get(metric)
+            if not values:
+                continue
+            mean, low, high = estimate(values)
+            color = COLORS[place % len(COLORS)]
+            axis.errorbar(
+                mean, place, xerr=[[mean - low], [high - mean]], fmt="D", color=color, markersize=5, capsize=3
             )
-            if widest * len(runs) <= LABELLED_BARS:
-                axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
-        axis.set_xticks(range(len(classes)), classes, rotation=0 if widest <= 10 else 60, fontsize=8, parse_math=False)
-        axis.set_title(tasks[prefix], fontsize=10, loc="left")
-        axis.set_ylim(0, 105)
-        axis.margins(x=0.01)
+            axis.plot(values, [place + 0.22] * len(values), ".", color=color, alpha=0.55, markersize=5)
+        axis.set_title(f"{metric} [%]", fontsize=10, loc="left")
         _tidy(axis)
-    if not panels:
-        axes[0].set_axis_off()
-    _legend(figure, axes, runs)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.7)
+    axes[0].set_yticks(range(len(names)), names, parse_math=False)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
     return _png(figure)
+
+
+def trade_off(
+    arms: Mapping[str, Mapping[str, Mapping[int, float]]],
+    x: str,
+    y: str,
+    single: Mapping[str, Mapping[int, float]],
+) -> bytes:
+    """Two metrics against each other: every arm's mean with the intervals of both, dotted lines at the single-task
+    networks' means.
+
+    Args:
+        arms: name -> metric -> seed -> value, in percent.
+        single: metric -> seed -> value of the single-task networks.
+    """
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for index, (name, metrics) in enumerate(arms.items()):
+        (mean_x, low_x, high_x), (mean_y, low_y, high_y) = (estimate(list(metrics[key].values())) for key in (x, y))
+        axis.errorbar(
+            mean_x,
+            mean_y,
+            xerr=[[mean_x - low_x], [high_x - mean_x]],
+            yerr=[[mean_y - low_y], [high_y - mean_y]],
+            fmt="o",
+            color=COLORS[index % len(COLORS)],
+            capsize=3,
+            linewidth=1,
+            label=name,
+        )
+    lines: dict[str, Any] = {"color": "#888888", "linestyle": ":", "linewidth": 1.2}
+    if x in single:
+        axis.axvline(estimate(list(single[x].values())).mean, **lines)
+    if y in single:
+        axis.axhline(estimate(list(single[y].values())).mean, **lines)
+    axis.set_xlabel(f"{x} [%]")
+    axis.set_ylabel(f"{y} [%]")
+    axis.set_title("dotted: single-task networks", fontsize=9, loc="left")
+    _tidy(axis)
+    _legend(figure, [axis], arms)
+    return _png(figure)
+
+
+def class_differences(
+    arms: Mapping[str, Mapping[str, Mapping[int, float]]], single: Mapping[str, Mapping[int, float]]
+) -> bytes:
+    """Bars by class: what an arm's mean has over the single-task networks', a panel a task.
+
+    Args:
+        arms: name -> metric -> seed -> value; those of classes are det/AP/<class> and seg/IoU/<class>, in percent.
+        single: the same of the single-task networks.
+    """
+    means = {key: estimate(list(values.values())).mean for key, values in single.items()}
+    shown = {
+        name: {
+            key: estimate(list(values.values())).mean - means[key] for key, values in metrics.items() if key in means
+        }
+        for name, metrics in arms.items()
+    }
+    titles = {"det/AP/": "det/AP by class, difference", "seg/IoU/": "seg/IoU by class, difference"}
+    return _class_panels(shown, titles, None)
+
+
+def mean_curves(arms: Mapping[str, Sequence[Sequence[Line]]]) -> bytes:
+    """Evaluations over the step: the mean over an arm's runs, at steps that all of them have.
+
+    Args:
+        arms: name -> the evaluations of each run.
+    """
+    means: dict[str, list[Line]] = {}
+    for name, runs in arms.items():
+        by_step = [{line["step"]: line for line in lines} for lines in runs]
+        steps = sorted(set.intersection(*(set(lines) for lines in by_step))) if by_step else []
+        means[name] = [
+            {"step": step}
+            | {
+                key: sum(lines[step][key] for lines in by_step) / len(by_step)
+                for key in CURVES
+                if all(key in lines[step] for lines in by_step)
+            }
+            for step in steps
+        ]
+    return learning_curves(means)
 
 
 def scaling_curves(rates: Mapping[int, Mapping[int, float]], alone: float) -> bytes:
@@ -117,6 +202,47 @@ def scaling_curves(rates: Mapping[int, Mapping[int, float]], alone: float) -> by
     axis.set_yticks(ticks, [f"{tick:.0f}" for tick in ticks])
     _tidy(axis)
     _legend(figure, [axis], {**dict.fromkeys(names.values()), "students alone": None})
+    return _png(figure)
+
+
+def _class_panels(
+    runs: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str], limits: tuple[float, float] | None
+) -> bytes:
+    """Bars by class.
+
+    Args:
+        tasks: prefix of the metrics -> title of their panel.
+        limits: of the bars' axis.
+    """
+    panels = {prefix: _classes(runs.values(), prefix) for prefix in tasks}
+    panels = {prefix: classes for prefix, classes in panels.items() if classes}
+    widest = max((len(classes) for classes in panels.values()), default=1)
+    figure = Figure(
+        figsize=(min(40.0, max(7.0, 1.5 + widest * (0.35 + 0.18 * len(runs)))), 2.6 * max(1, len(panels)) + 0.5),
+        layout="constrained",
+    )
+    axes = list(figure.subplots(max(1, len(panels)), 1, squeeze=False).flat)
+    width = 0.8 / max(1, len(runs))
+    for axis, (prefix, classes) in zip(axes, panels.items(), strict=False):
+        for index, (name, metrics) in enumerate(runs.items()):
+            offset = (index - (len(runs) - 1) / 2) * width
+            bars = axis.bar(
+                [position + offset for position in range(len(classes))],
+                [metrics.get(prefix + label, math.nan) for label in classes],
+                width,
+                label=name,
+                color=COLORS[index % len(COLORS)],
+            )
+            if limits is not None and widest * len(runs) <= LABELLED_BARS:
+                axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
+        axis.set_xticks(range(len(classes)), classes, rotation=0 if widest <= 10 else 60, fontsize=8, parse_math=False)
+        axis.set_title(tasks[prefix], fontsize=10, loc="left")
+        axis.set_ylim(limits)
+        axis.margins(x=0.01)
+        _tidy(axis)
+    if not panels:
+        axes[0].set_axis_off()
+    _legend(figure, axes, runs)
     return _png(figure)
 
 

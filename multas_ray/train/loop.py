@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -85,7 +86,8 @@ class _Worker:
         self.batches, self.start = first_step(stream, config.train.steps)
         config.model.pretrained &= self.start == 0
         classes = (settings["det_classes"], settings["seg_classes"])
-        self.trainer = Trainer(config, *classes, self.device, wrap=prepare_model)
+        wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+        self.trainer = Trainer(config, *classes, self.device, wrap=wrap)
         if self.start:
             folder = step_folder(self.folder, self.start)
             self.trainer.load(load_state(folder, self.device), str(folder))

@@ -63,7 +63,7 @@ def train(config: Config) -> dict[str, Any]:
         return finished
 
     began = perf_counter()
-    start_ray(_cpus_needed(config))
+    start_ray(cpus_needed(config))
     for task in specs:
         whole = getattr(config.distill, task).needs_dense()
         if config.distill.targets == "packed" and whole:
@@ -172,7 +172,7 @@ def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
         if not config.train.resume and newest is not None:
             raise UserError(f"train.run: {run} holds a run, and train.resume is false; choose another folder")
         before = load_config(run / CONFIG)
-        changed = _first_difference(config, before)
+        changed = first_difference(config, before)
         if changed is not None:
             raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")
         result = _result(run)
@@ -201,7 +201,7 @@ MAY_CHANGE: dict[str, Any] = {
 """What a run may be continued with: nothing of it changes what a step computes, or on which rows."""
 
 
-def _first_difference(config: Config, before: Config) -> str | None:
+def first_difference(config: Config, before: Config) -> str | None:
     """Dotted path of the first setting that two configurations of one run must share and do not."""
     mine, theirs = (_leaves(c.model_dump(mode="json", exclude=MAY_CHANGE)) for c in (config, before))
     for leaves in (mine, theirs):
@@ -223,7 +223,8 @@ def _result(run: StoragePath) -> dict[str, Any] | None:
     return json.loads((run / RESULT).read_text()) if (run / RESULT).exists() else None
 
 
-def _cpus_needed(config: Config) -> int:
+def cpus_needed(config: Config) -> int:
+    """Logical CPUs that a run asks of Ray."""
     teachers = len(config.distilled()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
     # Two more: data tasks of the training and the validation stream must always find room.
     return (

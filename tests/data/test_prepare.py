@@ -65,6 +65,15 @@ def test_rows_are_streamed_into_shards(tmp_path: Path, monkeypatch: pytest.Monke
     assert ids == [f"{i:02d}" for i in range(23)]
 
 
+def test_large_images_fill_a_row_group_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [make_row(f"{i:02d}") for i in range(7)]
+    monkeypatch.setattr(prepare, "GROUP_BYTES", 2 * len(rows[0].image) + 1)
+    write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": rows})
+    (file,) = (tmp_path / "set" / "train").iterdir()
+    meta = pq.ParquetFile(file).metadata
+    assert [meta.row_group(i).num_rows for i in range(meta.num_row_groups)] == [3, 3, 1]
+
+
 def test_too_many_rejected_rows_fail_in_one_line(tmp_path: Path) -> None:
     rows = [make_row("a"), make_row("b"), make_row("a"), Reject("missing mask", "c.png", "c")]
     with pytest.raises(UserError) as caught:

@@ -1,0 +1,35 @@
+"""Compare configurations over seeds: does joint learning help, and by how much?
+
+python jobs/study.py --config jobs/configs/animals_study.yaml
+python jobs/study.py --config jobs/configs/animals_study.yaml --arms det seg mtl kd full
+
+Trials that are finished are not run again; those that were cut short go on where they stopped.
+"""
+
+from rich.console import Console
+from rich.table import Table
+
+from multas_ray.job import Parser, run_job
+from multas_ray.study.outcome import summary_tables, write_outcome
+from multas_ray.study.plan import load_study
+from multas_ray.study.trials import run_study
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the study")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, and what they need")
+    arguments = parser.parse_args()
+    study = load_study(arguments.config)
+    results = run_study(study, arguments.arms)
+    page = write_outcome(study, results)
+    for heading, rows in summary_tables(study, results).items():
+        table = Table(*rows[0], title=heading)
+        for row in rows:
+            table.add_row(*map(str, row.values()))
+        Console().print(table)
+    print(f"{study.results}/study.md\n{page}")
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,43 @@
+"""Means and differences over seeds, with the intervals that their number allows."""
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from scipy.stats import t
+
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean and the ends of its 95 % confidence interval; NaN where one value allows none."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Student's interval of n values, n - 1 degrees of freedom."""
+    mean, n = fmean(values), len(values)
+    if n < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def paired_difference(arm: Mapping[int, float], against: Mapping[int, float]) -> Estimate | None:
+    """The interval of arm - against over the seeds that both have; None if there is none."""
+    seeds = sorted(arm.keys() & against.keys())
+    return estimate([arm[seed] - against[seed] for seed in seeds]) if seeds else None
+
+
+def multi_task_gain(multi: Mapping[str, float], single: Mapping[str, float]) -> float:
+    """Delta_m of Vandenhende et al. (2021), in percent: the mean over tasks of the relative gain over the single-task
+    network, for metrics of which more is better.
+
+    Args:
+        multi, single: the metric of each task.
+    """
+    return 100 * fmean((multi[task] - single[task]) / single[task] for task in single)

@@ -1,0 +1,1 @@
+"""Comparisons of configurations over seeds, and searches for one."""

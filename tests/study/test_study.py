@@ -1,0 +1,161 @@
+"""A study: its plan, its runs, its outcome."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from multas_ray.errors import RunError, UserError
+from multas_ray.study.outcome import write_outcome
+from multas_ray.study.plan import Study, lay_out, load_study
+from multas_ray.study.trials import run_study
+from multas_ray.train.tracking import read_metrics
+
+TEACHERS = {"det": {"checkpoint": "arm:det"}, "seg": {"checkpoint": "arm:seg"}}
+
+
+@pytest.fixture
+def make_study(make_config, tmp_path):
+    """Makes a study of tiny runs on the scenes."""
+
+    def make(arms: dict, **settings) -> Study:
+        base = make_config(train={"steps": 4, "checkpoint_every_steps": 2}, evaluate={"pictures": 0})
+        tree = base.model_dump(mode="json", exclude_defaults=True)
+        return Study(
+            name="test",
+            runs=str(tmp_path / "runs"),
+            results=str(tmp_path / "results"),
+            base=tree,
+            arms=arms,
+            **({"seeds": [0]} | settings),
+        )
+
+    return make
+
+
+def test_teachers_come_first_and_every_student_has_those_of_its_seed(make_study):
+    arms = {"kd": {"teachers": TEACHERS}, "det": {"model": {"tasks": ["det"]}}, "seg": {"model": {"tasks": ["seg"]}}}
+    trials = lay_out(make_study(arms, seeds=[3, 5]))
+    assert list(trials)[-2:] == ["kd-3", "kd-5"]
+    student = trials["kd-5"]
+    assert student.needs == ("det-5", "seg-5")
+    assert student.config.teachers.det.checkpoint == trials["det-5"].config.train.run
+    assert student.config.train.seed == 5
+    assert student.config.tracking.group == "test"
+    assert trials["det-3"].config.model.tasks == ["det"]
+    assert student.config.model.tasks == ["det", "seg"]
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"kd": {"teachers": TEACHERS}}, "arms.kd: arm:det is no arm of the study (kd)"),
+        ({"a": {"teachers": {"store": "arm:b"}}, "b": {"teachers": {"store": "arm:a"}}}, "needs"),
+        ({"a": {"optim": {"rate": 1}}}, "arms.a: optim.rate: no such key"),
+    ],
+)
+def test_a_study_that_cannot_be_run_is_refused(make_study, arms, message):
+    with pytest.raises(UserError) as caught:
+        lay_out(make_study(arms))
+    assert message in str(caught.value)
+
+
+def test_a_study_file_with_a_wrong_key_is_refused(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(
+        yaml.safe_dump({"name": "x", "runs": "r", "results": "s", "base": {}, "arms": {"a": {}}, "seed": 1})
+    )
+    with pytest.raises(UserError, match=r"seed: no such key; allowed here: .*seeds"):
+        load_study(file)
+
+
+def test_trials_run_once_and_their_results_stand_for_them(make_study, started_ray, tmp_path):
+    arms = {
+        "kd": {"teachers": {**TEACHERS, "placement": "inline"}},
+        "det": {"model": {"tasks": ["det"]}},
+        "seg": {"model": {"tasks": ["seg"]}},
+    }
+    study = make_study(arms)
+    results = run_study(study)
+    assert results.keys() == {"kd-0", "det-0", "seg-0"}
+    kept = json.loads((tmp_path / "results" / "trials" / "kd-0.json").read_text())
+    assert kept == results["kd-0"]
+    last = read_metrics(tmp_path / "runs" / "kd-0")[-1]
+    assert kept["final"]["det/AP"] == last["det/AP"]
+    assert kept["needs"] == ["det-0", "seg-0"]
+    assert str(tmp_path) not in json.dumps(kept)
+
+    # With its result, a run's folder is not needed any more.
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    assert run_study(study) == results
+    assert not (tmp_path / "runs").exists()
+    # What is to be trained with its network is another matter.
+    (tmp_path / "gone").rename(tmp_path / "runs")
+    (tmp_path / "results" / "trials" / "kd-0.json").unlink()
+    before = (tmp_path / "runs" / "det-0" / "metrics.jsonl").stat().st_mtime_ns
+    assert run_study(study).keys() == results.keys()
+    assert (tmp_path / "runs" / "det-0" / "metrics.jsonl").stat().st_mtime_ns == before
+
+    changed = make_study(arms | {"det": {"model": {"tasks": ["det"]}, "optim": {"lr": 0.5}}})
+    with pytest.raises(UserError, match=r"trials/det-0.json: is of another optim.lr"):
+        run_study(changed)
+
+
+def test_a_failed_trial_takes_its_students_with_it_and_no_other(make_study, started_ray, tmp_path):
+    arms = {
+        "det": {"model": {"tasks": ["det"]}, "data": {"train": "absent"}},
+        "seg": {"model": {"tasks": ["seg"]}},
+        "kd": {"model": {"tasks": ["det"]}, "teachers": {"det": {"checkpoint": "arm:det"}}},
+    }
+    with pytest.raises(RunError, match=r"2 of 3 trials failed; det-0: .*no split 'absent'"):
+        run_study(make_study(arms))
+    assert [file.name for file in (tmp_path / "results" / "trials").iterdir()] == ["seg-0.json"]
+
+
+def fake(arm: str, seed: int, **final: float) -> dict:
+    """A result as `run_study` keeps them."""
+    curve = [{"step": step, **{name: value * step / 20 for name, value in final.items()}} for step in (10, 20)]
+    needs = [f"det-{seed}", f"seg-{seed}"] if arm == "kd" else []
+    costs = {"steps": 20, "seconds": 60.0, "million_parameters": 3.0, "gmacs": 0.5, "best_step": 20}
+    return {"arm": arm, "seed": seed, "final": final, "needs": needs, "curve": curve, **costs}
+
+
+def test_the_outcome_has_means_intervals_and_paired_differences(make_study, tmp_path):
+    study = make_study({"det": {}, "seg": {}, "kd": {}, "odd": {}}, seeds=[0, 1, 2])
+    results = {}
+    for seed in study.seeds:
+        results[f"det-{seed}"] = fake("det", seed, **{"det/AP": 20.0 + seed, "det/AP/cat": 30.0})
+        results[f"seg-{seed}"] = fake("seg", seed, **{"seg/mIoU": 50.0})
+        both = {"det/AP": 22.0 + 2 * seed, "seg/mIoU": 55.0, "det/AP/cat": 33.0}
+        results[f"kd-{seed}"] = fake("kd", seed, **both)
+    results["odd-1"] = fake("odd", 1, **{"det/AP": 1.0})
+    page = write_outcome(study, results)
+
+    folder = Path(study.results)
+    outcome = json.loads((folder / "study.json").read_text())
+    assert outcome["arms"].keys() == {"det", "seg", "kd"}
+    assert outcome["arms"]["kd"]["seeds"] == 3
+    # Of 22, 24 and 26.
+    expected = {"mean": 24.0, "low": pytest.approx(24 - 4.968, abs=1e-3), "high": pytest.approx(24 + 4.968, abs=1e-3)}
+    assert outcome["arms"]["kd"]["metrics"]["det/AP"] == expected
+    (difference,) = [line for line in outcome["differences"] if line["arm"] == "kd" and line["against"] == "det"]
+    # Of 2, 3 and 4.
+    assert difference["metric"] == "det/AP"
+    assert difference["mean"] == 3.0
+    assert difference["low"] == pytest.approx(3 - 2.484, abs=1e-3)
+    # 10 % in detection (22 / 20), 14.29 % and 18.18 %; 10 % in segmentation.
+    gain = outcome["arms"]["kd"]["metrics"]["gain"]["mean"]
+    assert gain == pytest.approx((10 + 10 + 14.2857 + 10 + 18.1818 + 10) / 6, abs=1e-3)
+
+    extras = json.loads((folder / "extras.json").read_text())
+    assert extras["arms"].keys() == {"odd"}
+    assert extras["arms"]["odd"]["metrics"]["det/AP"] == {"mean": 1.0, "low": None, "high": None}
+    text = (folder / "study.md").read_text()
+    assert "| kd | 3 | 24.0 ± 5.0 |" in text
+    # Two teachers of a minute.
+    assert "| 1.0 | 2.0 |" in text
+    for name in ("arms", "trade_off", "classes", "curves"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"({name}.png)" in text
+    assert Path(page).read_text().count("<img") == 4
