@@ -11,7 +11,8 @@ from rich.table import Table
 
 from multas_ray.job import Parser, run_job
 from multas_ray.study.outcome import summary_tables, write_outcome
-from multas_ray.study.plan import load_study
+from multas_ray.study.pictures import disagreements
+from multas_ray.study.plan import lay_out, load_study
 from multas_ray.study.trials import run_study
 
 
@@ -22,7 +23,9 @@ def main() -> None:
     arguments = parser.parse_args()
     study = load_study(arguments.config)
     results = run_study(study, arguments.arms)
-    page = write_outcome(study, results)
+    present = [arm for arm in study.arms if any(result["arm"] == arm for result in results.values())]
+    picture = disagreements(study, lay_out(study), present)
+    page = write_outcome(study, results, {"Images on which the arms disagree most": picture} if picture else {})
     for heading, rows in summary_tables(study, results).items():
         table = Table(*rows[0], title=heading)
         for row in rows:

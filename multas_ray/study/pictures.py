@@ -1,0 +1,103 @@
+"""The images on which a study's arms disagree most, drawn side by side."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from multas_ray.config import EvaluateConfig
+from multas_ray.data.collate import make_batch
+from multas_ray.data.index import read_index
+from multas_ray.data.plan import EvaluationPlan
+from multas_ray.data.schema import read_info
+from multas_ray.errors import UserError
+from multas_ray.evaluate.evaluator import Prediction, predict
+from multas_ray.model.checkpoint import find_checkpoint
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.model.weights import load_network
+from multas_ray.report.pictures import grid
+from multas_ray.storage import StoragePath
+from multas_ray.study.plan import Study, Trial
+from multas_ray.train.samples import SHOWN_SCORE, draw, draw_truth
+
+IMAGES, LOOKED_AT = 6, 512
+"""Images shown, and the most that are searched for them."""
+MAP = 64
+"""Side of the maps that are compared."""
+SINGLE = ("det", "seg")
+"""Arms that are shown as one: the single-task networks."""
+
+
+def disagreements(study: Study, trials: Mapping[str, Trial], arms: Sequence[str]) -> bytes | None:
+    """A PNG with a row an image and a column an arm, of the first seed for which all these arms' networks are there;
+    None if there is none, or nothing to compare."""
+    for seed in study.seeds:
+        runs = {arm: StoragePath(trials[f"{arm}-{seed}"].config.train.run) for arm in arms}
+        if all(map(_has_checkpoint, runs.values())):
+            networks = {arm: load_network(run)[0] for arm, run in runs.items()}
+            return _draw(trials[f"{arms[0]}-{seed}"], networks) if len(arms) > 1 else None
+    return None
+
+
+def _has_checkpoint(run: StoragePath) -> bool:
+    try:
+        find_checkpoint(run)
+    except UserError:
+        return False
+    return True
+
+
+def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes | None:
+    data = trial.config.data
+    info = read_info(data.path)
+    plan = EvaluationPlan(read_index(data.path, data.val), 32, data.eval_size)
+    shown: list[tuple[float, list[Tensor]]] = []
+    for step in range(min(plan.steps, LOOKED_AT // plan.batch_size)):
+        batch = make_batch(plan.index, plan.part(step, 0, 1), None)
+        images = torch.tensor(batch["images"])
+        found = {arm: predict(network, images, EvaluateConfig()) for arm, network in networks.items()}
+        columns = _columns(found)
+        for row in range(len(images)):
+            score = disagreement([predictions[row] for predictions in columns.values()])
+            if len(shown) < IMAGES or score > shown[-1][0]:
+                pictures = [draw_truth(batch, row, info.det_classes)]
+                pictures += [draw(batch, row, predictions[row], info.det_classes) for predictions in columns.values()]
+                shown = sorted([*shown, (score, pictures)], key=lambda pair: -pair[0])[:IMAGES]
+    return grid([pictures for _, pictures in shown], ["ground truth", *columns], classes=info.seg_classes)
+
+
+def _columns(found: Mapping[str, list[Prediction]]) -> dict[str, list[Prediction]]:
+    """Each arm's predictions, the two single-task networks' as one."""
+    if not all(arm in found for arm in SINGLE):
+        return dict(found)
+    det, seg = (found[arm] for arm in SINGLE)
+    single = [Prediction(a.detections, b.logits) for a, b in zip(det, seg, strict=True)]
+    return {"single-task": single} | {arm: own for arm, own in found.items() if arm not in SINGLE}
+
+
+def disagreement(predictions: Sequence[Prediction]) -> float:
+    """How much predictions of one image differ: the share of pixels to which two of them give different classes, the
+    mean over pairs; of boxes, each pixel has the class of the surest that covers it. The sum over both tasks."""
+    maps = [torch.stack([_boxes_map(prediction), _pixels_map(prediction)]) for prediction in predictions]
+    return float(np.mean([float((a != b).float().mean(dim=(1, 2)).sum()) for a, b in combinations(maps, 2)] or [0.0]))
+
+
+def _boxes_map(prediction: Prediction) -> Tensor:
+    """(MAP, MAP): 1 + class, 0 where no box is."""
+    drawn = torch.zeros(MAP, MAP, dtype=torch.int64)
+    found = prediction.detections
+    if found is not None:
+        for place in found.scores.argsort():
+            if found.scores[place] >= SHOWN_SCORE:
+                x1, y1, x2, y2 = (found.boxes[place] * MAP).round().int().tolist()
+                drawn[y1:y2, x1:x2] = 1 + int(found.labels[place])
+    return drawn
+
+
+def _pixels_map(prediction: Prediction) -> Tensor:
+    if prediction.logits is None:
+        return torch.zeros(MAP, MAP, dtype=torch.int64)
+    return F.interpolate(prediction.logits[None].float(), (MAP, MAP), mode="bilinear")[0].argmax(0)
