@@ -62,12 +62,21 @@ def parse_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: as `load_config`.
     """
-    for override in overrides:
-        _apply(tree, override)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(apply_overrides(tree, overrides))
     except ValidationError as error:
         raise UserError(explain(error, Config)) from None
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree itself, changed by `dotted.path=value`.
+
+    Raises:
+        UserError: one is not of this form, or leads through a value.
+    """
+    for override in overrides:
+        _apply(tree, override)
+    return tree
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

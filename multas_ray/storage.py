@@ -144,9 +144,12 @@ class StoragePath:
             self.write_text((self.read_text() if self.exists() else "") + text)
 
     def delete(self) -> None:
-        """Delete a folder with all in it, if there is one."""
-        if self.exists():
+        """Delete a file, or a folder with all in it, if there is one."""
+        kind = self.filesystem.get_file_info(self.path).type
+        if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(self.path)
 
 
 @lru_cache

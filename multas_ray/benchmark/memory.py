@@ -126,10 +126,12 @@ def process_name(process: psutil.Process) -> str:
 
 
 def peaks(samples: list[tuple[int, float]], steps: int) -> tuple[float, float] | None:
-    """The most in the first and in the second half of the steps that follow the first tenth, in which all that a
-    process keeps is made; None of a process that has not lived so long."""
-    first = [value for step, value in samples if steps / 10 <= step < steps * 0.55]
-    second = [value for step, value in samples if steps * 0.55 <= step < steps]
+    """The most in the first and in the second half of a training, without its first tenth, in which all that a process
+    keeps is made, and its last steps, whose number an evaluation at the end has too; None of a process that has not
+    lived so long."""
+    begin, middle, end = 0.1 * steps, 0.525 * steps, 0.95 * steps
+    first = [value for step, value in samples if begin <= step < middle]
+    second = [value for step, value in samples if middle <= step < end]
     return (max(first), max(second)) if first and second else None
 
 

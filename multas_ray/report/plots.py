@@ -49,11 +49,11 @@ def learning_curves(runs: Mapping[str, Sequence[Line]]) -> bytes:
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
         axis.tick_params(labelbottom=True)
-        _tidy(axis)
+        tidy(axis)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     _legend(figure, axes, runs)
-    return _png(figure)
+    return png(figure)
 
 
 def class_bars(runs: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -88,11 +88,11 @@ def estimates(arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequen
             )
             axis.plot(values, [place + 0.22] * len(values), ".", color=color, alpha=0.55, markersize=5)
         axis.set_title(f"{metric} [%]", fontsize=10, loc="left")
-        _tidy(axis)
+        tidy(axis)
         axis.grid(axis="x", color="#dddddd", linewidth=0.7)
     axes[0].set_yticks(range(len(names)), names, parse_math=False)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
-    return _png(figure)
+    return png(figure)
 
 
 def trade_off(
@@ -131,9 +131,9 @@ def trade_off(
     axis.set_xlabel(f"{x} [%]")
     axis.set_ylabel(f"{y} [%]")
     axis.set_title("dotted: single-task networks", fontsize=9, loc="left")
-    _tidy(axis)
+    tidy(axis)
     _legend(figure, [axis], arms)
-    return _png(figure)
+    return png(figure)
 
 
 def class_differences(
@@ -200,9 +200,9 @@ def scaling_curves(rates: Mapping[int, Mapping[int, float]], alone: float) -> by
     axis.set_title("images a second, by replicas of each teacher (simulated accelerators)", fontsize=10, loc="left")
     ticks = [alone * count for count in workers]
     axis.set_yticks(ticks, [f"{tick:.0f}" for tick in ticks])
-    _tidy(axis)
+    tidy(axis)
     _legend(figure, [axis], {**dict.fromkeys(names.values()), "students alone": None})
-    return _png(figure)
+    return png(figure)
 
 
 def _class_panels(
@@ -239,11 +239,11 @@ def _class_panels(
         axis.set_title(tasks[prefix], fontsize=10, loc="left")
         axis.set_ylim(limits)
         axis.margins(x=0.01)
-        _tidy(axis)
+        tidy(axis)
     if not panels:
         axes[0].set_axis_off()
     _legend(figure, axes, runs)
-    return _png(figure)
+    return png(figure)
 
 
 def _classes(metrics: Iterable[Mapping[str, Any]], prefix: str) -> list[str]:
@@ -256,7 +256,8 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": dash, "linewidth": 1.5}
 
 
-def _tidy(axis: Axes) -> None:
+def tidy(axis: Axes) -> None:
+    """What all axes look like."""
     axis.grid(axis="y", color="#dddddd", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -273,7 +274,8 @@ def _legend(figure: Figure, axes: Sequence[Axes], runs: Mapping[str, Any]) -> No
             text.set_parse_math(False)  # a name with a $ is no formula
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a file."""
     # No pyplot: its global state is neither thread-safe nor freed.
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)

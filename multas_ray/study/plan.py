@@ -75,8 +75,10 @@ def lay_out(study: Study) -> dict[str, Trial]:
         UserError: an arm's configuration is wrong, or its teachers are no arm or need one another.
     """
     trials: dict[str, Trial] = {}
-    for arm in _in_order(study):
-        for seed in study.seeds:
+    arms = _in_order(study)
+    # Seed after seed: a study that is cut short has some seeds of all arms.
+    for seed in study.seeds:
+        for arm in arms:
             tree = _merge(deepcopy(study.base), deepcopy(study.arms[arm]))
             tree = _with_runs(tree, study, seed)
             name = f"{arm}-{seed}"

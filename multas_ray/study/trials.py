@@ -1,9 +1,10 @@
-"""Running a study's trials with Ray Tune: teachers before students, side by side where there is room, each once."""
+"""Running a study's trials with Ray Tune: side by side where there is room, teachers first, each once."""
 
 import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from time import sleep
 from typing import Any
 
 import torch
@@ -48,24 +49,11 @@ def run_study(study: Study, arms: Sequence[str] | None = None) -> dict[str, Resu
     finished = read_results(study, trials)
     wanted = [trial for trial in trials.values() if arms is None or trial.arm in arms]
     missing = _missing(trials, wanted, finished)
-    failures: dict[str, str] = {}
-    if missing:
-        # Trials start in folders of their own else, and paths would mean something else.
-        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-        room = _room(study, missing)
-        start_ray(room * max(cpus_needed(trial.config) for trial in missing) + 1)
-        for wave in _waves(missing):
-            ready = [trial for trial in wave if not failures.keys() & set(trial.needs)]
-            for trial, outcome in zip(ready, _run_wave(study, ready, room), strict=True):
-                if isinstance(outcome, str):
-                    failures[trial.name] = outcome
-                elif trial.name not in finished:
-                    finished[trial.name] = _keep(study, trial)
-            failures |= {trial.name: "its teachers failed" for trial in wave if trial not in ready}
+    failures = {name: reason for name, reason in _run(study, missing).items() if reason is not None}
     if failures:
         name, reason = next(iter(failures.items()))
         raise RunError(f"{len(failures)} of {len(missing)} trials failed; {name}: {reason}")
-    return finished
+    return read_results(study, trials)
 
 
 def read_results(study: Study, trials: Mapping[str, Trial]) -> dict[str, Result]:
@@ -74,10 +62,9 @@ def read_results(study: Study, trials: Mapping[str, Trial]) -> dict[str, Result]
     Raises:
         UserError: one is of another configuration.
     """
-    folder = StoragePath(study.results) / "trials"
     found = {}
     for name, trial in trials.items():
-        file = folder / f"{name}.json"
+        file = _result_file(study, name)
         if not file.exists():
             continue
         result = json.loads(file.read_text())
@@ -89,6 +76,10 @@ def read_results(study: Study, trials: Mapping[str, Trial]) -> dict[str, Result]
             raise UserError(f"{file}: is of another {changed}; delete it, or give the arm another name")
         found[name] = result
     return found
+
+
+def _result_file(study: Study, name: str) -> StoragePath:
+    return StoragePath(study.results) / "trials" / f"{name}.json"
 
 
 def portable(config: Config) -> dict[str, Any]:
@@ -133,65 +124,99 @@ def _has_network(trial: Trial) -> bool:
     return True
 
 
-def _waves(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """Trials in groups, each of which needs only those before it."""
-    left, waves = list(trials), []
-    while left:
-        names = {trial.name for trial in left}
-        wave = [trial for trial in left if not names & set(trial.needs)]
-        waves.append(wave)
-        left = [trial for trial in left if trial not in wave]
-    return waves
-
-
 def _room(study: Study, trials: Sequence[Trial]) -> int:
     """Trials at a time: as many as the cores, and the GPUs, have room for."""
     if study.parallel is not None:
         return study.parallel
-    return max(1, min(_fits(trial.config) for trial in trials))
+    return max(1, min(trials_that_fit(trial.config) for trial in trials))
 
 
-def _fits(config: Config) -> int:
+def trials_that_fit(config: Config) -> int:
     """How many such trainings find a core for every thread of their workers."""
     return cluster_cores() // (config.train.most_workers * max(config.train.threads, round(config.train.resources.cpu)))
 
 
-def _run_wave(study: Study, trials: Sequence[Trial], room: int) -> list[str | None]:
-    """Run trials that do not need one another; of each, why it failed, or None."""
+def _run(study: Study, trials: Sequence[Trial]) -> dict[str, str | None]:
+    """Run trials; of each, why it failed, or None."""
     if not trials:
-        return []
+        return {}
     by_name = {trial.name: trial for trial in trials}
+    for trial in trials:
+        (StoragePath(trial.config.train.run) / FAILED).delete()
 
     def run(settings: dict[str, str]) -> dict[str, float]:
-        config = by_name[settings["trial"]].config
-        if config.teachers.placement == "stored" and config.distilled():
-            precompute(config, study.stored_views)
-        return train(config)["final"]
+        trial = by_name[settings["trial"]]
+        for name in trial.needs:
+            # Not among these, it is there already.
+            if name in by_name:
+                _wait_for(by_name[name])
+        if trial.config.teachers.placement == "stored" and trial.config.distilled():
+            precompute(trial.config, study.stored_views)
+        return train(trial.config)["final"]
 
+    # Trials start in folders of their own else, and paths would mean something else.
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    room = _room(study, trials)
+    start_ray(room * max(cpus_needed(trial.config) for trial in trials) + 1)
     tuner = tune.Tuner(
         # It only waits for the workers, which have their own share.
         tune.with_resources(run, {"cpu": 0.01}),
         param_space={"trial": tune.grid_search(list(by_name))},
+        # They start in order, so that whatever a trial waits for has started before it.
         tune_config=tune.TuneConfig(max_concurrent_trials=room),
         run_config=tune.RunConfig(
-            name="tune", storage_path=StoragePath(study.runs).uri, verbose=0, log_to_file=False, callbacks=[]
+            name="tune",
+            storage_path=StoragePath(study.runs).uri,
+            verbose=0,
+            log_to_file=False,
+            callbacks=[_Records(study, by_name)],
         ),
     )
     with follow([trial.config for trial in trials]):
-        outcomes = {outcome.config["trial"]: outcome.error for outcome in tuner.fit()}
-    return [_reason(outcomes[name]) for name in by_name]
+        outcomes = tuner.fit()
+    return {outcome.config["trial"]: _reason(outcome.error) for outcome in outcomes}
+
+
+FAILED = "failed"
+"""A file in the run folder of a trial that failed, for those that wait for it."""
+LOOK_EVERY_S = 2.0
+
+
+class _Records(tune.Callback):
+    """Keeps the results of trials as they finish, and puts those that failed on record."""
+
+    def __init__(self, study: Study, trials: Mapping[str, Trial]) -> None:
+        self.study, self.trials = study, dict(trials)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune, in the process that runs the study."""
+        mine = self.trials[trial.config["trial"]]
+        # That of a teacher which is here only because its network was gone stays as it is.
+        if not _result_file(self.study, mine.name).exists():
+            _keep(self.study, mine)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune, in the process that runs the study."""
+        (StoragePath(self.trials[trial.config["trial"]].config.train.run) / FAILED).write_text("")
+
+
+def _wait_for(trial: Trial) -> None:
+    while not _has_network(trial):
+        if (StoragePath(trial.config.train.run) / FAILED).exists():
+            raise RunError(f"needs {trial.name}, which failed")
+        sleep(LOOK_EVERY_S)
 
 
 def _reason(error: BaseException | None) -> str | None:
     return None if error is None else first_line(root_cause(error))
 
 
-def _keep(study: Study, trial: Trial) -> Result:
+def _keep(study: Study, trial: Trial) -> None:
     """Write down what is worth keeping of a finished trial."""
     run = StoragePath(trial.config.train.run)
     outcome = json.loads((run / "result.json").read_text())
     parameters, gmacs = _network_cost(run, trial.config.data.eval_size)
-    result = {
+    result: Result = {
         "arm": trial.arm,
         "seed": trial.seed,
         "final": {name: value for name, value in outcome["final"].items() if isinstance(value, float)},
@@ -204,8 +229,7 @@ def _keep(study: Study, trial: Trial) -> Result:
         "curve": [_evaluation(line) for line in read_metrics(run) if "score" in line],
         "config": portable(trial.config),
     }
-    (StoragePath(study.results) / "trials" / f"{trial.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    return result
+    _result_file(study, trial.name).write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _evaluation(line: Mapping[str, Any]) -> dict[str, float]:

@@ -1,0 +1,53 @@
+"""Search for the best values of any configuration keys with Ray Tune.
+
+python jobs/sweep.py --config jobs/configs/animals_kd.yaml --scheduler asha --trials 16 --out runs/sweep \\
+    --search 'optim.lr=loguniform(1e-4,1e-2)' 'distill.det.weight=choice(0.5,1,2)' -- evaluate.every_steps=250
+
+The same command goes on with a search that was cut short. The best configuration is best.yaml, which train.py takes.
+"""
+
+from typing import get_args
+
+from rich.console import Console
+from rich.table import Table
+
+from multas_ray.config_file import apply_overrides, read_yaml
+from multas_ray.job import Parser, run_job
+from multas_ray.study.sweep import BEST, METRICS, Scheduler, Sweep, run_sweep
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of a run")
+    parser.add_argument("--search", required=True, nargs="+", metavar="path=domain(values)", help="what to search")
+    parser.add_argument("--trials", type=int, default=16, help="configurations to try (default 16)")
+    parser.add_argument("--scheduler", choices=get_args(Scheduler), default="asha", help="how poor trials are stopped")
+    parser.add_argument("--metric", choices=METRICS, default="score", help="what to maximise (default score)")
+    parser.add_argument("--parallel", type=int, help="trials at a time (default: as many as there is room for)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--out", default="runs/sweep", help="folder of the trials and of the outcome")
+    parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
+    arguments = parser.parse_args()
+    tree = apply_overrides(read_yaml(arguments.config), arguments.overrides)
+    sweep = Sweep(
+        tree,
+        arguments.search,
+        arguments.out,
+        arguments.trials,
+        arguments.scheduler,
+        arguments.metric,
+        arguments.parallel,
+        arguments.seed,
+    )
+    result = run_sweep(sweep)
+    table = Table("trial", *result["best"]["parameters"], sweep.metric, "steps", title="Trials, the best first")
+    for trial in sorted(result["trials"], key=lambda trial: -(trial["value"] or -1)):
+        value = trial["error"] or "" if trial["value"] is None else f"{trial['value']:.2f}"
+        values = [f"{drawn:.3g}" if isinstance(drawn, float) else str(drawn) for drawn in trial["parameters"].values()]
+        table.add_row(str(trial["name"]), *values, value, str(trial["steps"]))
+    Console().print(table)
+    print(f"{sweep.out}/{BEST}\n{sweep.out}/sweep.html")
+
+
+if __name__ == "__main__":
+    run_job(main)

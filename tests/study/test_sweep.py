@@ -1,0 +1,90 @@
+"""A search: how its space is written, and what it finds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from multas_ray.config_file import load_config
+from multas_ray.errors import UserError
+from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
+from multas_ray.study.search import parse_search
+from multas_ray.study.sweep import Sweep, run_sweep
+
+
+def test_a_search_space_is_read_from_text():
+    space = parse_search(
+        ["optim.lr=loguniform(1e-4,1e-2)", "distill.det.on=choice(missing, all)", "optim.warmup_steps=randint(1,4)"]
+    )
+    rates = [space["optim.lr"].sample() for _ in range(200)]
+    assert 1e-4 <= min(rates) < 3e-4
+    assert 3e-3 < max(rates) <= 1e-2
+    assert {space["distill.det.on"].sample() for _ in range(50)} == {"missing", "all"}
+    assert {space["optim.warmup_steps"].sample() for _ in range(50)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim.lr", "write it as path=domain(values)"),
+        ("optim.lr=normal(0,1)", "no domain 'normal'; allowed: choice, uniform, loguniform, randint, lograndint"),
+        ("optim.lr=uniform(1)", "two numbers are needed"),
+        ("optim.lr=uniform(2,1)", "from 2 to 1 is no range"),
+        ("optim.lr=loguniform(0,1)", "from 0 to 1 is no range of a logarithm"),
+        ("train.steps=randint(1.5,3)", "two whole numbers are needed"),
+        ("optim.lr=choice()", "nothing to choose from"),
+        ("optim.lr=choice([)", "--search 'optim.lr=choice([)'"),
+    ],
+)
+def test_a_wrong_search_space_is_refused_in_one_line(text, message):
+    with pytest.raises(UserError) as caught:
+        parse_search([text])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_figures_of_a_search_take_words_numbers_and_failures():
+    trials = [
+        {"parameters": {"optim.lr": 10.0**-power, "distill.det.on": word}, "value": value}
+        for power, word, value in ((4, "all", 10.0), (2, "missing", None), (3, "all", 30.0))
+    ]
+    for draw in (parallel_coordinates, best_so_far):
+        assert draw(trials, "score").startswith(b"\x89PNG")
+        assert draw(trials[1:2], "score").startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def tree(make_config) -> dict:
+    config = make_config(train={"steps": 4}, evaluate={"every_steps": 2, "pictures": 0})
+    return config.model_dump(mode="json", exclude_defaults=True)
+
+
+def test_a_search_that_cannot_be_run_is_refused(tree, tmp_path):
+    out = str(tmp_path / "sweep")
+    with pytest.raises(UserError, match=r"optim.rate: no such key"):
+        run_sweep(Sweep(tree, ["optim.rate=uniform(0,1)"], out, trials=1))
+    with pytest.raises(UserError, match=r"set evaluate.every_steps"):
+        run_sweep(Sweep(tree | {"evaluate": {}}, ["optim.lr=uniform(0.1,1)"], out, trials=1))
+
+
+@pytest.mark.slow
+def test_a_search_finds_the_rate_that_learns_and_stops_the_other_early(tree, started_ray, tmp_path):
+    tree["train"]["steps"], tree["evaluate"]["every_steps"] = 60, 20
+    out = tmp_path / "sweep"
+    # With the second nothing is learnt.
+    sweep = Sweep(tree, ["optim.lr=choice(0.003,1e-12)"], str(out), trials=6, parallel=2, metric="seg/mIoU")
+    result = run_sweep(sweep)
+    assert json.loads((out / "sweep.json").read_text()) == result
+    assert len(result["trials"]) == 6
+    assert result["best"]["parameters"] == {"optim.lr": 0.003}
+    idle = [trial for trial in result["trials"] if trial["parameters"] == {"optim.lr": 1e-12}]
+    assert idle
+    assert min(trial["steps"] for trial in idle) < 60
+    best = load_config(out / "best.yaml")
+    assert best.optim.lr == 0.003
+    assert Path(best.train.run).parent == out
+    assert "<img" in (out / "sweep.html").read_text()
+    # What is finished is not run again.
+    assert run_sweep(sweep) == result
+    with pytest.raises(UserError, match="holds a search with another metric"):
+        run_sweep(Sweep(tree, sweep.search, str(out), trials=6, metric="det/AP"))
