@@ -1,8 +1,9 @@
-"""Prepare a data set folder from a VOCdevkit folder, COCO instances, or generated scenes.
+"""Prepare a data set folder from a VOCdevkit folder, COCO instances, generated scenes, or part of a data set.
 
 python jobs/prepare.py voc --root VOC2012 --det MXEdet/train --seg MXEseg/train --val Main/val --out data/voc
 python jobs/prepare.py coco --images train2017 --annotations instances_train2017.json --split train --out data/coco
 python jobs/prepare.py scenes --train 1000 --val 200 --partial det=0.5,seg=0.5 --out data/scenes
+python jobs/prepare.py carve --data data/voc --fraction 0.2 --out data/voc_tuning
 """
 
 import argparse
@@ -17,9 +18,11 @@ from rich.table import Table
 
 from multas_ray.config import Task
 from multas_ray.data import coco, scenes, voc
+from multas_ray.data.carve import carve
 from multas_ray.data.partial import apply_partial, draw_partial, parse_fractions
 from multas_ray.data.prepare import Summary, write_dataset
 from multas_ray.data.row import Reject, Row
+from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
 from multas_ray.job import Parser, run_job
 
@@ -89,6 +92,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.add_argument("--partial", type=parse_fractions, help="e.g. det=0.5,seg=0.5: of the training scenes")
     sub.add_argument("--seed", type=int, default=0)
     sub.set_defaults(read=read_scenes)
+
+    sub = sources.add_parser("carve", parents=[common], help="a split in two, to choose settings on its smaller part")
+    sub.add_argument("--data", required=True, help="data set folder")
+    sub.add_argument("--split", default="train", help="the split to divide (default train)")
+    sub.add_argument("--fraction", type=fraction, default=0.2, help="of its rows that become val (default 0.2)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.set_defaults(read=read_carved)
     return parser.parse_args(arguments)
 
 
@@ -141,6 +151,16 @@ def read_scenes(args: argparse.Namespace, track: Track) -> Read:
     if not splits:
         raise UserError("scenes: nothing to make; give --train or --val a number above 0")
     return "scenes", list(scenes.CLASSES), f"scenes: seed {args.seed}, size {args.size}", splits
+
+
+def read_carved(args: argparse.Namespace, track: Track) -> Read:
+    """A split of a data set in two."""
+    info = read_info(args.data)
+    if info.seg_classes != ["background", *info.det_classes]:
+        raise UserError(f"--data {args.data}: its two tasks have other classes, which carve cannot write")
+    parts = carve(args.data, args.split, args.fraction, args.seed)
+    splits: dict[str, Rows] = {name: track(name, rows, total) for name, (total, rows) in parts.items()}
+    return info.name, info.det_classes, f"{args.split} of {args.data}", splits
 
 
 def show(summary: Summary, out: str) -> None:
