@@ -19,9 +19,12 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str) -> bytes:
     """An axis a parameter and one for the metric, a line a trial, coloured by the metric; failed trials are left out.
 
     An axis of positive numbers that span more than a decade is logarithmic.
+
+    Args:
+        trials: one of them, at least, did not fail.
     """
     scored = [trial for trial in trials if trial["value"] is not None]
-    paths = list(scored[0]["parameters"]) if scored else []
+    paths = list(scored[0]["parameters"])
     columns = [[trial["parameters"][path] for trial in scored] for path in paths]
     columns.append([trial["value"] for trial in scored])
     figure = Figure(figsize=(1.8 * max(2, len(columns)) + 1, 3.8), layout="constrained")
@@ -42,7 +45,7 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str) -> bytes:
                 parse_math=False,
             )
     best = [trial["value"] for trial in scored]
-    norm, colors = Normalize(min(best, default=0), max(best, default=1)), colormaps["viridis"]
+    norm, colors = Normalize(min(best), max(best)), colormaps["viridis"]
     for number in np.argsort(best):
         points = [height[number] for height in heights]
         axis.plot(range(len(columns)), points, color=colors(norm(best[number])), linewidth=1.6, alpha=0.85)
@@ -70,15 +73,18 @@ def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]
 
 
 def best_so_far(trials: Sequence[Trial], metric: str) -> bytes:
-    """The metric of each trial in the order of their beginning, and the best up to it."""
+    """The metric of each trial in the order of their beginning, and the best up to it.
+
+    Args:
+        trials: one of them, at least, did not fail.
+    """
     figure = Figure(figsize=(6.5, 3.2), layout="constrained")
     axis = figure.subplots()
     points = [(number, trial["value"]) for number, trial in enumerate(trials, 1) if trial["value"] is not None]
-    if points:
-        numbers, values = zip(*points, strict=True)
-        axis.plot(numbers, values, "o", color="#0072B2", markersize=4, label="trial")
-        axis.step(numbers, np.maximum.accumulate(values), where="post", color="#D55E00", label="best so far")
-        axis.legend(frameon=False, fontsize=8)
+    numbers, values = zip(*points, strict=True)
+    axis.plot(numbers, values, "o", color="#0072B2", markersize=4, label="trial")
+    axis.step(numbers, np.maximum.accumulate(values), where="post", color="#D55E00", label="best so far")
+    axis.legend(frameon=False, fontsize=8)
     axis.set_xlabel("trial")
     axis.set_title(metric, fontsize=10, loc="left", parse_math=False)
     tidy(axis)

@@ -117,7 +117,6 @@ def _tuner(sweep: Sweep, space: Mapping[str, Any], room: int, example: Config) -
             metric=sweep.metric,
             mode="max",
             num_samples=sweep.trials,
-            max_concurrent_trials=room,
             scheduler=_scheduler(sweep, example),
             search_alg=tune.search.BasicVariantGenerator(random_state=sweep.seed, max_concurrent=room),
         ),

@@ -50,7 +50,7 @@ def test_figures_of_a_search_take_words_numbers_and_failures():
     ]
     for draw in (parallel_coordinates, best_so_far):
         assert draw(trials, "score").startswith(b"\x89PNG")
-        assert draw(trials[1:2], "score").startswith(b"\x89PNG")
+        assert draw(trials[:1], "score").startswith(b"\x89PNG")
 
 
 @pytest.fixture
@@ -68,18 +68,18 @@ def test_a_search_that_cannot_be_run_is_refused(tree, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_search_finds_the_rate_that_learns_and_stops_the_other_early(tree, started_ray, tmp_path):
     tree["train"]["steps"], tree["evaluate"]["every_steps"] = 60, 20
     out = tmp_path / "sweep"
-    # With the second nothing is learnt.
-    sweep = Sweep(tree, ["optim.lr=choice(0.003,1e-12)"], str(out), trials=6, parallel=2, metric="seg/mIoU")
+    # With the second nothing is learnt; this seed draws the first twice, then the second.
+    sweep = Sweep(tree, ["optim.lr=choice(0.003,1e-12)"], str(out), trials=3, parallel=1, metric="seg/mIoU", seed=11)
     result = run_sweep(sweep)
     assert json.loads((out / "sweep.json").read_text()) == result
-    assert len(result["trials"]) == 6
+    rates = [trial["parameters"]["optim.lr"] for trial in result["trials"]]
+    assert rates == [0.003, 0.003, 1e-12]
+    assert [trial["steps"] for trial in result["trials"]][2] == 20
     assert result["best"]["parameters"] == {"optim.lr": 0.003}
-    idle = [trial for trial in result["trials"] if trial["parameters"] == {"optim.lr": 1e-12}]
-    assert idle
-    assert min(trial["steps"] for trial in idle) < 60
     best = load_config(out / "best.yaml")
     assert best.optim.lr == 0.003
     assert Path(best.train.run).parent == out
@@ -87,4 +87,4 @@ def test_a_search_finds_the_rate_that_learns_and_stops_the_other_early(tree, sta
     # What is finished is not run again.
     assert run_sweep(sweep) == result
     with pytest.raises(UserError, match="holds a search with another metric"):
-        run_sweep(Sweep(tree, sweep.search, str(out), trials=6, metric="det/AP"))
+        run_sweep(Sweep(tree, sweep.search, str(out), trials=3, metric="det/AP"))
