@@ -178,7 +178,7 @@ def test_data_teachers_runs_and_stores_live_in_a_bucket(bucket, make_config, ran
         )
 
     training = start("jobs/train.py", "--config", str(file))
-    end = time.monotonic() + 200
+    end = time.monotonic() + 400
     folder = StoragePath(run)
     while "step_00000010" not in (folder / "checkpoints").names():
         assert training.poll() is None, training.stdout.read().decode()
