@@ -5,8 +5,11 @@ import yaml
 
 from multas_ray.config_file import load_config, parse_config
 from multas_ray.errors import UserError
+from multas_ray.study.plan import lay_out, load_study
 
-CONFIGS = sorted((Path(__file__).parent.parent / "jobs" / "configs").rglob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parent.parent / "jobs" / "configs").rglob("*.yaml"))
+STUDIES = [file for file in SHIPPED if file.stem.endswith("_study")]
+CONFIGS = [file for file in SHIPPED if file not in STUDIES]
 MINIMAL = {"data": {"path": "data/x"}, "train": {"run": "runs/x", "steps": 10}}
 
 
@@ -14,6 +17,12 @@ MINIMAL = {"data": {"path": "data/x"}, "train": {"run": "runs/x", "steps": 10}}
 def test_every_shipped_configuration_is_valid(file):
     config = load_config(file)
     assert parse_config(yaml.safe_load(config.to_yaml())) == config, "what is saved repeats the run"
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_every_shipped_study_is_valid(file):
+    study = load_study(file)
+    assert len(lay_out(study)) == len(study.arms) * len(study.seeds)
 
 
 def test_overrides_reach_any_depth(tmp_path):
