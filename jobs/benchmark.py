@@ -102,13 +102,13 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
     start_ray(object_store=out_of_core.OBJECT_STORE)
     print(f"{gigabytes:.1f} GB in {out_of_core.COPIES} shards, {out_of_core.LARGE_STEPS} steps", flush=True)
     samples, read = out_of_core.train_on_large(large, arguments.out / "memory")
-    halves = {
-        name: pair
+    halves = [
+        (name, pair)
         for (_, name), values in samples.own.items()
         if (pair := out_of_core.peaks(values, out_of_core.LARGE_STEPS))
-    }
+    ]
     table = Table("process", "peak, first half", "second half", title="Memory that a process shares with no other, MB")
-    for name, pair in sorted(halves.items(), key=lambda item: -max(item[1])):
+    for name, pair in sorted(halves, key=lambda item: -max(item[1])):
         table.add_row(name, *(f"{value:.0f}" for value in pair))
     Console().print(table)
     store = max(used for _, used in samples.store)
@@ -120,8 +120,8 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
         "read_gb": read,
         "store_peak_mb": store,
         "spilled_mb": samples.spilled,
-        "largest_process_mb": max(max(pair) for pair in halves.values()),
-        "largest_growth_mb": max(second - first for first, second in halves.values()),
+        "largest_process_mb": max(max(pair) for _, pair in halves),
+        "largest_growth_mb": max(second - first for _, (first, second) in halves),
         "epoch_start_wait": waits["first batch of an epoch"] / waits["step"],
     }
 

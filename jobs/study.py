@@ -6,14 +6,12 @@ python jobs/study.py --config jobs/configs/animals_study.yaml --arms det seg mtl
 Trials that are finished are not run again; those that were cut short go on where they stopped.
 """
 
-from rich.console import Console
-from rich.table import Table
-
 from multas_ray.job import Parser, run_job
 from multas_ray.study.outcome import summary_tables, write_outcome
 from multas_ray.study.pictures import disagreements
 from multas_ray.study.plan import lay_out, load_study
 from multas_ray.study.trials import run_study
+from multas_ray.train.console import print_rows
 
 
 def main() -> None:
@@ -27,10 +25,7 @@ def main() -> None:
     picture = disagreements(study, lay_out(study), present)
     page = write_outcome(study, results, {"Images on which the arms disagree most": picture} if picture else {})
     for heading, rows in summary_tables(study, results).items():
-        table = Table(*rows[0], title=heading)
-        for row in rows:
-            table.add_row(*map(str, row.values()))
-        Console().print(table)
+        print_rows(rows, heading)
     print(f"{study.results}/study.md\n{page}")
 
 

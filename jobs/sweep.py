@@ -8,12 +8,10 @@ The same command goes on with a search that was cut short. The best configuratio
 
 from typing import get_args
 
-from rich.console import Console
-from rich.table import Table
-
 from multas_ray.config_file import apply_overrides, read_yaml
 from multas_ray.job import Parser, run_job
-from multas_ray.study.sweep import BEST, METRICS, Scheduler, Sweep, run_sweep
+from multas_ray.study.sweep import BEST, METRICS, Scheduler, Sweep, ranking, run_sweep
+from multas_ray.train.console import print_rows
 
 
 def main() -> None:
@@ -40,12 +38,7 @@ def main() -> None:
         arguments.seed,
     )
     result = run_sweep(sweep)
-    table = Table("trial", *result["best"]["parameters"], sweep.metric, "steps", title="Trials, the best first")
-    for trial in sorted(result["trials"], key=lambda trial: -(trial["value"] or -1)):
-        value = trial["error"] or "" if trial["value"] is None else f"{trial['value']:.2f}"
-        values = [f"{drawn:.3g}" if isinstance(drawn, float) else str(drawn) for drawn in trial["parameters"].values()]
-        table.add_row(str(trial["name"]), *values, value, str(trial["steps"]))
-    Console().print(table)
+    print_rows(ranking(result), "Trials, the best first")
     print(f"{sweep.out}/{BEST}\n{sweep.out}/sweep.html")
 
 

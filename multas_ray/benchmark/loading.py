@@ -14,7 +14,7 @@ import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from multas_ray.config import AugmentConfig
+from multas_ray.config import AugmentConfig, Config
 from multas_ray.config_file import parse_config
 from multas_ray.data.batch import pack
 from multas_ray.data.collate import decode, make_batch, read_row
@@ -135,21 +135,25 @@ def ratio(rates: dict[str, list[float]]) -> float:
     return median(rates["stream"]) / median(rates["dataloader"])
 
 
-def train_data_wait(data: Path, folder: Path) -> float:
-    """The share of a step that a training on the CPU waits for its data, after a warm-up (EfficientNet-Lite0, 128 px,
-    bfloat16: the lightest step that the project trains with here)."""
+def light_training(data: Path, run: Path, steps: int, log_every: int) -> Config:
+    """The lightest training that the project does here, in a folder made anew: EfficientNet-Lite0, 128 px, bfloat16."""
     tree: dict[str, Any] = {
         "data": {"path": str(data), "size": 128},
         "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 96, "anchor_base": 16},
         "train": {
-            **{"run": str(folder / "train"), "steps": 60, "batch_size": BATCH, "precision": "bfloat16"},
-            "log_every_steps": 20,
+            **{"run": str(run), "steps": steps, "batch_size": BATCH, "precision": "bfloat16"},
+            "log_every_steps": log_every,
         },
         "evaluate": {"pictures": 0},
         "tracking": {"wandb": "disabled"},
     }
-    config = parse_config(tree)
-    shutil.rmtree(config.train.run, ignore_errors=True)
+    shutil.rmtree(run, ignore_errors=True)
+    return parse_config(tree)
+
+
+def train_data_wait(data: Path, folder: Path) -> float:
+    """The share of a step that a training on the CPU waits for its data, after a warm-up."""
+    config = light_training(data, folder / "train", steps=60, log_every=20)
     train(config)
     lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line][1:]
     return sum(line["time/data_wait_s"] for line in lines) / sum(line["time/step_s"] for line in lines)

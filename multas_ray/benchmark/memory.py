@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
-from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 import ray
 from ray._private.internal_api import node_stats
 
-from multas_ray.config_file import parse_config
+from multas_ray.benchmark.loading import light_training
 from multas_ray.data import scenes
 from multas_ray.data.index import read_index
 from multas_ray.data.prepare import write_dataset
@@ -135,25 +134,9 @@ def peaks(samples: list[tuple[int, float]], steps: int) -> tuple[float, float] |
     return (max(first), max(second)) if first and second else None
 
 
-def configure(data: Path, run: Path, steps: int, log_every: int) -> Any:
-    """A light training: EfficientNet-Lite0, 128 px."""
-    tree: dict[str, Any] = {
-        "data": {"path": str(data), "size": 128},
-        "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 96, "anchor_base": 16},
-        "train": {
-            **{"run": str(run), "steps": steps, "batch_size": BATCH, "precision": "bfloat16"},
-            "log_every_steps": log_every,
-        },
-        "evaluate": {"pictures": 0},
-        "tracking": {"wandb": "disabled"},
-    }
-    shutil.rmtree(run, ignore_errors=True)
-    return parse_config(tree)
-
-
 def train_on_large(data: Path, run: Path) -> tuple[Samples, float]:
     """Train on the large data set; what memory it took, and the gigabytes of images that were trained on."""
-    config = configure(data, run, LARGE_STEPS, log_every=5)
+    config = light_training(data, run, LARGE_STEPS, log_every=5)
     with Sampler(config.train.run) as samples:
         train(config)
     index = read_index(str(data), "train")
@@ -165,7 +148,7 @@ def waits_at_epochs(data: Path, run: Path) -> dict[str, float]:
     """Seconds that a training of EPOCHS epochs waits for the first batch of an epoch, at most (without the first
     epoch), for any batch (median), and takes for a step (median)."""
     epoch = COPIES * SMALL // BATCH
-    config = configure(data, run, EPOCHS * epoch, log_every=1)
+    config = light_training(data, run, EPOCHS * epoch, log_every=1)
     train(config)
     lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line]
     starts = [line["time/data_wait_s"] for line in lines if line["step"] > epoch and line["step"] % epoch == 1]

@@ -31,7 +31,7 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str) -> bytes:
     axis = figure.subplots()
     heights = []
     for place, values in enumerate(columns):
-        height, ticks = _scale(values)
+        height, ticks = axis_scale(values)
         heights.append(height)
         axis.axvline(place, color="#888888", linewidth=1)
         for position, label in ticks:
@@ -56,7 +56,7 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str) -> bytes:
     return png(figure)
 
 
-def _scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+def axis_scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     """Places of values on an axis from 0 to 1, and its labels."""
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         names = sorted(set(map(str, values)))

@@ -55,12 +55,13 @@ class Outcome:
         metrics = {metric: estimate(list(values.values())) for metric, values in self.metrics(arm).items()}
         return {"seeds": len(self.arms[arm]), "metrics": {name: _rounded(value) for name, value in metrics.items()}}
 
-    def differences(self, arms: Sequence[str]) -> list[dict[str, Any]]:
-        """Paired differences of arms from the references, in the headline metrics that both have."""
+    def differences(self, arms: Sequence[str], others: Sequence[str]) -> list[dict[str, Any]]:
+        """Paired differences of arms from those references that are among the others, in the headline metrics that both
+        have."""
         found = []
         for arm in arms:
             for against in REFERENCES:
-                if arm == against or against not in arms:
+                if arm == against or against not in others:
                     continue
                 mine, theirs = self.metrics(arm), self.metrics(against)
                 for metric in HEADLINE:
@@ -105,10 +106,10 @@ def write_outcome(
     outcome = Outcome(study, results)
     folder = StoragePath(study.results)
     enough, few = outcome.counted()
-    for name, arms in (("study.json", enough), ("extras.json", few)):
-        tree = {"arms": {arm: outcome.summary(arm) for arm in arms}, "differences": outcome.differences(arms)}
-        (folder / name).write_text(json.dumps(tree, indent=1) + "\n")
     arms = enough + few
+    for name, own, others in (("study.json", enough, enough), ("extras.json", few, arms)):
+        tree = {"arms": {arm: outcome.summary(arm) for arm in own}, "differences": outcome.differences(own, others)}
+        (folder / name).write_text(json.dumps(tree, indent=1) + "\n")
     plots = _plots(outcome, arms)
     for name, png in plots.items():
         (folder / f"{name}.png").write_bytes(png)
@@ -168,7 +169,7 @@ def _tables(outcome: Outcome, arms: Sequence[str]) -> dict[str, list[dict[str, A
     for arm in arms:
         metrics = outcome.metrics(arm)
         cells = {m: _plus_minus(estimate(list(metrics[m].values()))) if m in metrics else "" for m in (*HEADLINE, GAIN)}
-        cells[LABELS[GAIN]] = cells.pop(GAIN)
+        cells["gain over single-task [%]"] = cells.pop(GAIN)
         rows.append({"arm": arm, "seeds": len(outcome.arms[arm]), **cells, **outcome.cost(arm)})
     differences = [
         {
@@ -179,12 +180,9 @@ def _tables(outcome: Outcome, arms: Sequence[str]) -> dict[str, list[dict[str, A
             "95 % interval": "" if line["low"] is None else f"{line['low']:+.2f} .. {line['high']:+.2f}",
             "clear of 0": "" if line["low"] is None else "yes" if line["low"] * line["high"] > 0 else "no",
         }
-        for line in outcome.differences(arms)
+        for line in outcome.differences(arms, arms)
     ]
     return {"Arms": rows, "Paired differences": differences}
-
-
-LABELS = {GAIN: "gain over single-task [%]"}
 
 
 def _intro() -> str:

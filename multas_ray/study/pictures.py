@@ -13,14 +13,12 @@ from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.schema import read_info
-from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
-from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.weights import load_network
 from multas_ray.report.pictures import grid
-from multas_ray.storage import StoragePath
 from multas_ray.study.plan import Study, Trial
+from multas_ray.study.trials import has_network
 from multas_ray.train.samples import SHOWN_SCORE, draw, draw_truth
 
 IMAGES, LOOKED_AT = 6, 512
@@ -35,22 +33,14 @@ def disagreements(study: Study, trials: Mapping[str, Trial], arms: Sequence[str]
     """A PNG with a row an image and a column an arm, of the first seed for which all these arms' networks are there;
     None if there is none, or nothing to compare."""
     for seed in study.seeds:
-        runs = {arm: StoragePath(trials[f"{arm}-{seed}"].config.train.run) for arm in arms}
-        if all(map(_has_checkpoint, runs.values())):
-            networks = {arm: load_network(run)[0] for arm, run in runs.items()}
-            return _draw(trials[f"{arms[0]}-{seed}"], networks) if len(arms) > 1 else None
+        own = {arm: trials[f"{arm}-{seed}"] for arm in arms}
+        if len(arms) > 1 and all(map(has_network, own.values())):
+            networks = {arm: load_network(trial.config.train.run)[0] for arm, trial in own.items()}
+            return _draw(own[arms[0]], networks)
     return None
 
 
-def _has_checkpoint(run: StoragePath) -> bool:
-    try:
-        find_checkpoint(run)
-    except UserError:
-        return False
-    return True
-
-
-def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes | None:
+def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes:
     data = trial.config.data
     info = read_info(data.path)
     plan = EvaluationPlan(read_index(data.path, data.val), 32, data.eval_size)

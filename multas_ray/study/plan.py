@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,7 +15,8 @@ from multas_ray.storage import Location, StoragePath
 
 ARM_RUN = "arm:"
 """`arm:NAME` in a configuration stands for the run folder of that arm with the same seed."""
-NAME = r"^[\w.]+$"
+Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+"""Of what a folder is named after."""
 
 
 class Study(BaseModel):
@@ -23,7 +24,7 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: Name
     """Group of its runs in W&B."""
     runs: str
     """Folder of the trials' run folders and of study.html, whose pictures show images of the data set."""
@@ -36,7 +37,7 @@ class Study(BaseModel):
     """Augmentations of each row in the stores of soft targets that arms with stored teachers make."""
     base: dict[str, Any]
     """The common configuration."""
-    arms: dict[str, dict[str, Any]] = Field(min_length=1)
+    arms: dict[Name, dict[str, Any]] = Field(min_length=1)
     """Name -> what differs from the common configuration."""
 
 

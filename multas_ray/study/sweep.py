@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import yaml
@@ -19,7 +19,7 @@ from multas_ray.report.html import report_page
 from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
 from multas_ray.storage import StoragePath
 from multas_ray.study.search import parse_search
-from multas_ray.study.trials import trials_that_fit
+from multas_ray.study.trials import change_paths, trials_that_fit
 from multas_ray.train.run import cpus_needed, train
 from multas_ray.train.tracking import read_metrics
 
@@ -67,6 +67,8 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
     """
     space = parse_search(sweep.search)
     out = StoragePath(sweep.out)
+    # Trials start in folders of their own, where other paths mean something else.
+    sweep = replace(sweep, tree=change_paths(deepcopy(sweep.tree), lambda path: StoragePath(path).uri))
     example = sweep.config({path: domain.sample() for path, domain in space.items()}, (out / "example").uri).absolute()
     if example.evaluate.every_steps is None and sweep.scheduler != "none":
         raise UserError(f"--scheduler {sweep.scheduler}: compares trials on the way: set evaluate.every_steps")
@@ -171,19 +173,23 @@ def _trial(sweep: Sweep, outcome: Any) -> dict[str, Any]:
     }
 
 
-def _page(sweep: Sweep, result: Mapping[str, Any]) -> str:
+def ranking(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a table of the trials, the best first."""
     ranked = sorted(result["trials"], key=lambda trial: -(trial["value"] if trial["value"] is not None else -1))
-    rows = [
+    return [
         {
             "trial": trial["name"],
             **{path: _short(value) for path, value in trial["parameters"].items()},
-            sweep.metric: "failed" if trial["value"] is None else f"{trial['value']:.2f}",
+            result["metric"]: trial["error"] if trial["value"] is None else f"{trial['value']:.2f}",
             "at step": trial["step"],
             "trained for": trial["steps"],
         }
         for trial in ranked
     ]
-    best = yaml.safe_dump(result["best"]["parameters"], sort_keys=False)
+
+
+def _page(sweep: Sweep, result: Mapping[str, Any]) -> str:
+    rows = ranking(result)
     return report_page(
         title=f"Sweep {StoragePath(sweep.out).name}",
         intro=f"{len(rows)} trials, best {sweep.metric} {result['best']['value']:.2f}; {BEST} is its configuration",
@@ -192,7 +198,7 @@ def _page(sweep: Sweep, result: Mapping[str, Any]) -> str:
             "Parameters and outcome": parallel_coordinates(result["trials"], sweep.metric),
             "Best so far": best_so_far(result["trials"], sweep.metric),
         },
-        texts={"Best parameters": best},
+        texts={"Best parameters": yaml.safe_dump(result["best"]["parameters"], sort_keys=False)},
     )
 
 

@@ -1,9 +1,8 @@
 """Running a study's trials with Ray Tune: side by side where there is room, teachers first, each once."""
 
 import json
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import sleep
 from typing import Any
 
@@ -25,7 +24,7 @@ from multas_ray.train.run import cpus_needed, first_difference, train
 from multas_ray.train.tracking import read_metrics
 
 Result = dict[str, Any]
-"""What is kept of a finished trial: arm, seed, final (metrics), best_step, steps, seconds, million_parameters, gmacs,
+"""What is kept of a finished trial: arm, seed, final (metrics), steps, seconds, million_parameters, gmacs,
 curve (its evaluations), needs (names of other trials) and config."""
 
 
@@ -84,13 +83,17 @@ def _result_file(study: Study, name: str) -> StoragePath:
 
 def portable(config: Config) -> dict[str, Any]:
     """A configuration's tree with paths cut to their last part: where things are differs from machine to machine."""
-    tree = config.model_dump(mode="json")
+    return change_paths(config.model_dump(mode="json"), lambda path: StoragePath(path).name)
+
+
+def change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A configuration's tree itself, each path in it changed."""
     for *sections, key in PATHS:
         section: Any = tree
         for name in sections:
-            section = section[name] or {}
+            section = section.get(name) or {}
         if section.get(key) is not None:
-            section[key] = StoragePath(section[key]).name
+            section[key] = change(section[key])
     return tree
 
 
@@ -109,11 +112,12 @@ def _missing(trials: Mapping[str, Trial], wanted: Iterable[Trial], finished: Map
     names = {trial.name for trial in wanted if trial.name not in finished}
     for trial in reversed(list(trials.values())):
         if trial.name in names:
-            names |= {other for other in trial.needs if not _has_network(trials[other])}
+            names |= {other for other in trial.needs if not has_network(trials[other])}
     return [trial for trial in trials.values() if trial.name in names]
 
 
-def _has_network(trial: Trial) -> bool:
+def has_network(trial: Trial) -> bool:
+    """Whether a trial's run is finished and still there."""
     run = StoragePath(trial.config.train.run)
     if not (run / "result.json").exists():
         return False
@@ -154,8 +158,6 @@ def _run(study: Study, trials: Sequence[Trial]) -> dict[str, str | None]:
             precompute(trial.config, study.stored_views)
         return train(trial.config)["final"]
 
-    # Trials start in folders of their own else, and paths would mean something else.
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     room = _room(study, trials)
     start_ray(room * max(cpus_needed(trial.config) for trial in trials) + 1)
     tuner = tune.Tuner(
@@ -201,7 +203,7 @@ class _Records(tune.Callback):
 
 
 def _wait_for(trial: Trial) -> None:
-    while not _has_network(trial):
+    while not has_network(trial):
         if (StoragePath(trial.config.train.run) / FAILED).exists():
             raise RunError(f"needs {trial.name}, which failed")
         sleep(LOOK_EVERY_S)
@@ -220,7 +222,6 @@ def _keep(study: Study, trial: Trial) -> None:
         "arm": trial.arm,
         "seed": trial.seed,
         "final": {name: value for name, value in outcome["final"].items() if isinstance(value, float)},
-        "best_step": outcome["best"]["step"],
         "steps": outcome["steps"],
         "seconds": outcome["seconds"],
         "million_parameters": parameters,

@@ -108,3 +108,11 @@ def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = 
         cells = [f"{final[key]:.1f}" if key in final else "-" for key in HEADLINE]
         table.add_row(name, *cells, f"{result['seconds']:.0f}")
     Console().print(table)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """A table whose columns are the rows' keys."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table)

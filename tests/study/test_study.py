@@ -117,7 +117,7 @@ def fake(arm: str, seed: int, **final: float) -> dict:
     """A result as `run_study` keeps them."""
     curve = [{"step": step, **{name: value * step / 20 for name, value in final.items()}} for step in (10, 20)]
     needs = [f"det-{seed}", f"seg-{seed}"] if arm == "kd" else []
-    costs = {"steps": 20, "seconds": 60.0, "million_parameters": 3.0, "gmacs": 0.5, "best_step": 20}
+    costs = {"steps": 20, "seconds": 60.0, "million_parameters": 3.0, "gmacs": 0.5}
     return {"arm": arm, "seed": seed, "final": final, "needs": needs, "curve": curve, **costs}
 
 
@@ -151,6 +151,9 @@ def test_the_outcome_has_means_intervals_and_paired_differences(make_study, tmp_
     extras = json.loads((folder / "extras.json").read_text())
     assert extras["arms"].keys() == {"odd"}
     assert extras["arms"]["odd"]["metrics"]["det/AP"] == {"mean": 1.0, "low": None, "high": None}
+    # 1 of the seed that both have, against 21.
+    (apart,) = extras["differences"]
+    assert apart == {"arm": "odd", "against": "det", "metric": "det/AP", "mean": -20.0, "low": None, "high": None}
     text = (folder / "study.md").read_text()
     assert "| kd | 3 | 24.0 ± 5.0 |" in text
     # Two teachers of a minute.

@@ -7,7 +7,7 @@ import pytest
 
 from multas_ray.config_file import load_config
 from multas_ray.errors import UserError
-from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
+from multas_ray.report.sweep_plots import axis_scale, best_so_far, parallel_coordinates
 from multas_ray.study.search import parse_search
 from multas_ray.study.sweep import Sweep, run_sweep
 
@@ -51,6 +51,15 @@ def test_figures_of_a_search_take_words_numbers_and_failures():
     for draw in (parallel_coordinates, best_so_far):
         assert draw(trials, "score").startswith(b"\x89PNG")
         assert draw(trials[:1], "score").startswith(b"\x89PNG")
+
+
+def test_an_axis_has_words_evenly_and_wide_ranges_as_logarithms():
+    assert axis_scale(["b", "a", "b"]) == ([0.75, 0.25, 0.75], [(0.25, "a"), (0.75, "b")])
+    assert axis_scale([1, 3, 2])[0] == [0.0, 1.0, 0.5]
+    heights, ticks = axis_scale([1e-4, 1e-2, 1e-3])
+    assert heights == pytest.approx([0.0, 1.0, 0.5])
+    assert [label for _, label in ticks] == ["0.0001", "0.001", "0.01"]
+    assert axis_scale([5.0, 5.0]) == ([0.0, 0.0], [(0.0, "5")])
 
 
 @pytest.fixture
