@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Task = Literal["det", "seg"]
+TASKS: tuple[Task, ...] = ("det", "seg")
 Protocol = Literal["coco", "voc2007", "voc2012"]
 DistilledOn = Literal["missing", "annotated", "all"]
 """Rows to distil a task on: those without its annotation, those with it, or all."""
@@ -142,6 +143,18 @@ class LossConfig(Section):
     classification: Literal["focal", "generalized_focal"] = "focal"
     focal_alpha: float = Field(0.25, gt=0, lt=1)
     focal_gamma: float = Field(1.0, ge=0)
+    weak_det: float = Field(0.0, ge=0)
+    """Weight, within `det`, of detection on rows with masks only: their connected components' boxes are the targets,
+    split and joined as the network's own surest boxes suggest (BoMBo, Le et al., BMVC 2024)."""
+    weak_seg: float = Field(0.0, ge=0)
+    """Weight, within `seg`, of segmentation on rows with boxes only: what no box covers is background (BoMBo)."""
+    weak_inside: Literal["fill", "ignore"] = "fill"
+    """What `weak_seg` takes the pixels of a box for: all of its class (the smallest box over a pixel counts), or not
+    known."""
+
+    def weak(self, task: Task) -> float:
+        """Weight of a task's weak loss."""
+        return self.weak_det if task == "det" else self.weak_seg
 
 
 class DistillTaskConfig(Section):
@@ -202,6 +215,8 @@ class DistillConfig(Section):
     targets: Literal["dense", "packed"] = "dense"
     """How the teachers' answers travel: whole, in float16, or packed into a few kilobytes an image. A task with a loss
     that needs the whole answer (`needs_dense`) gets it in any case."""
+    start: float = Field(0.0, ge=0, lt=1)
+    """Part of the training before which nothing is distilled: a network that teaches itself must have learnt first."""
     det: DetectionDistillConfig = DetectionDistillConfig()
     seg: SegmentationDistillConfig = SegmentationDistillConfig()
 
@@ -225,9 +240,9 @@ class TeacherConfig(Section):
 class TeachersConfig(Section):
     """The teachers and where they run."""
 
-    placement: Literal["pool", "inline", "stored"] = "pool"
+    placement: Literal["pool", "inline", "stored", "ema"] = "pool"
     """`pool`: Ray actors of their own. `inline`: inside the training worker. `stored`: soft targets that
-    jobs/precompute.py wrote into `store`."""
+    jobs/precompute.py wrote into `store`. `ema`: no teachers; the moving average of the network itself teaches it."""
     det: TeacherConfig | None = None
     seg: TeacherConfig | None = None
     pool: str | None = Field(None, pattern=r"^[\w.-]+$")
@@ -365,9 +380,13 @@ class Config(Section):
         workers = self.train.most_workers
         if workers > self.train.batch_size:
             raise ValueError(f"train.workers: {workers} workers, but a batch has {self.train.batch_size} rows")
-        for task in ("det", "seg"):
+        for task in TASKS:
             if self.teachers.of(task) and task not in self.model.tasks:
                 raise ValueError(f"teachers.{task}: set, but model.tasks is {self.model.tasks}")
+            if self.teachers.of(task) and self.teachers.placement == "ema":
+                raise ValueError(f"teachers.{task}: set, but with teachers.placement: ema the network teaches itself")
+        if self.teachers.placement == "ema" and self.distill.det.features:
+            raise ValueError("distill.det: features are compared with a teacher's, but teachers.placement is ema")
         if self.model.norm == "sync" and not self.train.resources.gpu:
             raise ValueError(
                 "model.norm: sync needs GPU workers (train.resources.gpu); on CPU use batch, frozen or group"
@@ -419,12 +438,14 @@ class Config(Section):
     def packed(self, task: Task) -> bool:
         """Whether the task's soft targets travel packed."""
         stored = self.teachers.placement == "stored"
-        return stored or (self.distill.targets == "packed" and not getattr(self.distill, task).needs_dense())
+        packed = self.distill.targets == "packed" and self.teachers.placement != "ema"
+        return stored or (packed and not getattr(self.distill, task).needs_dense())
 
     def distilled(self) -> list[Task]:
-        """Tasks with a teacher and a weight."""
-        tasks: tuple[Task, ...] = ("det", "seg")
-        return [task for task in tasks if self.teachers.of(task) and getattr(self.distill, task).weight > 0]
+        """Tasks with a teacher and a weight; the network itself is one where it teaches itself."""
+        itself = self.teachers.placement == "ema"
+        taught = [task for task in TASKS if (task in self.model.tasks if itself else self.teachers.of(task))]
+        return [task for task in taught if getattr(self.distill, task).weight > 0]
 
     def to_yaml(self) -> str:
         """The whole tree, defaults filled in: enough to repeat the run."""

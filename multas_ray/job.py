@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import ray
+import torch
 
 from multas_ray.errors import RunError, UserError
 
@@ -121,5 +122,14 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
 def cluster_cores() -> int:
     """CPUs that do work: of the cluster, or the cores of this machine where Ray was started on it (see `start_ray`)."""
     if os.environ.get("RAY_ADDRESS"):
+        start_ray()
         return int(ray.cluster_resources().get("CPU", 1))
     return os.cpu_count() or 1
+
+
+def cluster_gpus() -> int:
+    """GPUs of the cluster, or of this machine where Ray was or will be started on it."""
+    if os.environ.get("RAY_ADDRESS"):
+        start_ray()
+        return int(ray.cluster_resources().get("GPU", 0))
+    return torch.cuda.device_count()

@@ -96,6 +96,25 @@ def test_batch_statistics_of_the_paper_s_network_need_more_than_one_value(change
     parse_config(MINIMAL | changes | {"model": {"preset": "paper", "norm": "group"}})
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teachers": {"placement": "ema", "det": {"checkpoint": "x"}}}, "teachers.det: set, but .* teaches itself"),
+        ({"teachers": {"placement": "ema"}, "distill": {"det": {"pdf": 1}}}, "features are compared with a teacher's"),
+        ({"distill": {"start": 1.0}}, "distill.start"),
+    ],
+)
+def test_what_a_network_that_teaches_itself_cannot_have(changes, words):
+    with pytest.raises(UserError, match=words):
+        parse_config(MINIMAL | changes)
+
+
+def test_a_network_that_teaches_itself_is_taught_all_its_tasks():
+    config = parse_config(MINIMAL | {"teachers": {"placement": "ema"}, "model": {"tasks": ["seg"]}})
+    assert config.distilled() == ["seg"]
+    assert parse_config(MINIMAL).distilled() == []
+
+
 def test_words_and_numbers_are_read_as_they_look(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(

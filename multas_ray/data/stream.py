@@ -1,6 +1,6 @@
 """The Ray Data stream: chunks of a plan become packed batches, read, decoded, augmented and collated in Ray tasks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,8 +16,8 @@ from multas_ray.data.pacing import set_data_context
 from multas_ray.data.plan import EvaluationPlan, Plan
 from multas_ray.errors import UserError
 
-Targets = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-"""What is to be added to a batch."""
+Addition = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""What is to be added to a batch: stored soft targets, say."""
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 32e6
 """The most images, and bytes of pixels, that one Ray Data task makes (but a batch at least): enough that Ray's work for
@@ -32,7 +32,7 @@ def stream(
     *,
     start: int = 0,
     augment: AugmentConfig | None = None,
-    targets: Targets | None = None,
+    additions: Sequence[Addition] = (),
     parallel: int,
     cpus_per_task: float,
 ) -> ray.data.Dataset:
@@ -44,7 +44,7 @@ def stream(
 
     Args:
         augment: None leaves out augmentation and adds the ground truth in original pixels, for evaluation.
-        targets: adds stored soft targets.
+        additions: made by the same tasks, after the batch.
         parallel: most tasks at a time.
     """
     set_data_context()
@@ -56,7 +56,7 @@ def stream(
         "start": start,
         "length": length,
         "augment": augment,
-        "targets": targets,
+        "additions": additions,
     }
     options: dict[str, Any] = {"batch_size": None, "zero_copy_batch": True, "num_cpus": cpus_per_task}
     if isinstance(plan, EvaluationPlan):
@@ -90,7 +90,7 @@ class Source:
     """The step to begin with; asked at every start of the workers."""
     augment: AugmentConfig | None = None
     """See `stream`."""
-    targets: Targets | None = None
+    additions: Sequence[Addition] = ()
     """See `stream`."""
 
 
@@ -112,7 +112,7 @@ class PlannedData(DataConfig):
                 world_size,
                 start=source.begin(),
                 augment=source.augment,
-                targets=source.targets,
+                additions=source.additions,
                 parallel=self.parallel,
                 cpus_per_task=self.cpus_per_task,
             )
@@ -157,7 +157,7 @@ def make_chunk(
     start: int,
     length: int,
     augment: AugmentConfig | None,
-    targets: Targets | None,
+    additions: Sequence[Addition],
 ) -> Iterator[pa.Table]:
     """The packed batches of the chunks numbered `chunk["id"]`; in place of unusable ones, a batch that says why."""
     # Not imported above: Ray Data's own processes unpickle this function too, and would spend seconds on torch.
@@ -173,7 +173,9 @@ def make_chunk(
         for step in range(first, min(first + length, plan.steps)):
             try:
                 batch = make_batch(plan.index, plan.part(step, rank, workers), augment)
-                batches.append(batch | (targets(batch) if targets is not None else {}))
+                for addition in additions:
+                    batch |= addition(batch)
+                batches.append(batch)
             except UserError as error:
                 # Raised here it would reach the workers as Ray Data's, without its own type.
                 batches.append({"error": np.frombuffer(str(error).encode(), np.uint8)})

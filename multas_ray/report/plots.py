@@ -17,7 +17,9 @@ Line = Mapping[str, Any]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of the runs, in order: Okabe and Ito's, which colour-blind readers tell apart."""
 DASHES = ("-", "--", ":", "-.")
-"""Beyond seven runs the colours come again, with another dash."""
+MARKERS = ("o", "s", "^", "D")
+HATCHES = ("", "///", "...", "xxx")
+"""Beyond seven runs the colours come again, with another dash, marker or hatching."""
 CURVES = {"det/AP": "det/AP [%]", "det/AP50": "det/AP50 [%]", "seg/mIoU": "seg/mIoU [%]"}
 """Evaluation metrics that have a panel; the losses that occur follow."""
 COLUMNS = 3
@@ -100,6 +102,7 @@ def trade_off(
     x: str,
     y: str,
     single: Mapping[str, Mapping[int, float]],
+    order: Sequence[str],
 ) -> bytes:
     """Two metrics against each other: every arm's mean with the intervals of both, dotted lines at the single-task
     networks' means.
@@ -107,17 +110,19 @@ def trade_off(
     Args:
         arms: name -> metric -> seed -> value, in percent.
         single: metric -> seed -> value of the single-task networks.
+        order: all arms, so that each has one colour in all figures.
     """
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     axis = figure.subplots()
-    for index, (name, metrics) in enumerate(arms.items()):
+    for name, metrics in arms.items():
+        index = order.index(name)
         (mean_x, low_x, high_x), (mean_y, low_y, high_y) = (estimate(list(metrics[key].values())) for key in (x, y))
         axis.errorbar(
             mean_x,
             mean_y,
             xerr=[[mean_x - low_x], [high_x - mean_x]],
             yerr=[[mean_y - low_y], [high_y - mean_y]],
-            fmt="o",
+            fmt=MARKERS[index // len(COLORS) % len(MARKERS)],
             color=COLORS[index % len(COLORS)],
             capsize=3,
             linewidth=1,
@@ -137,13 +142,16 @@ def trade_off(
 
 
 def class_differences(
-    arms: Mapping[str, Mapping[str, Mapping[int, float]]], single: Mapping[str, Mapping[int, float]]
+    arms: Mapping[str, Mapping[str, Mapping[int, float]]],
+    single: Mapping[str, Mapping[int, float]],
+    order: Sequence[str],
 ) -> bytes:
     """Bars by class: what an arm's mean has over the single-task networks', a panel a task.
 
     Args:
         arms: name -> metric -> seed -> value; those of classes are det/AP/<class> and seg/IoU/<class>, in percent.
         single: the same of the single-task networks.
+        order: all arms, so that each has one colour in all figures.
     """
     means = {key: estimate(list(values.values())).mean for key, values in single.items()}
     shown = {
@@ -153,7 +161,7 @@ def class_differences(
         for name, metrics in arms.items()
     }
     titles = {"det/AP/": "det/AP by class, difference", "seg/IoU/": "seg/IoU by class, difference"}
-    return _class_panels(shown, titles, None)
+    return _class_panels(shown, titles, None, order)
 
 
 def mean_curves(arms: Mapping[str, Sequence[Sequence[Line]]]) -> bytes:
@@ -206,16 +214,21 @@ def scaling_curves(rates: Mapping[int, Mapping[int, float]], alone: float) -> by
 
 
 def _class_panels(
-    runs: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, str], limits: tuple[float, float] | None
+    runs: Mapping[str, Mapping[str, Any]],
+    tasks: Mapping[str, str],
+    limits: tuple[float, float] | None,
+    order: Sequence[str] | None = None,
 ) -> bytes:
     """Bars by class.
 
     Args:
         tasks: prefix of the metrics -> title of their panel.
         limits: of the bars' axis.
+        order: of the colours; default: that of the runs.
     """
     panels = {prefix: _classes(runs.values(), prefix) for prefix in tasks}
     panels = {prefix: classes for prefix, classes in panels.items() if classes}
+    order = list(runs) if order is None else order
     widest = max((len(classes) for classes in panels.values()), default=1)
     figure = Figure(
         figsize=(min(40.0, max(7.0, 1.5 + widest * (0.35 + 0.18 * len(runs)))), 2.6 * max(1, len(panels)) + 0.5),
@@ -231,7 +244,7 @@ def _class_panels(
                 [metrics.get(prefix + label, math.nan) for label in classes],
                 width,
                 label=name,
-                color=COLORS[index % len(COLORS)],
+                **_fill(order.index(name)),
             )
             if limits is not None and widest * len(runs) <= LABELLED_BARS:
                 axis.bar_label(bars, fmt="%.0f", fontsize=7, padding=1)
@@ -254,6 +267,11 @@ def _classes(metrics: Iterable[Mapping[str, Any]], prefix: str) -> list[str]:
 def _style(index: int) -> dict[str, Any]:
     dash = DASHES[index // len(COLORS) % len(DASHES)]
     return {"color": COLORS[index % len(COLORS)], "linestyle": dash, "linewidth": 1.5}
+
+
+def _fill(index: int) -> dict[str, Any]:
+    hatch = HATCHES[index // len(COLORS) % len(HATCHES)]
+    return {"color": COLORS[index % len(COLORS)], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
 
 
 def tidy(axis: Axes) -> None:

@@ -6,12 +6,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multas_ray.config import TrackingConfig
 from multas_ray.report.html import report_page
 from multas_ray.report.plots import class_differences, estimates, mean_curves, trade_off
 from multas_ray.report.statistics import Estimate, estimate, multi_task_gain, paired_difference
 from multas_ray.storage import StoragePath
 from multas_ray.study.plan import Study
 from multas_ray.study.trials import Result
+from multas_ray.train.tracking import start_wandb, wandb_image
 
 HEADLINE = ("det/AP", "det/AP50", "seg/mIoU")
 TASK_METRIC = {"det": "det/AP", "seg": "seg/mIoU"}
@@ -124,7 +126,24 @@ def write_outcome(
     )
     html = StoragePath(study.runs) / "study.html"
     html.write_text(page)
+    _publish(study, tables, plots)
     return html
+
+
+def _publish(study: Study, tables: Mapping[str, Sequence[Mapping[str, Any]]], plots: Mapping[str, bytes]) -> None:
+    """Show tables and plots in W&B, as the summary of the trials' group."""
+    tracking = TrackingConfig.model_validate(study.base.get("tracking", {}) | {"group": study.name})
+    run = start_wandb(StoragePath(study.runs) / "summary", tracking, study.model_dump(mode="json"), "summary")
+    if run is None:
+        return
+    import wandb
+
+    with run:
+        for heading, rows in tables.items():
+            if rows:
+                data = [[str(value) for value in row.values()] for row in rows]
+                run.log({heading: wandb.Table(columns=list(rows[0]), data=data)})
+        run.log({TITLES[name]: wandb_image(png, TITLES[name]) for name, png in plots.items()})
 
 
 TITLES = {
@@ -151,8 +170,10 @@ def _plots(outcome: Outcome, arms: Sequence[str]) -> dict[str, bytes]:
         "arms": estimates(
             {arm: {m: list(v.values()) for m, v in own.items()} for arm, own in metrics.items()}, HEADLINE
         ),
-        "trade_off": trade_off(both, x, y, single),
-        "classes": class_differences({arm: own for arm, own in metrics.items() if arm not in TASK_METRIC}, single),
+        "trade_off": trade_off(both, x, y, single, arms),
+        "classes": class_differences(
+            {arm: own for arm, own in metrics.items() if arm not in TASK_METRIC}, single, arms
+        ),
         "curves": mean_curves(curves),
     }
 

@@ -84,6 +84,9 @@ def lay_out(study: Study) -> dict[str, Trial]:
             tree = _with_runs(tree, study, seed)
             name = f"{arm}-{seed}"
             tree.setdefault("train", {}).update(run=run_folder(study, name).uri, seed=seed)
+            if tree.get("teachers", {}).get("placement") == "stored":
+                # Teachers of another seed have other targets.
+                tree["teachers"].setdefault("store", (run_folder(study, name) / "targets").uri)
             tree["tracking"] = tree.get("tracking", {}) | {"group": study.name}
             try:
                 config = parse_config(tree).absolute()

@@ -76,7 +76,8 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
     room = sweep.parallel or trials_that_fit(example)
     start_ray(room * cpus_needed(example) + 1)
     outcomes = _tuner(sweep, space, room, example).fit()
-    trials = [_trial(sweep, outcome) for outcome in outcomes]
+    # In the order in which they were drawn: Tune gives them in another when it goes on.
+    trials = sorted((_trial(sweep, outcome) for outcome in outcomes), key=lambda trial: trial["name"] or "~")
     scored = [trial for trial in trials if trial["value"] is not None]
     if not scored:
         raise RunError(f"all {len(trials)} trials failed; {trials[0]['name']}: {trials[0]['error']}")

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from multas_ray.config import Config
 from multas_ray.errors import RunError, UserError
-from multas_ray.job import cluster_cores, first_line, root_cause, start_ray
+from multas_ray.job import cluster_cores, cluster_gpus, first_line, root_cause, start_ray
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import count_parameters
 from multas_ray.model.weights import load_network
@@ -132,12 +132,19 @@ def _room(study: Study, trials: Sequence[Trial]) -> int:
     """Trials at a time: as many as the cores, and the GPUs, have room for."""
     if study.parallel is not None:
         return study.parallel
-    return max(1, min(trials_that_fit(trial.config) for trial in trials))
+    return min(trials_that_fit(trial.config) for trial in trials)
 
 
 def trials_that_fit(config: Config) -> int:
-    """How many such trainings find a core for every thread of their workers."""
-    return cluster_cores() // (config.train.most_workers * max(config.train.threads, round(config.train.resources.cpu)))
+    """How many such trainings find a core for every thread of their workers, and their GPUs; at least one."""
+    train, teachers = config.train, config.teachers
+    fit = cluster_cores() // (train.most_workers * max(train.threads, round(train.resources.cpu)))
+    gpus = train.most_workers * train.resources.gpu
+    if teachers.placement == "pool" and teachers.pool is None:
+        gpus += len(config.distilled()) * teachers.replicas * teachers.resources.gpu
+    if gpus:
+        fit = min(fit, int(cluster_gpus() / gpus))
+    return max(1, fit)
 
 
 def _run(study: Study, trials: Sequence[Trial]) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from multas_ray.config import Task
-from multas_ray.teacher.teacher import Rows, SoftTargets, TeacherSpec, digests
+from multas_ray.teacher.teacher import Rows, SoftTargets, Teacher, digests
 
 Batch = dict[str, np.ndarray]
 
@@ -26,8 +26,8 @@ class Teachers(Protocol):
 class InlineTeachers:
     """Teachers inside the worker: computed when they are asked for, on the worker's device."""
 
-    def __init__(self, specs: Mapping[Task, TeacherSpec], device: str) -> None:
-        self.teachers = {task: spec.load(device) for task, spec in specs.items()}
+    def __init__(self, teachers: Mapping[Task, Teacher]) -> None:
+        self.teachers = teachers
 
     def submit(self, batch: Batch, rows: Rows) -> Callable[[], SoftTargets]:
         """See `Teachers`; the work is done by the call that is returned."""

@@ -13,6 +13,7 @@ from multas_ray.config import Config, Task
 from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.errors import UserError
 from multas_ray.model.checkpoint import find_checkpoint, weights_digest
+from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.precision import autocast
 from multas_ray.model.weights import load_network
 from multas_ray.teacher import codec
@@ -54,15 +55,25 @@ class TeacherSpec:
         Raises:
             UserError: its checkpoint cannot be read, was not trained for the task, or has other classes.
         """
-        return Teacher(self, device)
+        network, _ = load_network(self.checkpoint)
+        where = f"teachers.{self.task}.checkpoint {self.checkpoint}"
+        if self.task not in network.tasks:
+            raise UserError(f"{where}: trained for {', '.join(network.tasks)}, not {self.task}")
+        own = network.det_classes if self.task == "det" else network.seg_classes
+        if own != self.classes:
+            raise UserError(f"{where}: its classes are {', '.join(own)}; the data set's are {', '.join(self.classes)}")
+        return Teacher(self, network.requires_grad_(False).to(device))
 
 
 def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
-    """The teachers of the distilled tasks, as configured, for the classes of the data set.
+    """The teachers of the distilled tasks, as configured, for the classes of the data set; none where the network
+    teaches itself.
 
     Raises:
         UserError: a teacher has no checkpoint.
     """
+    if config.teachers.placement == "ema":
+        return {}
     classes: dict[Task, list[str]] = {"det": data.det_classes, "seg": data.seg_classes}
     specs: dict[Task, TeacherSpec] = {}
     for task in config.distilled():
@@ -94,20 +105,13 @@ def some_teacher_specs(config: Config) -> dict[Task, TeacherSpec]:
 
 
 class Teacher:
-    """A frozen network of one task, in evaluation mode, without gradients."""
+    """A network that answers for one task, in evaluation mode, without gradients."""
 
-    def __init__(self, spec: TeacherSpec, device: str = "cpu") -> None:
-        """See `TeacherSpec.load`."""
-        network, _ = load_network(spec.checkpoint)
-        where = f"teachers.{spec.task}.checkpoint {spec.checkpoint}"
-        if spec.task not in network.tasks:
-            raise UserError(f"{where}: trained for {', '.join(network.tasks)}, not {spec.task}")
-        own = network.det_classes if spec.task == "det" else network.seg_classes
-        if own != spec.classes:
-            raise UserError(f"{where}: its classes are {', '.join(own)}; the data set's are {', '.join(spec.classes)}")
+    def __init__(self, spec: TeacherSpec, network: MultiTaskNet) -> None:
+        """Args: network, which may have other tasks too."""
         self.spec = spec
-        self.device = torch.device(device)
-        self.network = network.requires_grad_(False).to(self.device)
+        self.network = network
+        self.device = network.mean.device
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> SoftTargets:
@@ -133,6 +137,14 @@ class Teacher:
             return targets | {name: value.cpu().numpy() for name, value in answer.items()}
         pack = codec.pack_detection if task == "det" else codec.pack_segmentation
         return targets | joined(task, pack(*answer.values()))
+
+
+def itself_as_teachers(config: Config, average: MultiTaskNet) -> dict[Task, Teacher]:
+    """The moving average of a network's weights, which goes on being updated, as teacher of the distilled tasks
+    (Tarvainen and Valpola, NeurIPS 2017)."""
+    classes = {"det": average.det_classes, "seg": average.seg_classes}
+    specs = (TeacherSpec(task, "ema", "", classes[task], config.train.precision) for task in config.distilled())
+    return {spec.task: Teacher(spec, average) for spec in specs}
 
 
 def digests(images: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ from multas_ray.model.weights import load_state, write_checkpoint
 from multas_ray.storage import StoragePath
 from multas_ray.teacher.feed import InlineTeachers, StoredTargets, Teachers, with_soft_targets
 from multas_ray.teacher.pool import PoolClient, PoolMonitor
+from multas_ray.teacher.teacher import itself_as_teachers
 from multas_ray.train.meter import Meter, slowest
 from multas_ray.train.peers import Peers
 from multas_ray.train.samples import SamplePictures
@@ -133,9 +134,12 @@ class _Worker:
         """Where this worker's soft targets come from, and how many batches ahead they are asked for."""
         if self.settings["pool"] is not None:
             return PoolClient(self.settings["pool"]), self.config.teachers.prefetch
+        # None ahead inside the worker: what they compute would take the step's threads, or its GPU, from it.
         if self.config.teachers.placement == "inline" and self.settings["teachers"]:
-            # Not ahead: what they compute would take the step's threads, or its GPU, from it.
-            return InlineTeachers(self.settings["teachers"], str(self.device)), 0
+            specs = self.settings["teachers"]
+            return InlineTeachers({task: spec.load(str(self.device)) for task, spec in specs.items()}), 0
+        if self.config.teachers.placement == "ema":
+            return InlineTeachers(itself_as_teachers(self.config, self.trainer.ema.model)), 0
         return StoredTargets(), 1
 
     def _bad_step(self, step: int, ids: list[str], finite: bool, tracker: Tracker | None) -> None:

@@ -20,7 +20,8 @@ from multas_ray.config_file import load_config
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
-from multas_ray.data.stream import PlannedData, Source
+from multas_ray.data.stream import Addition, PlannedData, Source
+from multas_ray.data.weak import WeakAnnotations, weak_tasks
 from multas_ray.errors import RunError, UserError
 from multas_ray.job import cluster_cores, first_line, root_cause, start_ray
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
@@ -77,7 +78,7 @@ def train(config: Config) -> dict[str, Any]:
         "teachers": specs,
         "pool": start_pool(config.teachers, specs) if pooled else None,
     }
-    outcome = _fit(_trainer(config, settings, plan, validation), config.train.max_failures)
+    outcome = _fit(_trainer(config, info, settings, plan, validation), config.train.max_failures)
     return conclude(run, outcome, perf_counter() - began)
 
 
@@ -93,7 +94,9 @@ def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
     usable = [
         mask
         for mask, annotated in has.items()
-        if annotated & tasks or any(_distils(config, task, task in annotated) for task in config.distilled())
+        if annotated & tasks
+        or any(_distils(config, task, task in annotated) for task in config.distilled())
+        or (annotated and weak_tasks(config))
     ]
     return lay_plan(
         index,
@@ -137,6 +140,7 @@ def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]
     """
     config.model.adapter = None
     MultiTaskNet(config.model, info.det_classes, info.seg_classes)
+    WeakAnnotations(config, info)
     specs = teacher_specs(config, info)
     for task, spec in specs.items():
         teacher = config.teachers.of(task)
@@ -233,15 +237,17 @@ def cpus_needed(config: Config) -> int:
 
 
 def _trainer(
-    config: Config, settings: dict[str, Any], plan: Plan, validation: EvaluationPlan
+    config: Config, info: DatasetInfo, settings: dict[str, Any], plan: Plan, validation: EvaluationPlan
 ) -> Callable[[], TorchTrainer]:
     run = StoragePath(config.train.run)
     parallel = config.data.workers or max(1, cluster_cores() // 2)
-    targets = None
+    additions: list[Addition] = []
     if plan.replay is not None and config.teachers.store is not None:
-        targets = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
+        additions.append(StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config)))
+    if weak_tasks(config):
+        additions.append(WeakAnnotations(config, info))
     sources = {
-        "train": Source(plan, partial(start_step, run), config.data.augment, targets),
+        "train": Source(plan, partial(start_step, run), config.data.augment, additions),
         "val": Source(validation),
     }
     workers, resources = config.train.workers, config.train.resources

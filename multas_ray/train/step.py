@@ -1,6 +1,7 @@
 """One training step's loss: of any mixture of task masks, divided by counts of the whole global batch."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multas_ray.config import Config, Task, distilled
+from multas_ray.data.weak import weak_rows, weak_tasks
 from multas_ray.errors import UserError
 from multas_ray.loss.detection import detection_losses
 from multas_ray.loss.distillation import detection_distillation, foreground_cells, segmentation_distillation
 from multas_ray.loss.segmentation import segmentation_loss
 from multas_ray.loss.terms import Term
+from multas_ray.loss.weak import weak_targets
 from multas_ray.model.precision import at_least_float32
 
 Batch = Mapping[str, np.ndarray]
@@ -23,6 +26,8 @@ def distilled_rows(batch: Batch, config: Config) -> dict[Task, np.ndarray]:
     """Rows of the batch that each distilled task is distilled on."""
     # A row without an id stands in where no row of the part can be decoded.
     real = batch["ids"] != b""
+    if config.distill.start and batch["step"] < config.distill.start * config.train.steps:
+        real &= False
     rows: dict[Task, np.ndarray] = {}
     for task in config.distilled():
         rows[task] = np.flatnonzero(distilled(getattr(config.distill, task).on, batch[f"has_{task}"]) & real)
@@ -53,7 +58,11 @@ def loss_terms(
     tasks = config.model.tasks
     annotated = {task: np.flatnonzero(batch[f"has_{task}"]) for task in tasks}
     nothing = np.zeros(0, np.int64)
-    used = {task: np.union1d(annotated[task], distilled.get(task, nothing)) for task in tasks}
+    weak = {task: rows for task, rows in weak_rows(batch).items() if task in weak_tasks(config)}
+    used = {
+        task: reduce(np.union1d, (annotated[task], distilled.get(task, nothing), weak.get(task, nothing)))
+        for task in tasks
+    }
 
     def put(array: np.ndarray) -> Tensor:
         return torch.tensor(array, device=device)
@@ -72,6 +81,13 @@ def loss_terms(
         terms |= detection_losses(pick("cls", "det", rows), pick("box", "det", rows), anchors, targets, config.loss)
     if "seg" in tasks:
         terms |= segmentation_loss(pick("seg", "seg", annotated["seg"]), put(batch["masks"]))
+    if "det" in weak:
+        cls, box = pick("cls", "det", weak["det"]), pick("box", "det", weak["det"])
+        targets = weak_targets(put(batch["weak_boxes"]), put(batch["weak_labels"]), cls, box, anchors)
+        losses = detection_losses(cls, box, anchors, targets, config.loss)
+        terms |= {f"weak_{name}": term for name, term in losses.items()}
+    if "seg" in weak:
+        terms["weak_seg"] = segmentation_loss(pick("seg", "seg", weak["seg"]), put(batch["weak_masks"]))["seg"]
     if "det" in distilled:
         rows = distilled["det"]
         student = {name: pick(name, "det", rows) for name in compared}
@@ -109,6 +125,8 @@ def term_weights(config: Config) -> dict[str, float]:
         "det_box": config.loss.det,
         "det_cls": config.loss.det,
         "seg": config.loss.seg,
+        "weak_det": config.loss.det * config.loss.weak_det,
+        "weak_seg": config.loss.seg * config.loss.weak_seg,
         "kd_det": config.distill.det.weight,
         "kd_feature": config.distill.det.weight,
         "kd_seg": config.distill.seg.weight,
@@ -117,7 +135,7 @@ def term_weights(config: Config) -> dict[str, float]:
 
 def published(term: str) -> str:
     """The name a term is published under: kd_det_guided_cls, say, is part of kd_det."""
-    return "_".join(term.split("_")[:2]) if term.startswith("kd_") else term
+    return "_".join(term.split("_")[:2]) if term.startswith(("kd_", "weak_")) else term
 
 
 def total_loss(

@@ -1,5 +1,6 @@
 """What a run writes while it goes on: files of JSON lines, and Weights & Biases. Rank 0 only."""
 
+import io
 import json
 import os
 import tempfile
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
-from multas_ray.config import Config
+from multas_ray.config import Config, TrackingConfig
 from multas_ray.storage import Location, StoragePath
 
 METRICS, ERRORS, WORKERS = "metrics.jsonl", "errors.log", "workers.jsonl"
@@ -30,7 +31,7 @@ class Tracker:
         self.metrics = _Lines(run / METRICS, start)
         self.bad_steps = _Lines(run / BAD_STEPS, start)
         self.rejected = {line["image_id"]: line for line in read_lines(run / REJECTED)}
-        self.wandb = _start_wandb(run, config) if config.tracking.wandb != "disabled" else None
+        self.wandb = start_wandb(run, config.tracking, config.model_dump(mode="json"))
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write one line of metrics."""
@@ -61,13 +62,7 @@ class Tracker:
         for name, png in pictures.items():
             (self.run / "samples" / f"{name}.png").write_bytes(png)
         if self.wandb is not None and pictures:
-            import io
-
-            import wandb
-            from PIL import Image
-
-            shown = [wandb.Image(Image.open(io.BytesIO(png)), caption=name) for name, png in pictures.items()]
-            self.wandb.log({"samples": shown}, step=step)
+            self.wandb.log({"samples": [wandb_image(png, name) for name, png in pictures.items()]}, step=step)
 
     def table(self, name: str, metrics: Mapping[str, float]) -> None:
         """Keep metrics as the run's summary and as a table."""
@@ -150,25 +145,42 @@ def newest_error(run: StoragePath) -> str:
     return headlines[-1][:160] if headlines else ""
 
 
-def _start_wandb(run: StoragePath, config: Config) -> Any:
+def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, Any], kind: str | None = None) -> Any:
+    """The W&B run of a folder, which goes by its name; None if W&B is disabled.
+
+    Args:
+        tree: its configuration.
+        kind: its job type.
+    """
+    if tracking.wandb == "disabled":
+        return None
     import wandb
 
     # The run's own folder keeps its id, so that every attempt goes on in the same W&B run.
     id_file = run / "wandb_id"
     if not id_file.exists():
         id_file.write_text(uuid4().hex[:8])
-    mode = config.tracking.wandb
+    mode = tracking.wandb
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
     os.environ.setdefault("WANDB_SILENT", "true")
     return wandb.init(
-        project=config.tracking.project,
-        group=config.tracking.group,
+        project=tracking.project,
+        group=tracking.group,
+        job_type=kind,
         name=run.name,
         id=id_file.read_text().strip(),
         resume="allow",
         mode=mode,
         # Its files must be local; what is online does not need them any more.
         dir=str(run) if run.local else tempfile.mkdtemp(prefix="wandb"),
-        config=config.model_dump(mode="json"),
+        config=dict(tree),
     )
+
+
+def wandb_image(png: bytes, caption: str) -> Any:
+    """A PNG as W&B shows it."""
+    import wandb
+    from PIL import Image
+
+    return wandb.Image(Image.open(io.BytesIO(png)), caption=caption)

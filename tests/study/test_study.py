@@ -9,8 +9,9 @@ import yaml
 from multas_ray.errors import RunError, UserError
 from multas_ray.study.outcome import write_outcome
 from multas_ray.study.plan import Study, lay_out, load_study
-from multas_ray.study.trials import run_study
+from multas_ray.study.trials import run_study, trials_that_fit
 from multas_ray.train.tracking import read_metrics
+from tests.train.wandb_file import finished_records
 
 TEACHERS = {"det": {"checkpoint": "arm:det"}, "seg": {"checkpoint": "arm:seg"}}
 
@@ -162,3 +163,37 @@ def test_the_outcome_has_means_intervals_and_paired_differences(make_study, tmp_
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert f"({name}.png)" in text
     assert Path(page).read_text().count("<img") == 4
+
+
+def test_the_summary_joins_the_group_of_the_trials_in_wandb(make_study):
+    study = make_study({"det": {}}, seeds=[0, 1, 2])
+    study.base["tracking"] = {"wandb": "offline", "project": "somewhere"}
+    write_outcome(study, {f"det-{seed}": fake("det", seed, **{"det/AP": 20.0}) for seed in study.seeds})
+    (file,) = (Path(study.runs) / "summary").rglob("run-*.wandb")
+    records = finished_records(file)
+    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (run.display_name, run.run_group, run.job_type, run.project) == ("summary", "test", "summary", "somewhere")
+    logged = {item.key or item.nested_key[0] for record in records for item in record.history.item}
+    assert {"Arms", "Metrics by arm: mean and 95 % interval, a dot a seed"} <= logged
+
+
+def test_a_stored_arm_has_a_store_of_its_own_for_every_seed(make_study):
+    teachers = {"det": {"checkpoint": "arm:det"}, "placement": "stored"}
+    arms = {"det": {"model": {"tasks": ["det"]}}, "stored": {"teachers": teachers, "model": {"tasks": ["det"]}}}
+    trials = lay_out(make_study(arms, seeds=[0, 1]))
+    stores = {trials[f"stored-{seed}"].config.teachers.store for seed in (0, 1)}
+    assert stores == {f"{trials[f'stored-{seed}'].config.train.run}/targets" for seed in (0, 1)}
+
+
+def test_trials_at_a_time_follow_cores_and_gpus(make_config, random_teachers, monkeypatch):
+    monkeypatch.setattr("multas_ray.study.trials.cluster_cores", lambda: 16)
+    monkeypatch.setattr("multas_ray.study.trials.cluster_gpus", lambda: 4)
+    plain = make_config(train={"run": "r", "steps": 1, "workers": 2, "threads": 3})
+    assert trials_that_fit(plain) == 2
+    plain.train.workers = 32
+    assert trials_that_fit(plain) == 1
+    own = {"run": "r", "steps": 1, "workers": 2, "resources": {"gpu": 0.5}}
+    assert trials_that_fit(make_config(train=own)) == 4
+    pool = {**random_teachers, "resources": {"gpu": 0.5}}
+    assert trials_that_fit(make_config(train=own, teachers=pool)) == 2
+    assert trials_that_fit(make_config(train=own, teachers=pool | {"pool": "shared"})) == 4

@@ -43,7 +43,7 @@ class Slow:
 def test_the_pool_answers_as_inline_teachers_do(started_ray, specs, packed):  # noqa: F811
     torch.set_num_threads(1)
     specs = {task: replace(spec, packed=packed) for task, spec in specs.items()}
-    inline = InlineTeachers(specs, "cpu").submit(BATCH, ROWS)()
+    inline = InlineTeachers({task: spec.load("cpu") for task, spec in specs.items()}).submit(BATCH, ROWS)()
     pool = PoolClient(start_pool(TeachersConfig(), specs))
     answers = pool.submit(BATCH, ROWS)()
     assert answers.keys() == inline.keys()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 from ray.job_submission import JobSubmissionClient
@@ -212,4 +211,3 @@ def test_data_teachers_runs_and_stores_live_in_a_bucket(bucket, make_config, ran
     )
     output = stored.communicate(timeout=400)[0].decode()
     assert stored.returncode == 0, output
-    assert not ray.is_initialized()

@@ -82,6 +82,23 @@ def test_pool_and_inline_teachers_give_the_same_losses(started_ray, make_config,
     assert all(value > 0 for value in found["pool"][3]), "features are distilled"
 
 
+def test_a_network_learns_from_its_own_average_and_from_weak_annotations(started_ray, make_config, tmp_path):
+    config = make_config(
+        loss={"weak_det": 0.5, "weak_seg": 0.5},
+        distill={"start": 0.5},
+        teachers={"placement": "ema"},
+        train={"run": str(tmp_path / "ema"), "steps": 6, "batch_size": 8, "log_every_steps": 1, "workers": 2},
+    )
+    train(config)
+    run = config.train.run
+    for task in ("det", "seg"):
+        # A batch of eight may have no row for it.
+        assert sum(value > 0 for value in losses(run, f"loss/weak_{task}")) >= 3
+        # From half of the training on.
+        taught = [value > 0 for value in losses(run, f"loss/kd_{task}")]
+        assert taught == [False] * 3 + [True] * 3
+
+
 def test_a_teacher_that_answers_with_nan_stops_the_run_at_once(started_ray, make_config, random_teachers, tmp_path):
     (tmp_path / "broken").mkdir()
     broken = spoil(random_teachers["seg"]["checkpoint"], tmp_path / "broken")

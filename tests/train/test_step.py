@@ -27,13 +27,16 @@ EVERY_LOSS = {
         **{"preset": "paper", "backbone": "resnet18", "pretrained": False, "width": 32, "norm": "group"},
         **{"neck": "pafpn", "adapter": 32},
     },
-    "loss": {"matching": "mutual_guidance", "classification": "generalized_focal"},
+    "loss": {
+        **{"matching": "mutual_guidance", "classification": "generalized_focal"},
+        **{"weak_det": 0.5, "weak_seg": 0.5},
+    },
     "distill": {
         "det": {"on": "all", "soft_cls": 1e-3, "soft_box": 1, "mse": 1, "pdf": 1, "defeat": 1},
         "seg": {"on": "all", "cwd": 1},
     },
 }
-"""The paper's network with all distillation losses."""
+"""The paper's network with all losses."""
 
 
 def config_of(**sections) -> Config:
@@ -64,14 +67,20 @@ def batch_of(masks: list[str], seed: int = 0) -> dict[str, np.ndarray]:
         "labels": labels,
         "difficult": np.zeros((rows, 2), bool),
         "masks": random.integers(0, 4, (rows, SIZE, SIZE), dtype=np.uint8)[has_seg],
+        "weak_boxes": boxes[::-1][has_seg & ~has_det],
+        "weak_labels": random.integers(-1, 3, (rows, 2))[has_seg & ~has_det],
+        "weak_masks": random.integers(0, 4, (rows, SIZE // 4, SIZE // 4), dtype=np.uint8)[has_det & ~has_seg],
     }
 
 
 def share(batch: dict, rows: list[int]) -> dict[str, np.ndarray]:
     """Some rows of a batch, as a worker gets them."""
-    part = {name: array[rows] for name, array in batch.items() if name != "masks"}
-    kept = [number for number, row in enumerate(np.flatnonzero(batch["has_seg"])) if row in rows]
-    return part | {"masks": batch["masks"][kept]}
+    det, seg = batch["has_det"], batch["has_seg"]
+    owners = {"masks": seg, "weak_boxes": seg & ~det, "weak_labels": seg & ~det, "weak_masks": det & ~seg}
+    part = {name: array[rows] for name, array in batch.items() if name not in owners}
+    for name, owner in owners.items():
+        part[name] = batch[name][np.isin(np.flatnonzero(owner), rows)]
+    return part
 
 
 def soft_of(batch: dict, config: Config) -> dict[str, torch.Tensor]:
@@ -121,7 +130,7 @@ def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("sections", [{}, EVERY_LOSS], ids=["default", "every loss of the paper"])
+@pytest.mark.parametrize("sections", [{}, EVERY_LOSS], ids=["default", "every loss"])
 @pytest.mark.parametrize(
     ("masks", "owners"),
     [
@@ -179,6 +188,30 @@ def test_which_rows_are_distilled(on, expected):
     rows = distilled_rows(batch_of(["det", "seg", "both", "none"]), config)
     assert rows.keys() == {"det"}, "a task of weight 0 is not distilled"
     assert rows["det"].tolist() == expected
+
+
+def test_nothing_is_distilled_before_its_start():
+    config = config_of(distill={"start": 0.25}, train={"run": "-", "steps": 40, "batch_size": 6})
+    for step, count in ((0, 0), (9, 0), (10, 2)):
+        rows = distilled_rows(batch_of(["det", "seg", "none"]) | {"step": np.asarray(step)}, config)
+        assert {task: len(own) for task, own in rows.items()} == {"det": count, "seg": count}
+
+
+def test_weak_annotations_teach_the_heads_of_rows_without_their_own():
+    weak = config_of(teachers={}, loss={"weak_det": 0.5, "weak_seg": 2.0})
+    for masks, head in ((["det", "det"], "seg_head"), (["seg", "seg"], "det_head")):
+        for config, taught in ((weak, True), (config_of(teachers={}), False)):
+            grads = gradients(config, batch_of(masks))
+            assert any(grad.abs().max() > 0 for name, grad in grads.items() if name.startswith(head)) == taught
+    # Rows that have both annotations need no weak one.
+    batch = batch_of(["both", "none"])
+    network = MultiTaskNet(weak.model, DET, SEG)
+    terms = loss_terms(network, batch, {}, {}, weak, network.anchors(SIZE, SIZE))
+    assert [terms[name].sum.item() for name in ("weak_det_box", "weak_det_cls", "weak_seg")] == [0.0, 0.0, 0.0]
+    # Weights count within those of the tasks.
+    weights = term_weights(config_of(teachers={}, loss={"det": 2.0, "weak_det": 0.5, "seg": 3.0, "weak_seg": 2.0}))
+    losses = named_losses({"weak_det_box": 1.0, "weak_det_cls": 2.0, "weak_seg": 1.0}, weights)
+    assert losses == {"loss/total": 9.0, "loss/weak_det": 3.0, "loss/weak_seg": 1.0}
 
 
 def test_published_losses_add_up():

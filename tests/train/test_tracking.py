@@ -1,5 +1,4 @@
 import json
-import time
 from pathlib import Path
 
 import torch
@@ -7,7 +6,7 @@ import torch
 from multas_ray.report.pictures import grid
 from multas_ray.storage import StoragePath
 from multas_ray.train.tracking import METRICS, Tracker, read_metrics
-from tests.train.wandb_file import read_offline
+from tests.train.wandb_file import finished_records
 
 
 def steps_of(run: Path) -> list[int]:
@@ -27,16 +26,6 @@ def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3]
     assert read_metrics(tmp_path)[-1]["loss/total"] == 30.0
     assert not (tmp_path / "wandb_id").exists(), "W&B is disabled"
-
-
-def finished_records(file: Path) -> list:
-    """The records of an offline run, once W&B's own process has written the last of them."""
-    end = time.monotonic() + 60
-    while True:
-        records = list(read_offline(file))
-        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > end:
-            return records
-        time.sleep(0.2)
 
 
 def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Reads the file of an offline W&B run: LevelDB's log framing around protobuf records. A private format: tests only."""
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,13 @@ def read_offline(path: Path) -> Iterator[Any]:
             parts = b""
         else:
             parts = chunk if kind == FIRST else parts + chunk
+
+
+def finished_records(file: Path) -> list:
+    """The records of an offline run, once W&B's own process has written the last of them."""
+    end = time.monotonic() + 60
+    while True:
+        records = list(read_offline(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in records) or time.monotonic() > end:
+            return records
+        time.sleep(0.2)
