@@ -18,8 +18,8 @@ from multas_ray.train.tracking import start_wandb, wandb_image
 HEADLINE = ("det/AP", "det/AP50", "seg/mIoU")
 TASK_METRIC = {"det": "det/AP", "seg": "seg/mIoU"}
 """What an arm is compared with the single-task network of that name by."""
-REFERENCES = ("det", "seg", "mtl", "full")
-"""The arms that every other is compared with."""
+REFERENCES = ("det", "seg", "mtl", "full", "kd")
+"""The arms that every other is compared with, and each of them with those before it."""
 LEAST_SEEDS = 3
 """Of an arm that the study speaks about; others are extras."""
 GAIN = "gain"
@@ -62,9 +62,8 @@ class Outcome:
         have."""
         found = []
         for arm in arms:
-            for against in REFERENCES:
-                if arm == against or against not in others:
-                    continue
+            before = REFERENCES[: REFERENCES.index(arm)] if arm in REFERENCES else REFERENCES
+            for against in (name for name in before if name in others):
                 mine, theirs = self.metrics(arm), self.metrics(against)
                 for metric in HEADLINE:
                     difference = paired_difference(mine.get(metric, {}), theirs.get(metric, {}))

@@ -152,9 +152,14 @@ def test_the_outcome_has_means_intervals_and_paired_differences(make_study, tmp_
     extras = json.loads((folder / "extras.json").read_text())
     assert extras["arms"].keys() == {"odd"}
     assert extras["arms"]["odd"]["metrics"]["det/AP"] == {"mean": 1.0, "low": None, "high": None}
-    # 1 of the seed that both have, against 21.
-    (apart,) = extras["differences"]
-    assert apart == {"arm": "odd", "against": "det", "metric": "det/AP", "mean": -20.0, "low": None, "high": None}
+    # 1 of the seed that they have in common, against 21 and 24.
+    apart = {"arm": "odd", "metric": "det/AP", "low": None, "high": None}
+    assert extras["differences"] == [
+        apart | {"against": "det", "mean": -20.0},
+        apart | {"against": "kd", "mean": -23.0},
+    ]
+    # Of two references, the later one with the earlier.
+    assert {(line["arm"], line["against"]) for line in outcome["differences"]} == {("kd", "det"), ("kd", "seg")}
     text = (folder / "study.md").read_text()
     assert "| kd | 3 | 24.0 ± 5.0 |" in text
     # Two teachers of a minute.
