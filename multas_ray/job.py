@@ -104,6 +104,10 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
         return
+    # glibc gives the memory of a large tensor back to the kernel as soon as it is freed, so that each step of a training
+    # on CPU has its pages mapped and zeroed anew: a tenth of the time. 1 GiB, in bytes: kept below it.
+    for setting in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        os.environ.setdefault(setting, str(2**30))
     # No cloud takes this machine away with a notice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     settings |= {"address": "local", "num_cpus": max(4, cpus, os.cpu_count() or 1)}
