@@ -104,8 +104,8 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**settings)
         return
-    # glibc gives the memory of a large tensor back to the kernel as soon as it is freed, so that each step of a training
-    # on CPU has its pages mapped and zeroed anew: a tenth of the time. 1 GiB, in bytes: kept below it.
+    # glibc gives a large tensor's memory back to the kernel as soon as it is freed, so that each step of a training on
+    # CPU has its pages mapped and zeroed anew: a tenth of the time. In bytes: below this much it is kept.
     for setting in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         os.environ.setdefault(setting, str(2**30))
     # No cloud takes this machine away with a notice.

@@ -69,18 +69,7 @@ def evaluate(
         predictions = predict(model, torch.tensor(batch["images"], device=device), config)
         masks = original_masks(dict(batch))
         for row, (prediction, mask) in enumerate(zip(predictions, masks, strict=True)):
-            if prediction.detections is not None and batch["has_det"][row]:
-                height, width = batch["sizes"][row]
-                real = batch["labels"][row] >= 0
-                detection.add(
-                    batch["ids"][row].decode(),
-                    int(width),
-                    int(height),
-                    prediction.detections,
-                    *(torch.tensor(batch[name][row][real]) for name in ("boxes", "labels", "difficult")),
-                )
-            if prediction.logits is not None and mask is not None:
-                segmentation.add(prediction.logits, torch.tensor(mask))
+            add(batch, row, mask, prediction, detection, segmentation)
             if show is not None:
                 show(batch, row, prediction)
     for metric in (detection, segmentation):
@@ -88,6 +77,29 @@ def evaluate(
             metric.merge(state)
     metrics = detection.compute() | segmentation.compute()
     return metrics | {"score": score(metrics)}
+
+
+def add(
+    batch: Batch,
+    row: int,
+    mask: np.ndarray | None,
+    prediction: Prediction,
+    detection: DetectionMetric,
+    segmentation: SegmentationMetric,
+) -> None:
+    """Add one row's prediction to the metrics of the tasks that it is annotated for. mask: see `original_masks`."""
+    if prediction.detections is not None and batch["has_det"][row]:
+        height, width = batch["sizes"][row]
+        real = batch["labels"][row] >= 0
+        detection.add(
+            batch["ids"][row].decode(),
+            int(width),
+            int(height),
+            prediction.detections,
+            *(torch.tensor(batch[name][row][real]) for name in ("boxes", "labels", "difficult")),
+        )
+    if prediction.logits is not None and mask is not None:
+        segmentation.add(prediction.logits, torch.tensor(mask))
 
 
 def _from_other_workers(state: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:

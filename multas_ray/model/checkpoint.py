@@ -3,8 +3,9 @@
 A checkpoint folder `step_00000123/` holds
     model.safetensors  the network to use: the moving average's weights, student only
     state.pt           what resuming needs: raw weights, optimiser, moving average, position
-    meta.json          step, classes, model configuration, metrics
+    meta.json          step, classes, model and evaluation configuration, metrics
     manifest.json      SHA-256 of the files above, written last
+An export is a checkpoint folder too, without state.pt.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import BinaryIO
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from multas_ray.config import ModelConfig
+from multas_ray.config import EvaluateConfig, ModelConfig
 from multas_ray.errors import UserError
 from multas_ray.storage import Location, StoragePath
 
@@ -34,6 +35,8 @@ class Meta(BaseModel):
     seg_classes: list[str]
     size: int
     """Side of the evaluation input in pixels."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How boxes are made of the network's outputs, and scored."""
     metrics: dict[str, float]
     """Of the evaluation at this step; empty without one."""
 
@@ -129,8 +132,10 @@ def weights_digest(folder: StoragePath) -> str:
 def _manifest(folder: StoragePath) -> dict[str, str]:
     try:
         digests = json.loads((folder / MANIFEST).read_text())
-        return {name: str(digests[name]) for name in (MODEL, STATE, META)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not {MODEL, META} <= digests.keys():
+            raise ValueError(f"it lacks {MODEL} or {META}")
+        return {name: str(digest) for name, digest in digests.items()}
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / MANIFEST}: not readable ({error})") from None
 
 

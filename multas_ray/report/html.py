@@ -80,8 +80,8 @@ def run_report(run: Location) -> StoragePath:
     columns = {"final": final} if final else {"newest": _newest_evaluation(lines)}
     columns = {name: metrics for name, metrics in (columns | {"best": best}).items() if metrics}
     tables = {
-        "Metrics [%]": _metric_table(columns),
-        "Metrics by class [%]": _class_table(columns),
+        "Metrics [%]": metric_table(columns),
+        "Metrics by class [%]": class_table(columns),
         "Time of a training step": _time_shares(lines),
         "Slowest workers": _stragglers(lines, run),
     }
@@ -131,7 +131,7 @@ def _newest_evaluation(lines: Records) -> Mapping[str, Any]:
     return next((line for line in reversed(lines) if "score" in line), {})
 
 
-def _metric_table(columns: Mapping[str, Mapping[str, Any]]) -> Records:
+def metric_table(columns: Mapping[str, Mapping[str, Any]]) -> Records:
     """A row a metric that is not of one class, a column a set of metrics."""
     keys = dict.fromkeys(key for metrics in columns.values() for key in metrics)
     shown = [key for key in keys if key.startswith(("det/", "seg/")) and key.count("/") == 1]
@@ -139,7 +139,7 @@ def _metric_table(columns: Mapping[str, Mapping[str, Any]]) -> Records:
     return [{"metric": key} | {name: metrics.get(key, "") for name, metrics in columns.items()} for key in shown]
 
 
-def _class_table(columns: Mapping[str, Mapping[str, Any]]) -> Records:
+def class_table(columns: Mapping[str, Mapping[str, Any]]) -> Records:
     """A row a class, a column a task and set of metrics."""
     rows: dict[str, dict[str, Any]] = {}
     for task in ("det/AP", "seg/IoU"):
@@ -210,16 +210,22 @@ def _image(png: bytes, alt: str, kind: str) -> str:
 
 
 def _table(rows: Records) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = columns_of(rows)
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_cell(row.get(column, '')))}</td>" for column in columns) + "</tr>"
+        "<tr>" + "".join(f"<td>{escape(cell(row.get(column, '')))}</td>" for column in columns) + "</tr>"
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
+def columns_of(rows: Records) -> list[str]:
+    """A table's columns."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def cell(value: Any) -> str:
+    """A table's value as text."""
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
     return str(value)

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from multas_ray.config import Config
+from multas_ray.report.html import cell, columns_of
 from multas_ray.storage import StoragePath
 from multas_ray.train.tracking import newest_error, read_metrics
 
@@ -98,6 +99,24 @@ def _state(run: StoragePath) -> tuple[int, str]:
     return max((line["step"] for line in lines), default=0), "  ".join(news)
 
 
+@contextmanager
+def count_up(things: str) -> Iterator[Callable[[int, int], None]]:
+    """Something to tell how many of how many things are done: a bar on a terminal, now and then a line elsewhere."""
+    columns = (TextColumn(things), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
+        bar = bars.add_task(things, total=None)
+        said = monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            bars.update(bar, completed=done, total=total)
+            if bars.disable and monotonic() - said > PLAIN_EVERY_S:
+                print(f"{done} of {total} {things}", file=sys.stderr, flush=True)
+                said = monotonic()
+
+        yield tell
+
+
 def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> None:
     """A table of finished runs: a row each, with their final headline metrics and seconds."""
     table = Table("run", *HEADLINE, "seconds", title=title)
@@ -112,7 +131,8 @@ def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """A table whose columns are the rows' keys."""
-    table = Table(*rows[0], title=title)
+    columns = columns_of(rows)
+    table = Table(*columns, title=title)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*(cell(row.get(column, "")) for column in columns))
     Console().print(table)

@@ -211,6 +211,7 @@ class _Worker:
             det_classes=list(network.det_classes),
             seg_classes=list(network.seg_classes),
             size=self.config.data.eval_size,
+            evaluate=self.config.evaluate,
             metrics=dict(metrics),
         )
         folder = step_folder(self.folder, step)

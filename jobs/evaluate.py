@@ -1,0 +1,50 @@
+"""Score a checkpoint on a split of a data set: a table by class, and the images that it does worst on.
+
+python jobs/evaluate.py --checkpoint runs/animals/kd --data data/animals --split val --out runs/evaluate/kd
+"""
+
+from typing import get_args
+
+from rich.console import Console
+
+from multas_ray.config import Protocol
+from multas_ray.deploy.scoring import REPORT, score_checkpoint
+from multas_ray.deploy.workers import add_worker_flags, workers_of
+from multas_ray.job import Parser, run_job
+from multas_ray.report.html import class_table, metric_table
+from multas_ray.storage import StoragePath
+from multas_ray.train.console import count_up, print_rows
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint), checkpoint or export")
+    parser.add_argument("--data", required=True, help="data set folder: a path or a URI")
+    parser.add_argument("--split", default="val", help="(default: %(default)s)")
+    parser.add_argument("--out", required=True, help="folder of result.json and report.html: a path or a URI")
+    parser.add_argument("--protocol", choices=get_args(Protocol), help="of average precision (default: the run's)")
+    parser.add_argument("--worst", type=int, default=8, help="images in the gallery (default: %(default)s)")
+    add_worker_flags(parser)
+    arguments = parser.parse_args()
+    with count_up("images") as progress:
+        result = score_checkpoint(
+            arguments.checkpoint,
+            arguments.data,
+            arguments.split,
+            arguments.out,
+            protocol=arguments.protocol,
+            workers=workers_of(arguments),
+            worst=arguments.worst,
+            progress=progress,
+        )
+    title = f"{result['images']} images of {arguments.data}, split {result['split']}, protocol {result['protocol']}"
+    columns = {result["split"]: result["metrics"]}
+    print_rows(metric_table(columns), title)
+    print_rows(class_table(columns), "by class")
+    if result["rejected"]:
+        Console().print(f"{len(result['rejected'])} images cannot be decoded, see result.json")
+    print(StoragePath(arguments.out) / REPORT)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,27 @@
+"""Write a trained network on its own: safetensors, its description, and an ONNX graph checked against PyTorch.
+
+python jobs/export.py --checkpoint runs/animals/kd --out exports/animals
+"""
+
+from rich.console import Console
+
+from multas_ray.deploy.export import export
+from multas_ray.job import Parser, run_job
+from multas_ray.storage import StoragePath
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint) or checkpoint folder")
+    parser.add_argument("--out", required=True, help="folder of the export: a path or a URI")
+    parser.add_argument("--no-onnx", action="store_true", help="safetensors and description only")
+    arguments = parser.parse_args()
+    told = export(arguments.checkpoint, arguments.out, onnx=not arguments.no_onnx)
+    news = f"{told['parameters'] / 1e6:.2f} million parameters, for images of {told['size']} x {told['size']} pixels"
+    if "difference" in told:
+        news += f"; ONNX differs from PyTorch by {told['difference']:.1e} at most"
+    Console().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,48 @@
+"""Boxes and masks for images: COCO JSON, label PNGs and overlays.
+
+python jobs/predict.py --checkpoint runs/animals/kd --images 'photos/*.jpg' --out runs/predict
+"""
+
+from rich.console import Console
+
+from multas_ray.deploy.predict import predict_images
+from multas_ray.deploy.workers import add_worker_flags, workers_of
+from multas_ray.errors import UserError
+from multas_ray.job import Parser, run_job
+from multas_ray.storage import StoragePath
+from multas_ray.train.console import count_up
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint), checkpoint or export")
+    parser.add_argument(
+        "--images", required=True, help="folder, glob, Parquet (columns image_id and image) or data set folder"
+    )
+    parser.add_argument("--split", default="val", help="of a data set (default: %(default)s)")
+    parser.add_argument("--out", required=True, help="folder of what is written: a path or a URI")
+    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
+    parser.add_argument("--no-overlays", action="store_true", help="write no pictures for people to look at")
+    add_worker_flags(parser)
+    arguments = parser.parse_args()
+    if arguments.batch_size < 1:
+        raise UserError(f"--batch-size {arguments.batch_size}: 1 or more")
+    with count_up("images") as progress:
+        counts = predict_images(
+            arguments.checkpoint,
+            arguments.images,
+            arguments.out,
+            split=arguments.split,
+            workers=workers_of(arguments),
+            batch_size=arguments.batch_size,
+            overlays=not arguments.no_overlays,
+            progress=progress,
+        )
+    news = f"{counts['images']} images, {counts['detections']} detections"
+    if counts["rejected"]:
+        news += f"; {counts['rejected']} images cannot be decoded, see rejected.jsonl"
+    Console().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_job(main)

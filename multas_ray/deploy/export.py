@@ -1,0 +1,156 @@
+"""A trained network on its own: weights and description, and an ONNX graph that is checked against PyTorch."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from multas_ray.errors import RunError, UserError
+from multas_ray.model.anchors import decode
+from multas_ray.model.checkpoint import META, MODEL, verify, write_files
+from multas_ray.model.network import MultiTaskNet, count_parameters
+from multas_ray.model.weights import load_network
+from multas_ray.storage import Location, StoragePath
+
+ONNX = "model.onnx"
+OPSET = 18
+TOLERANCE = 1e-3
+"""Largest absolute difference between the graph's outputs and PyTorch's."""
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Graph(nn.Module):
+    """The network as ONNX has it: everything but non-maximum suppression.
+
+    Inputs:
+        images: (B, 3, size, size) uint8 RGB, resized as in evaluation (bilinear, antialiased, not keeping the aspect).
+
+    Outputs, of the tasks that the network has:
+        scores: (B, A, C) probability of each detection class, every class by itself.
+        boxes: (B, A, 4) x1 y1 x2 y2 as fractions of the image's width and height, in [0, 1].
+        logits: (B, C', size/s, size/s), background first; brought to the image's size (bilinear), the largest is the
+            pixel's class.
+    """
+
+    def __init__(self, network: MultiTaskNet, size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.anchors: Tensor
+        self.register_buffer("anchors", network.anchors(size, size).clone())
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names, in order."""
+        return ["scores", "boxes"] * ("det" in self.network.tasks) + ["logits"] * ("seg" in self.network.tasks)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        found = self.network(images)
+        outputs = []
+        if "cls" in found:
+            outputs += [found["cls"].sigmoid(), decode(found["box"], self.anchors).clamp(0, 1)]
+        return (*outputs, *(found[name] for name in ("seg",) if name in found))
+
+
+def export(checkpoint: Location, out: Location, *, onnx: bool = True) -> dict[str, Any]:
+    """Write a folder that `multas_ray.load` takes, and other programs: model.safetensors, meta.json, model.onnx and a
+    manifest of checksums. There is no teacher, optimiser or adapter in it.
+
+    Args:
+        checkpoint: a run folder (its best checkpoint), a checkpoint folder or an export.
+        out: the folder; what it holds of an earlier export is replaced.
+
+    Returns:
+        parameters, size, and `difference` of the ONNX graph, if made: the largest, absolute, between its outputs and
+        PyTorch's.
+
+    Raises:
+        UserError: there is no whole checkpoint, packages for ONNX are missing, or the folder holds something else.
+        RunError: the graph's outputs differ by more than TOLERANCE.
+    """
+    folder = StoragePath(out)
+    if folder.names() and verify(folder) is not None:
+        raise UserError(f"{folder}: holds something else than an export; choose another folder")
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if onnx and missing:
+        raise UserError(f"ONNX needs the package {missing[0]}: pip install 'multas-ray[export]', or say --no-onnx")
+    network, meta = load_network(checkpoint)
+    network.adapters = None
+    meta = meta.model_copy(update={"model": meta.model.model_copy(update={"adapter": None, "pretrained": False})})
+    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+    files: dict[str, Callable[[BinaryIO], object]] = {
+        MODEL: lambda stream: stream.write(safetensors.torch.save(weights)),
+        META: lambda stream: stream.write(meta.model_dump_json(indent=1).encode()),
+    }
+    told: dict[str, Any] = {"parameters": count_parameters(network), "size": meta.size}
+    if onnx:
+        graph = Graph(network, meta.size).eval()
+        model = to_onnx(graph, meta.size)
+        told["difference"] = difference(graph, model, meta.size)
+        if not told["difference"] <= TOLERANCE:
+            raise RunError(f"ONNX: outputs differ from PyTorch's by {told['difference']:.2g}, allowed is {TOLERANCE}")
+        files[ONNX] = lambda stream: stream.write(model)
+    write_files(folder, files)
+    return told
+
+
+def to_onnx(graph: Graph, size: int) -> bytes:
+    """The graph as an ONNX model with a batch of any size."""
+    stream = io.BytesIO()
+    # Two images: a batch of one would be taken for a constant.
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    with _quiet():
+        program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.onnx.export(
+            program,
+            f=stream,  # type: ignore[arg-type]
+            input_names=["images"],
+            output_names=graph.outputs,
+            opset_version=OPSET,
+            external_data=False,
+            # What runs the graph optimises it for its own device.
+            optimize=False,
+            verbose=False,
+        )
+    return stream.getvalue()
+
+
+def difference(graph: Graph, model: bytes, size: int) -> float:
+    """The largest absolute difference between outputs of ONNX Runtime on the CPU and PyTorch's, for one image and for
+    three."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    random = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for count in (1, 3):
+        images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=random)
+        with torch.inference_mode():
+            expected = graph(images)
+        found = session.run(graph.outputs, {"images": images.numpy()})
+        for own, theirs in zip(found, expected, strict=True):
+            if own.shape != tuple(theirs.shape):
+                raise RunError(f"ONNX: an output is {own.shape}, PyTorch's {tuple(theirs.shape)}")
+            worst = max(worst, float(np.abs(own - theirs.numpy()).max()))
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Without the exporter's chatter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)

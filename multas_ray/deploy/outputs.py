@@ -1,0 +1,104 @@
+"""What predictions are written as: COCO JSON, label PNGs with the VOC palette, overlays."""
+
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import encode_png
+
+from multas_ray.deploy.predictor import Annotation
+from multas_ray.report.pictures import overlay
+from multas_ray.storage import StoragePath
+
+SHOWN_SCORE = 0.3
+"""Detections below it are not drawn."""
+LARGEST_OVERLAY = 1024
+"""Pixels: a longer image is shrunk for its overlay."""
+
+
+def voc_palette() -> bytes:
+    """The 256 RGB colours of VOC's label images: the bits of an index, from the lowest, go to red, green and blue in
+    turns, and in each from the highest bit down."""
+    index = np.arange(256)[:, None]
+    bits = (index >> np.arange(24)) & 1
+    weights = 1 << (7 - np.arange(8))
+    return (bits.reshape(256, 8, 3) * weights[:, None]).sum(axis=1).astype(np.uint8).tobytes()
+
+
+def label_png(mask: np.ndarray) -> bytes:
+    """A (H, W) uint8 mask of class ids as a palette PNG."""
+    image = Image.fromarray(mask, "P")
+    image.putpalette(voc_palette())
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=False)
+    return stream.getvalue()
+
+
+def overlay_png(image: Tensor, found: Annotation, det_classes: Sequence[str]) -> bytes:
+    """The image (3, H, W) uint8 with boxes of SHOWN_SCORE and up, their classes and scores, and the tinted mask."""
+    height, width = image.shape[-2:]
+    factor = min(1.0, LARGEST_OVERLAY / max(height, width))
+    if factor < 1:
+        size = max(1, round(factor * height)), max(1, round(factor * width))
+        image = torch.nn.functional.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+        image = image.round().clamp(0, 255).to(torch.uint8)
+    mask = None if found.mask is None else torch.tensor(found.mask)
+    if mask is not None and factor < 1:
+        mask = torch.nn.functional.interpolate(mask[None, None], image.shape[-2:])[0, 0]
+    boxes = captions = labels = None
+    if found.boxes is not None and found.labels is not None and found.scores is not None:
+        shown = found.scores >= SHOWN_SCORE
+        boxes, labels = torch.tensor(found.boxes[shown]) * factor, found.labels[shown].tolist()
+        captions = [
+            f"{det_classes[label]} {score:.2f}" for label, score in zip(labels, found.scores[shown], strict=True)
+        ]
+    return encode_png(overlay(image, boxes, captions, labels, mask, scale=1)).numpy().tobytes()
+
+
+def safe_name(image_id: str) -> str:
+    """An image's name as a relative path that stays below its folder."""
+    parts = [part for part in PurePosixPath(image_id).parts if part not in ("/", "..")]
+    return "/".join(parts) or "_"
+
+
+def write_coco(file: StoragePath, det_classes: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
+    """Write predictions in COCO's format as they come.
+
+    Ids of images, categories and annotations begin with 1; `score` stands in each annotation, so that
+    `COCO(file).loadRes(annotations)` and any reader of COCO instances take it.
+
+    Args:
+        rows: image_id, height, width, and boxes (N, 4), labels (N,), scores (N,) in pixels.
+    """
+    categories = [{"id": number, "name": name} for number, name in enumerate(det_classes, start=1)]
+    images: list[str] = []
+    count = 0
+    with file.create() as stream:
+        stream.write(b'{"annotations": [\n')
+        for number, row in enumerate(rows, start=1):
+            image = {"id": number, "file_name": row["image_id"], "width": row["width"], "height": row["height"]}
+            images.append(json.dumps(image))
+            for line in _annotations(number, row):
+                stream.write((",\n" * (count > 0) + json.dumps({"id": count + 1} | line)).encode())
+                count += 1
+        stream.write(b'\n],\n"images": [\n' + ",\n".join(images).encode())
+        stream.write(b'\n],\n"categories": ' + json.dumps(categories).encode() + b"}\n")
+
+
+def _annotations(image: int, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for (x1, y1, x2, y2), label, score in zip(row["boxes"], row["labels"], row["scores"], strict=True):
+        box = [round(float(value), 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+        yield {
+            "image_id": image,
+            "category_id": int(label) + 1,
+            "bbox": box,
+            "area": round(box[2] * box[3], 2),
+            "iscrowd": 0,
+            "score": round(float(score), 5),
+        }

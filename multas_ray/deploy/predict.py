@@ -1,0 +1,202 @@
+"""Predictions for many images: a Ray Data job of reading tasks, network actors and writing tasks."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from multas_ray.data.row import Reject
+from multas_ray.deploy.images import Images, find_images
+from multas_ray.deploy.outputs import label_png, overlay_png, safe_name, write_coco
+from multas_ray.deploy.predictor import Annotation, Predictor, annotation, decode_rgb, network_input
+from multas_ray.deploy.workers import CPUS_PER_TASK, ONE, Workers
+from multas_ray.errors import UserError
+from multas_ray.evaluate.evaluator import Prediction, predict
+from multas_ray.evaluate.postprocess import Detections
+from multas_ray.job import start_ray
+from multas_ray.model.checkpoint import find_checkpoint
+from multas_ray.model.weights import load_network
+from multas_ray.storage import StoragePath
+
+Row = dict[str, Any]
+Progress = Callable[[int, int], None]
+"""Called with the number of images that are done, and of all."""
+
+PREDICTIONS, MASKS, OVERLAYS, REJECTED = "predictions.json", "masks", "overlays", "rejected.jsonl"
+
+
+def predict_images(
+    checkpoint: str,
+    source: str,
+    out: str,
+    *,
+    split: str = "val",
+    workers: Workers = ONE,
+    batch_size: int = 16,
+    overlays: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> dict[str, int]:
+    """Write what a network finds in images into a folder.
+
+    Args:
+        checkpoint: a run folder, checkpoint folder or export.
+        source, split: see `find_images`.
+        out: gets predictions.json (COCO), masks/<image>.png (class ids), overlays/<image>.png, and rejected.jsonl with
+            images that cannot be decoded.
+        progress: told of every image.
+
+    Returns:
+        images, detections and rejected: how many.
+
+    Raises:
+        UserError: checkpoint or images cannot be used, or no image can be decoded.
+    """
+    # The actors must all load the same one.
+    chosen = find_checkpoint(checkpoint)
+    network, meta = load_network(chosen)
+    folder = StoragePath(out)
+    start_ray(workers.count + 2)
+    # Prints every job's plan.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    images = find_images(source, split)
+    (folder / REJECTED).delete()
+    counts = {"images": 0, "detections": 0, "rejected": 0}
+
+    def found() -> Iterator[Row]:
+        done = _job(images, chosen.uri, meta.size, network.det_classes, folder, workers, batch_size, overlays)
+        for row in done.iter_rows():
+            if row["error"]:
+                counts["rejected"] += 1
+                (folder / REJECTED).append_text(row["error"] + "\n")
+            else:
+                counts["images"] += 1
+                counts["detections"] += len(row["scores"])
+                yield row | {"boxes": np.asarray(row["boxes"]).reshape(-1, 4)}
+            progress(counts["images"] + counts["rejected"], images.count)
+
+    progress(0, images.count)
+    write_coco(folder / PREDICTIONS, network.det_classes, found())
+    if not counts["images"]:
+        raise UserError(f"{source}: none of {counts['rejected']} images can be decoded, see {folder / REJECTED}")
+    return counts
+
+
+def _job(
+    images: Images,
+    checkpoint: str,
+    size: int,
+    det_classes: Sequence[str],
+    out: StoragePath,
+    workers: Workers,
+    batch_size: int,
+    overlays: bool,
+) -> ray.data.Dataset:
+    """One row an image: see `write`."""
+    blocks = max(1, -(-images.count // batch_size))
+    return (
+        images.rows.repartition(blocks)
+        .map_batches(partial(read, size=size), batch_size=None, batch_format="pyarrow", num_cpus=CPUS_PER_TASK)
+        .map_batches(Network, fn_constructor_args=(checkpoint, workers), **workers.options())
+        .map(partial(write, out=out.uri, size=size, det_classes=det_classes, overlays=overlays), num_cpus=CPUS_PER_TASK)
+    )
+
+
+def read(table: pa.Table, size: int) -> pa.Table:
+    """The images' bytes, height and width, and the network's input: `pixels`, the bytes of (3, size, size) uint8. A row
+    that cannot be read has an `error`, JSON, and a black image."""
+    torch.set_num_threads(1)
+    rows = [_read(row, size) for row in table.to_pylist()]
+    types = {"height": pa.int32(), "width": pa.int32(), "pixels": pa.binary(), "error": pa.string()}
+    schema = pa.schema({"image_id": pa.string(), "image": pa.binary(), **types})
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _read(row: Row, size: int) -> Row:
+    try:
+        data = row["image"] if "image" in row else StoragePath(row["path"]).read_bytes()
+        image = decode_rgb(data)
+    except (Reject, OSError) as error:
+        reason, detail = (error.reason, error.detail) if isinstance(error, Reject) else ("not readable", str(error))
+        problem = json.dumps({"image_id": row["image_id"], "reason": reason, "detail": detail})
+        empty = {"image": b"", "height": 0, "width": 0, "pixels": bytes(3 * size * size)}
+        return {"image_id": row["image_id"], "error": problem} | empty
+    height, width = image.shape[-2:]
+    pixels = network_input(image, size).numpy().tobytes()
+    return {"image_id": row["image_id"], "error": ""} | {
+        **{"image": data, "height": height, "width": width, "pixels": pixels}
+    }
+
+
+class Network:
+    """An actor that holds the network."""
+
+    def __init__(self, checkpoint: str, workers: Workers) -> None:
+        torch.set_num_threads(workers.threads)
+        self.predictor = Predictor(checkpoint, workers.device)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The rows with what the network says instead of its input: `boxes` (N * 4) fractions of the sides, `labels`,
+        `scores`, and `logits`, the bytes of (C, h, w) float32."""
+        own = self.predictor
+        pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), np.uint8).reshape(-1, 3, own.size, own.size)
+        predictions = predict(own.network, torch.tensor(pixels, device=own.device), own.settings)
+        columns: dict[str, list[Any]] = {name: [] for name in FOUND.names}
+        for prediction in predictions:
+            found, logits = prediction.detections, prediction.logits
+            columns["boxes"].append(None if found is None else found.boxes.flatten().tolist())
+            columns["labels"].append(None if found is None else found.labels.tolist())
+            columns["scores"].append(None if found is None else found.scores.tolist())
+            columns["logits"].append(None if logits is None else logits.float().cpu().numpy().tobytes())
+            columns["stride"].append(0 if logits is None else own.size // logits.shape[-1])
+        for name in FOUND.names:
+            table = table.append_column(FOUND.field(name), pa.array(columns[name], FOUND.field(name).type))
+        return table.drop_columns(["pixels"])
+
+
+FOUND = pa.schema(
+    {
+        "boxes": pa.list_(pa.float32()),
+        "labels": pa.list_(pa.int64()),
+        "scores": pa.list_(pa.float32()),
+        "logits": pa.large_binary(),
+        "stride": pa.int32(),
+    }
+)
+
+
+def write(row: Row, out: str, size: int, det_classes: Sequence[str], overlays: bool) -> Row:
+    """Write an image's files; what is left is its line of the JSON: boxes (N * 4) in its pixels, labels, scores."""
+    result: Row = {name: row[name] for name in ("image_id", "height", "width", "error")}
+    found = Annotation(None, None, None, None)
+    if not row["error"]:
+        found = annotation(_prediction(row, size), row["height"], row["width"])
+        name = safe_name(row["image_id"])
+        if found.mask is not None:
+            (StoragePath(out) / MASKS / f"{name}.png").write_bytes(label_png(found.mask))
+        if overlays:
+            picture = overlay_png(decode_rgb(row["image"]), found, det_classes)
+            (StoragePath(out) / OVERLAYS / f"{name}.png").write_bytes(picture)
+    for name in ("boxes", "labels", "scores"):
+        values = getattr(found, name)
+        result[name] = [] if values is None else values.ravel().tolist()
+    return result
+
+
+def _prediction(row: Row, size: int) -> Prediction:
+    """A row of `Network` as it was."""
+    found = logits = None
+    if row["scores"] is not None:
+        boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)
+        scores, labels = torch.tensor(row["scores"], dtype=torch.float32), torch.tensor(row["labels"])
+        found = Detections(boxes, scores, labels.long())
+    if row["logits"] is not None:
+        side = size // row["stride"]
+        logits = torch.frombuffer(bytearray(row["logits"]), dtype=torch.float32).view(-1, side, side)
+    return Prediction(found, logits)

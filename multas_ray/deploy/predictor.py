@@ -1,0 +1,126 @@
+"""A trained network as its users want it: images of any size in, boxes and masks in their own pixels out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_image
+
+from multas_ray.data.row import Reject, as_rgb
+from multas_ray.data.transforms import resize
+from multas_ray.errors import UserError
+from multas_ray.evaluate.evaluator import Prediction, predict
+from multas_ray.model.weights import load_network
+from multas_ray.storage import Location
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+"""A file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8 RGB."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a network finds in one image, in the image's own pixels. A task that the network has not is None."""
+
+    boxes: np.ndarray | None
+    """(N, 4) float32 x1 y1 x2 y2, continuous, best score first."""
+    labels: np.ndarray | None
+    """(N,) int64: index in `Predictor.det_classes`."""
+    scores: np.ndarray | None
+    """(N,) float32 in [0, 1]."""
+    mask: np.ndarray | None
+    """(H, W) uint8: index in `Predictor.seg_classes`, 0 = background."""
+
+
+class Predictor:
+    """A checkpoint's or an export's network, ready for images."""
+
+    def __init__(self, path: Location, device: str | torch.device | None = None) -> None:
+        """Load it.
+
+        Args:
+            path: a run folder (its best checkpoint is taken), a checkpoint folder or an export.
+            device: default: a GPU if there is one.
+
+        Raises:
+            UserError: there is no whole checkpoint.
+        """
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        network, meta = load_network(path)
+        self.network = network.requires_grad_(False).to(self.device)
+        self.det_classes, self.seg_classes = network.det_classes, network.seg_classes
+        self.size, self.settings = meta.size, meta.evaluate
+
+    def predict(self, images: Sequence[ImageLike], batch_size: int = 16) -> list[Annotation]:
+        """Boxes, labels, scores and masks of images of any sizes. Detections are those that the evaluation of the
+        training run would score (`evaluate.score_threshold`, `nms`, `max_detections`): choose among them by score.
+
+        Raises:
+            UserError: a file is not an image, or an array is not uint8 RGB.
+        """
+        return list(self._annotations(images, batch_size))
+
+    def _annotations(self, images: Sequence[ImageLike], batch_size: int) -> Iterator[Annotation]:
+        for start in range(0, len(images), batch_size):
+            pixels = [read_image(image) for image in images[start : start + batch_size]]
+            inputs = torch.stack([network_input(each, self.size) for each in pixels])
+            predictions = predict(self.network, inputs.to(self.device), self.settings)
+            for each, prediction in zip(pixels, predictions, strict=True):
+                yield annotation(prediction, *each.shape[-2:])
+
+
+def network_input(image: Tensor, size: int) -> Tensor:
+    """(3, H, W) uint8 as the network takes it, (3, size, size), resized as in evaluation."""
+    return resize({"image": tv_tensors.Image(image)}, size)["image"].as_subclass(Tensor)
+
+
+def annotation(prediction: Prediction, height: int, width: int) -> Annotation:
+    """A prediction in the pixels of its image."""
+    boxes = labels = scores = mask = None
+    found = prediction.detections
+    if found is not None:
+        boxes = found.boxes.cpu().numpy() * np.array([width, height, width, height], np.float32)
+        labels, scores = found.labels.cpu().numpy(), found.scores.cpu().numpy()
+    if prediction.logits is not None:
+        logits = F.interpolate(prediction.logits[None].float(), (height, width), mode="bilinear", align_corners=False)
+        mask = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+    return Annotation(boxes, labels, scores, mask)
+
+
+def read_image(image: ImageLike) -> Tensor:
+    """(3, H, W) uint8 RGB of whatever an image may be given as.
+
+    Raises:
+        UserError: it is none.
+    """
+    if isinstance(image, str | Path):
+        try:
+            return decode_rgb(Path(image).read_bytes())
+        except OSError as error:
+            raise UserError(f"{image}: not readable ({error.strerror})") from None
+        except Reject as reject:
+            raise UserError(f"{image}: {reject.reason} ({reject.detail})") from None
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    tensor = torch.tensor(image).permute(2, 0, 1) if isinstance(image, np.ndarray) and image.ndim == 3 else image
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 3 or len(tensor) != 3:
+        kind = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, np.ndarray | Tensor) else type(image).__name__
+        raise UserError(
+            f"an image is a file, a Pillow image, uint8 (H, W, 3) or a uint8 tensor (3, H, W); this is {kind}"
+        )
+    return tensor
+
+
+def decode_rgb(data: bytes) -> Tensor:
+    """(3, H, W) uint8 RGB of an encoded image.
+
+    Raises:
+        Reject: it is broken, or has no RGB meaning.
+    """
+    encoded, _, _ = as_rgb(data)
+    return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)

@@ -1,0 +1,65 @@
+"""The exported network: the same answers without anything of training, also as ONNX."""
+
+import json
+
+import numpy as np
+import pytest
+
+import multas_ray
+from multas_ray.deploy import export as exporting
+from multas_ray.deploy.export import export
+from multas_ray.errors import RunError, UserError
+from multas_ray.model.checkpoint import weights_digest
+from multas_ray.storage import StoragePath
+
+
+def test_an_export_answers_as_its_checkpoint_and_holds_nothing_of_training(checkpoint, photos, tmp_path):
+    told = export(checkpoint, tmp_path / "out", onnx=False)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "manifest.json",
+        "meta.json",
+        "model.safetensors",
+    ]
+    assert json.loads((tmp_path / "out" / "meta.json").read_text())["model"]["adapter"] is None
+    before, after = (multas_ray.load(str(path), "cpu") for path in (checkpoint, tmp_path / "out"))
+    assert before.network.adapters is not None
+    assert after.network.adapters is None
+    assert told["parameters"] == sum(weight.numel() for weight in after.network.state_dict().values())
+    images = sorted(photos.glob("*.png"))
+    for one, other in zip(before.predict(images), after.predict(images), strict=True):
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+        np.testing.assert_array_equal(one.mask, other.mask)
+    assert weights_digest(StoragePath(tmp_path / "out"))
+
+
+def test_a_broken_export_is_refused(checkpoint, tmp_path):
+    export(checkpoint, tmp_path / "out", onnx=False)
+    file = tmp_path / "out" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="not what was written"):
+        multas_ray.load(str(tmp_path / "out"))
+
+
+def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    told = export(checkpoint, tmp_path / "out")
+    assert told["difference"] < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["scores", "boxes", "logits"]
+    for count in (1, 5):
+        scores, boxes, logits = session.run(None, {"images": np.zeros((count, 3, 64, 64), np.uint8)})
+        assert len(scores) == len(boxes) == len(logits) == count
+    # One that differs is not written.
+    monkeypatch.setattr(exporting, "difference", lambda *arguments: float("nan"))
+    with pytest.raises(RunError, match="differ from PyTorch's"):
+        export(checkpoint, tmp_path / "worse")
+    assert not (tmp_path / "worse").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(checkpoint, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds something else"):
+        export(checkpoint, tmp_path, onnx=False)
+    assert (tmp_path / "thesis.txt").exists()

@@ -1,0 +1,91 @@
+"""The prediction job: many images in, COCO JSON, label images and overlays out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+import multas_ray
+from multas_ray.data.collate import read_row
+from multas_ray.data.index import read_index
+from multas_ray.deploy.images import find_images
+from multas_ray.deploy.outputs import safe_name, voc_palette
+from multas_ray.deploy.predict import predict_images
+from multas_ray.deploy.workers import Workers
+from multas_ray.errors import UserError
+
+
+def test_a_folder_of_photos_becomes_coco_json_masks_and_overlays(started_ray, checkpoint, photos, tmp_path):
+    out, told = tmp_path / "out", []
+    counts = predict_images(
+        checkpoint,
+        str(photos),
+        str(out),
+        workers=Workers(2),
+        batch_size=2,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    names = ["more/grey", "photo0", "photo1", "photo2", "photo3"]
+    assert (counts["images"], counts["rejected"], told[-1]) == (5, 1, (6, 6))
+    assert [json.loads(line)["image_id"] for line in (out / "rejected.jsonl").read_text().splitlines()] == ["broken"]
+
+    coco = COCO(out / "predictions.json")
+    assert sorted(image["file_name"] for image in coco.dataset["images"]) == names
+    assert coco.loadRes(coco.dataset["annotations"]).getAnnIds() == list(range(1, counts["detections"] + 1))
+    predictor = multas_ray.load(checkpoint, "cpu")
+    for image in coco.dataset["images"]:
+        (expected,) = predictor.predict([photos / f"{image['file_name']}.png"])
+        found = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
+        x, y, width, height = np.array([line["bbox"] for line in found]).T
+        np.testing.assert_allclose(np.stack([x, y, x + width, y + height], 1), expected.boxes, atol=0.02)
+        assert [line["category_id"] - 1 for line in found] == expected.labels.tolist()
+        np.testing.assert_allclose([line["score"] for line in found], expected.scores, atol=1e-4)
+        with Image.open(out / "masks" / f"{image['file_name']}.png") as mask:
+            assert mask.mode == "P"
+            assert (np.array(mask) == expected.mask).mean() > 0.999
+        with Image.open(out / "overlays" / f"{image['file_name']}.png") as overlay:
+            assert overlay.size == (image["width"], image["height"])
+
+
+def test_a_data_set_a_glob_and_parquet_files_are_sources_too(started_ray, checkpoint, scenes_path, photos, tmp_path):
+    index = read_index(scenes_path, "val")
+    ids = {read_row(index, row)["image_id"] for row in range(len(index))}
+    counts = predict_images(checkpoint, scenes_path, str(tmp_path / "a"), overlays=False)
+    assert counts["images"] == len(ids)
+    images = json.loads((tmp_path / "a" / "predictions.json").read_text())["images"]
+    assert {image["file_name"] for image in images} == ids
+    assert not (tmp_path / "a" / "overlays").exists()
+    assert find_images(f"{scenes_path}/val/*.parquet", "val").count == len(ids)
+    found = find_images(str(photos / "photo[12].*"), "val")
+    assert [row["image_id"] for row in found.rows.take_all()] == ["photo1", "photo2"]
+
+
+def test_images_that_differ_by_suffix_keep_it(started_ray, photos, tmp_path):
+    for name in ("a.png", "a.jpg", "b.png"):
+        Image.open(photos / "photo0.png").save(tmp_path / name)
+    assert [row["image_id"] for row in find_images(str(tmp_path), "").rows.take_all()] == ["a.jpg", "a.png", "b"]
+
+
+def test_sources_without_images_are_refused(started_ray, checkpoint, scenes_path, photos, tmp_path):
+    with pytest.raises(UserError, match="no image"):
+        find_images(str(tmp_path), "val")
+    with pytest.raises(UserError, match="no split 'test'; it has train, val"):
+        find_images(scenes_path, "test")
+    with pytest.raises(UserError, match="none of 1 images can be decoded"):
+        predict_images(checkpoint, str(photos / "broken.jpg"), str(tmp_path / "out"))
+
+
+def test_names_stay_below_their_folder():
+    assert safe_name("../../etc/passwd") == "etc/passwd"
+    assert safe_name("/a/b.c") == "a/b.c"
+    assert safe_name("..") == "_"
+
+
+def test_the_palette_is_vocs():
+    colours = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3).tolist()
+    assert colours[0] == [0, 0, 0]
+    assert colours[1] == [128, 0, 0]
+    assert colours[15] == [192, 128, 128]
+    assert colours[255] == [224, 224, 192]

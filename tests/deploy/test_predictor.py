@@ -1,0 +1,51 @@
+"""multas_ray.load: images in whatever form, answers in their own pixels."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import multas_ray
+from multas_ray.errors import UserError
+from multas_ray.evaluate.evaluator import predict
+
+
+def test_every_form_of_an_image_gives_the_same_answer_in_its_own_pixels(checkpoint, photos):
+    predictor = multas_ray.load(checkpoint, "cpu")
+    path = photos / "photo1.png"
+    image = Image.open(path)
+    forms = [path, str(path), image, np.array(image), torch.tensor(np.array(image)).permute(2, 0, 1)]
+    answers = predictor.predict(forms, batch_size=2)
+    assert len(answers[0].scores) > 5
+    assert (np.diff(answers[0].scores) <= 0).all()
+    assert answers[0].boxes[:, 2].max() > 64, "boxes are in pixels of the 90 x 48 image, not of the network's input"
+    assert (answers[0].boxes <= [90, 48, 90, 48]).all()
+    assert answers[0].mask.shape == (48, 90)
+    assert len(np.unique(answers[0].mask)) > 1
+    for answer in answers[1:]:
+        for name in ("boxes", "labels", "scores", "mask"):
+            np.testing.assert_allclose(getattr(answer, name), getattr(answers[0], name), atol=1e-4)
+
+
+def test_an_image_of_the_networks_size_is_not_changed_on_its_way(checkpoint, photos):
+    predictor = multas_ray.load(checkpoint, "cpu")
+    pixels = torch.tensor(np.array(Image.open(photos / "photo0.png"))).permute(2, 0, 1)
+    (raw,) = predict(predictor.network, pixels[None], predictor.settings)
+    (answer,) = predictor.predict([pixels])
+    np.testing.assert_allclose(answer.boxes, 64 * raw.detections.boxes.numpy(), rtol=1e-6)
+    assert len(answer.scores) <= 20, "max_detections of the checkpoint's own settings"
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 4), np.uint8), r"uint8 \(4, 4\)"),
+        (np.zeros((4, 4, 3), np.float32), r"float32 \(4, 4, 3\)"),
+        (torch.zeros(1, 4, 4, dtype=torch.uint8), r"torch.uint8 \(1, 4, 4\)"),
+        (7, "int"),
+        ("nowhere.jpg", "nowhere.jpg: not readable"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_it_is(checkpoint, image, words):
+    with pytest.raises(UserError, match=words):
+        multas_ray.load(checkpoint, "cpu").predict([image])
