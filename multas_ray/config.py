@@ -17,7 +17,7 @@ DistilledOn = Literal["missing", "annotated", "all"]
 class Section(BaseModel):
     """A part of the configuration. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class AugmentConfig(Section):
@@ -51,6 +51,7 @@ class DataConfig(Section):
     """`natural`: rows in the proportions of the data set. A mapping fixes how many rows of each task mask are in every
     batch, e.g. {det: 8, seg: 8}; each group then has epochs of its own."""
     augment: AugmentConfig = AugmentConfig()
+    """Training augmentation."""
     workers: int | None = Field(None, ge=1)
     """Parallel Ray Data tasks of the training stream. Default: half the cores of the cluster, or of a local machine."""
     cpus_per_task: float = Field(0.25, gt=0)
@@ -88,6 +89,7 @@ class ModelConfig(Section):
     backbone: Literal[
         "resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "efficientnet_lite0"
     ] = "resnet18"
+    """Of torchvision; efficientnet_lite0 is its efficientnet_b0 without squeeze-excitation, with ReLU6."""
     pretrained: bool = True
     """Start from ImageNet weights: through torchvision's downloads; for efficientnet_lite0, from the package of the
     optional extra `pretrained`."""
@@ -141,8 +143,11 @@ class LossConfig(Section):
     matching: Literal["iou", "mutual_guidance"] = "iou"
     """Which anchors answer for a box: those that overlap it, or Mutual Guidance (Zhang et al., ACCV 2020)."""
     classification: Literal["focal", "generalized_focal"] = "focal"
+    """Of anchors: focal loss (Lin et al., ICCV 2017), or its form for soft targets (Li et al., NeurIPS 2020)."""
     focal_alpha: float = Field(0.25, gt=0, lt=1)
+    """Weight of positives in the focal loss; negatives have the rest."""
     focal_gamma: float = Field(1.0, ge=0)
+    """How much the focal loss turns to what is hard; 0: not at all."""
     weak_det: float = Field(0.0, ge=0)
     """Weight, within `det`, of detection on rows with masks only: their connected components' boxes are the targets,
     split and joined as the network's own surest boxes suggest (BoMBo, Le et al., BMVC 2024)."""
@@ -218,14 +223,18 @@ class DistillConfig(Section):
     start: float = Field(0.0, ge=0, lt=1)
     """Part of the training before which nothing is distilled: a network that teaches itself must have learnt first."""
     det: DetectionDistillConfig = DetectionDistillConfig()
+    """Of detection."""
     seg: SegmentationDistillConfig = SegmentationDistillConfig()
+    """Of segmentation."""
 
 
 class Resources(Section):
     """What one Ray actor reserves. CPUs are admission tokens: threads are set apart from them."""
 
     cpu: float = Field(1.0, ge=0)
+    """Logical CPUs."""
     gpu: float = Field(0.0, ge=0)
+    """GPUs, or a share of one."""
     custom: dict[str, float] = {}
     """Custom resources, e.g. {teacher_node: 0.01}."""
 
@@ -244,7 +253,9 @@ class TeachersConfig(Section):
     """`pool`: Ray actors of their own. `inline`: inside the training worker. `stored`: soft targets that
     jobs/precompute.py wrote into `store`. `ema`: no teachers; the moving average of the network itself teaches it."""
     det: TeacherConfig | None = None
+    """Of detection."""
     seg: TeacherConfig | None = None
+    """Of segmentation."""
     pool: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Name of a pool that runs share and that outlives them: attached to where it is there, else started. Default: a
     pool of the run's own."""
@@ -268,8 +279,11 @@ class OptimConfig(Section):
     """Optimiser, schedule and moving average. Weight decay spares biases and normalisation."""
 
     name: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser."""
     lr: float = Field(1e-3, gt=0)
+    """Highest learning rate."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Of AdamW decoupled from the gradient, of SGD a part of it."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Of SGD."""
     warmup_steps: int = Field(100, ge=0)
@@ -277,6 +291,7 @@ class OptimConfig(Section):
     clip_norm: float | None = Field(10.0, gt=0)
     """Largest global gradient norm; null: no clipping."""
     ema_decay: float = Field(0.9998, ge=0, lt=1)
+    """Of the weights' moving average, which is what is evaluated and kept."""
     ema_warmup: float = Field(2000, gt=0)
     """Time constant n0 of the moving average's decay(n) = ema_decay * (1 - exp(-n / n0))."""
 
@@ -298,6 +313,7 @@ class TrainConfig(Section):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast type of forward and backward passes, also the teachers'."""
     seed: int = Field(0, ge=0)
+    """Of initial weights, order of rows and augmentation."""
     resume: bool = True
     """Go on from the run folder's newest checkpoint; false refuses a run folder that holds one."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
@@ -305,6 +321,7 @@ class TrainConfig(Section):
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest stay, besides the best."""
     log_every_steps: int = Field(10, ge=1)
+    """Between two lines of metrics.jsonl."""
     max_failures: int = Field(3, ge=0)
     """Restarts of the worker group before the run fails."""
     max_bad_steps: int = Field(10, ge=0)
@@ -337,10 +354,13 @@ class EvaluateConfig(Section):
     """Average precision of COCO (101 recalls), of VOC 2007 (11 recalls) or of VOC from 2010 on (area under the curve);
     each at IoU .50:.95. Segmentation is scored alike in all."""
     batch_size: int = Field(32, ge=1)
+    """Images at a time."""
     score_threshold: float = Field(0.01, ge=0, lt=1)
+    """Detections at or below it are dropped."""
     nms: Literal["per_class", "agnostic"] = "per_class"
     """Whether a box suppresses boxes of its own class only, or of any; `agnostic` keeps an anchor's best class only."""
     nms_iou: float = Field(0.5, gt=0, le=1)
+    """Of two boxes that overlap by more, the lower-scored is dropped."""
     max_detections: int = Field(100, ge=1)
     """Of an image."""
     pictures: int = Field(8, ge=0)
@@ -353,7 +373,9 @@ class TrackingConfig(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online where an API key is set, else offline."""
     project: str = "multas-ray"
+    """Of Weights & Biases."""
     group: str | None = None
+    """Under which runs stand together there."""
 
 
 class Config(Section):
