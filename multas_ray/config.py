@@ -20,6 +20,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
+class Resources(Section):
+    """What one Ray actor or task reserves, and where. CPUs are admission tokens: threads are set apart from them."""
+
+    cpu: float = Field(1.0, ge=0)
+    """Logical CPUs."""
+    gpu: float = Field(0.0, ge=0)
+    """GPUs, or a share of one."""
+    custom: dict[str, float] = {}
+    """Custom resources, e.g. {teacher_node: 0.01}."""
+    labels: dict[str, str] = {}
+    """Labels that the node must have, e.g. {role: teacher} or {ray.io/accelerator-type: "in(A100,H100)"}; Ray's
+    conditions are `a`, `!a`, `in(a,b)` and `!in(a,b)`."""
+
+    def options(self) -> dict[str, Any]:
+        """As Ray's actors and tasks take them."""
+        selector = {"label_selector": self.labels} if self.labels else {}
+        return {"num_cpus": self.cpu, "num_gpus": self.gpu, "resources": self.custom, **selector}
+
+
 class AugmentConfig(Section):
     """Training augmentation, applied alike to pixels, boxes and masks."""
 
@@ -54,8 +73,8 @@ class DataConfig(Section):
     """Training augmentation."""
     workers: int | None = Field(None, ge=1)
     """Parallel Ray Data tasks of the training stream. Default: half the cores of the cluster, or of a local machine."""
-    cpus_per_task: float = Field(0.25, gt=0)
-    """Logical CPUs that one Ray Data task reserves."""
+    resources: Resources = Resources(cpu=0.25)
+    """Of each task."""
     shuffle_window: int = Field(16, ge=1)
     """Row groups that are shuffled together, after the row groups of the split have been shuffled."""
 
@@ -65,6 +84,13 @@ class DataConfig(Section):
         sizes = value if isinstance(value, list) else [value]
         if not sizes or any(size < 32 or size % 32 for size in sizes):
             raise ValueError("a multiple of 32, or a list of them")
+        return value
+
+    @field_validator("resources")
+    @classmethod
+    def _no_gpu(cls, value: Resources) -> Resources:
+        if value.gpu:
+            raise ValueError("data tasks have no use for a GPU")
         return value
 
     @property
@@ -226,17 +252,6 @@ class DistillConfig(Section):
     """Of detection."""
     seg: SegmentationDistillConfig = SegmentationDistillConfig()
     """Of segmentation."""
-
-
-class Resources(Section):
-    """What one Ray actor reserves. CPUs are admission tokens: threads are set apart from them."""
-
-    cpu: float = Field(1.0, ge=0)
-    """Logical CPUs."""
-    gpu: float = Field(0.0, ge=0)
-    """GPUs, or a share of one."""
-    custom: dict[str, float] = {}
-    """Custom resources, e.g. {teacher_node: 0.01}."""
 
 
 class TeacherConfig(Section):

@@ -14,7 +14,7 @@ import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from multas_ray.config import AugmentConfig, Config
+from multas_ray.config import AugmentConfig, Config, Resources
 from multas_ray.config_file import parse_config
 from multas_ray.data.batch import pack
 from multas_ray.data.collate import decode, make_batch, read_row
@@ -82,7 +82,7 @@ def _one_thread(_: int) -> None:
 
 def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
     """The batches of the training stream, as a worker reads them, as their numbers of images."""
-    dataset = stream(plan, 1, augment=augment, parallel=PROCESSES, cpus_per_task=0.25)
+    dataset = stream(plan, 1, augment=augment, parallel=PROCESSES, resources=Resources(cpu=0.25))
     dataset.context.execution_options = stream_options(plan, 1, PROCESSES)
     (shard,) = dataset.streaming_split(1, equal=True)
     for batch in read_batches(shard):

@@ -120,7 +120,7 @@ def simulate(
         sizes=[size],
         window=16,
     )
-    source = partial(stream, plan, workers, augment=AugmentConfig(), parallel=parallel, cpus_per_task=0.25)
+    source = partial(stream, plan, workers, augment=AugmentConfig(), parallel=parallel, resources=Resources(cpu=0.25))
     settings = {"cases": [asdict(case) for case in cases], "pools": dict(pools)}
     with TemporaryDirectory() as folder:
         trainer = TorchTrainer(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 from ray.train import DataConfig
 
-from multas_ray.config import AugmentConfig
+from multas_ray.config import AugmentConfig, Resources
 from multas_ray.data.batch import pack, unpack
 from multas_ray.data.pacing import set_data_context
 from multas_ray.data.plan import EvaluationPlan, Plan
@@ -34,7 +34,7 @@ def stream(
     augment: AugmentConfig | None = None,
     additions: Sequence[Addition] = (),
     parallel: int,
-    cpus_per_task: float,
+    resources: Resources,
 ) -> ray.data.Dataset:
     """A Ray data set of chunks, one a row and block: each holds one worker's batches of some steps. The workers' chunks
     take turns.
@@ -58,7 +58,7 @@ def stream(
         "augment": augment,
         "additions": additions,
     }
-    options: dict[str, Any] = {"batch_size": None, "zero_copy_batch": True, "num_cpus": cpus_per_task}
+    options: dict[str, Any] = {"batch_size": None, "zero_copy_batch": True} | resources.options()
     if isinstance(plan, EvaluationPlan):
         # Short and often: tasks find processes that are there.
         tasks = ray.data.TaskPoolStrategy(size=parallel)
@@ -98,10 +98,10 @@ class PlannedData(DataConfig):
     """Lays out the streams of a Ray Train run where the number of workers is known: Ray calls it anew at every start of
     the worker group, which need not be as large as the one before."""
 
-    def __init__(self, parallel: int, cpus_per_task: float) -> None:
+    def __init__(self, parallel: int, resources: Resources) -> None:
         """Args: as of `stream`."""
         super().__init__(enable_shard_locality=False)
-        self.parallel, self.cpus_per_task = parallel, cpus_per_task
+        self.parallel, self.resources = parallel, resources
 
     def configure(self, datasets: dict[str, Source], world_size: int, *args: Any, **kwargs: Any) -> list[dict]:
         """Every worker's shard of each `Source`, by name."""
@@ -114,7 +114,7 @@ class PlannedData(DataConfig):
                 augment=source.augment,
                 additions=source.additions,
                 parallel=self.parallel,
-                cpus_per_task=self.cpus_per_task,
+                resources=self.resources,
             )
             dataset.set_name(name)
             dataset.context.execution_options = stream_options(source.plan, world_size, self.parallel)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from multas_ray.config import Protocol
+from multas_ray.config import Protocol, Resources
 from multas_ray.data.batch import pack, unpack
 from multas_ray.data.collate import make_batch, original_masks, rejected_rows
 from multas_ray.data.index import read_index
@@ -73,7 +73,7 @@ def score_checkpoint(
     # Prints every job's plan.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     parallel = max(1, cluster_cores() // 2)
-    batches = stream(plan, 1, parallel=parallel, cpus_per_task=CPUS_PER_TASK)
+    batches = stream(plan, 1, parallel=parallel, resources=Resources(cpu=CPUS_PER_TASK))
     scored = batches.map_batches(Scorer, fn_constructor_args=(chosen.uri, workers), **workers.options())
     scored.context.execution_options = stream_options(plan, 1, parallel)
 

@@ -130,14 +130,7 @@ def start_pool(config: TeachersConfig, sources: Mapping[Task, Source]) -> Handle
     Raises:
         UserError: the named pool serves another teacher, or answers otherwise.
     """
-    resources = config.resources
-    options: dict[str, Any] = {
-        "num_cpus": resources.cpu,
-        "num_gpus": resources.gpu,
-        "resources": resources.custom,
-        "max_restarts": -1,
-        "max_task_retries": -1,
-    }
+    options: dict[str, Any] = config.resources.options() | {"max_restarts": -1, "max_task_retries": -1}
     handles: Handles = {}
     for task, source in sources.items():
         there = _numbers(config.pool, task)

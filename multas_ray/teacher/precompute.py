@@ -18,6 +18,7 @@ from multas_ray.data.pacing import set_data_context
 from multas_ray.data.plan import Part, mix
 from multas_ray.errors import UserError
 from multas_ray.job import cluster_cores, start_ray
+from multas_ray.placement import Ask, check_placement
 from multas_ray.teacher.store import (
     SCHEMA,
     StoreInfo,
@@ -76,6 +77,8 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
     progress(0, len(todo))
     if todo:
         start_ray(len(specs) + 2)
+        teachers = Ask("teachers.resources", 1, config.teachers.resources)
+        check_placement([teachers, Ask("data.resources", 1, config.data.resources)])
         for row in _job(config, index, info, specs, todo).iter_rows():
             if row["error"]:
                 raise UserError(row["error"])
@@ -102,7 +105,7 @@ def _job(
             make,
             batch_size=None,
             zero_copy_batch=True,
-            num_cpus=config.data.cpus_per_task,
+            **config.data.resources.options(),
             compute=ray.data.TaskPoolStrategy(size=config.data.workers or max(1, cluster_cores() // 2)),
         )
         .map_batches(
@@ -110,9 +113,7 @@ def _job(
             fn_constructor_args=(specs, teachers.threads, teachers.store),
             batch_size=1,
             batch_format="pyarrow",
-            num_cpus=teachers.resources.cpu,
-            num_gpus=teachers.resources.gpu,
-            resources=teachers.resources.custom,
+            **teachers.resources.options(),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=teachers.replicas),
         )
     )

@@ -26,6 +26,7 @@ from multas_ray.errors import RunError, UserError
 from multas_ray.job import cluster_cores, first_line, root_cause, start_ray
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.placement import asks, check_placement
 from multas_ray.report.html import run_report
 from multas_ray.storage import StoragePath
 from multas_ray.teacher.pool import start_pool
@@ -65,6 +66,7 @@ def train(config: Config) -> dict[str, Any]:
 
     began = perf_counter()
     start_ray(cpus_needed(config))
+    check_placement(asks(config))
     for task in specs:
         whole = getattr(config.distill, task).needs_dense()
         if config.distill.targets == "packed" and whole:
@@ -193,7 +195,7 @@ def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
 
 
 MAY_CHANGE: dict[str, Any] = {
-    "data": {"workers", "cpus_per_task"},
+    "data": {"workers", "resources"},
     "teachers": {"pool", "replicas", "resources", "prefetch", "threads"},
     "train": {
         *("run", "steps", "workers", "threads", "resources", "max_failures", "resume"),
@@ -262,10 +264,11 @@ def _trainer(
                 use_gpu=resources.gpu > 0,
                 resources_per_worker={"CPU": resources.cpu, **({"GPU": resources.gpu} if resources.gpu else {})}
                 | resources.custom,
+                label_selector=resources.labels or None,
             ),
             # Ray Train hands them on to `PlannedData` as they are.
             datasets=sources,
-            dataset_config=PlannedData(parallel, config.data.cpus_per_task),
+            dataset_config=PlannedData(parallel, config.data.resources),
             run_config=RunConfig(
                 name="ray",
                 storage_path=run.path,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from multas_ray.config import AugmentConfig
+from multas_ray.config import AugmentConfig, Resources
 from multas_ray.data.batch import pack, unpack
 from multas_ray.data.collate import make_batch, original_masks
 from multas_ray.data.index import read_index
@@ -27,7 +27,7 @@ def plan(scenes_path: str) -> Plan:
 
 def collect(plan: Plan | EvaluationPlan, workers: int, start: int = 0, augment: AugmentConfig | None = None) -> list:
     """The batches of every worker, as `streaming_split` hands them out."""
-    dataset = stream(plan, workers, start=start, augment=augment, parallel=2, cpus_per_task=0.25)
+    dataset = stream(plan, workers, start=start, augment=augment, parallel=2, resources=Resources(cpu=0.25))
     dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
     splits = dataset.streaming_split(workers, equal=True)
 

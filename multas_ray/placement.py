@@ -1,0 +1,158 @@
+"""Whether a cluster has room, at any time, for what a job asks of it."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic, sleep
+
+import ray
+
+from multas_ray.config import Config, Resources
+from multas_ray.errors import UserError
+
+JOINING_S = 30.0
+"""How long a cluster's nodes may take to join."""
+TINY = 1e-6
+
+
+@dataclass(frozen=True)
+class Ask:
+    """So many actors or tasks, at the same time."""
+
+    key: str
+    """Of the configuration."""
+    count: int
+    resources: Resources
+
+    def __str__(self) -> str:
+        labels = f" on nodes labelled {_mapping(self.resources.labels)}" if self.resources.labels else ""
+        return f"{self.key}: {self.count} x {_mapping(bundle(self.resources))}{labels}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node, or one that the autoscaler may start."""
+
+    total: Mapping[str, float]
+    labels: Mapping[str, str] | None = field(default_factory=dict)
+    """None: not known before it is there."""
+
+    def __str__(self) -> str:
+        shown = {key: value for key, value in self.total.items() if ":" not in key and key not in HIDDEN}
+        labels = {key: value for key, value in (self.labels or {}).items() if key not in HIDDEN_LABELS}
+        return _mapping(shown) + (f" labelled {_mapping(labels)}" if labels else "")
+
+
+HIDDEN = ("memory", "object_store_memory")
+HIDDEN_LABELS = ("ray.io/node-id",)
+
+
+def asks(config: Config) -> list[Ask]:
+    """What a run needs at least to go on."""
+    workers = config.train.workers
+    found = [Ask("train.resources", workers[0] if isinstance(workers, list) else workers, config.train.resources)]
+    teachers = len(config.distilled()) * config.teachers.replicas
+    if teachers and config.teachers.placement == "pool":
+        found.append(Ask("teachers.resources", teachers, config.teachers.resources))
+    # A task of the training stream, and one of the validation stream.
+    return [*found, Ask("data.resources", 2, config.data.resources)]
+
+
+def check_placement(wanted: Sequence[Ask], nodes: Callable[[], Sequence[Node]] | None = None) -> None:
+    """Refuse what the cluster can never place, whatever else it runs. Nodes that are still joining are waited for, and
+    those that an autoscaler can start count.
+
+    Args:
+        nodes: of the cluster; default: of the one that this process is connected to.
+
+    Raises:
+        UserError: says what was asked, and what the cluster has.
+    """
+    nodes = nodes or cluster_nodes
+    # No node joins a Ray that was started here.
+    until = monotonic() + (JOINING_S if os.environ.get("RAY_ADDRESS") else 0)
+    while True:
+        there = list(nodes())
+        lacking = unplaced(wanted, there)
+        if lacking is None:
+            return
+        if monotonic() >= until:
+            break
+        sleep(1)
+    has = ", ".join(f"{count} x {node}" for node, count in Counter(map(str, there)).items())
+    others = (
+        f" beside {'; '.join(str(ask) for ask in wanted if ask is not lacking)}" if fits_alone(lacking, there) else ""
+    )
+    raise UserError(f"{lacking}{others}: no room in the cluster, which has {has}")
+
+
+def fits_alone(ask: Ask, nodes: Sequence[Node]) -> bool:
+    """Whether there is room for this one without the others."""
+    return unplaced([ask], nodes) is None
+
+
+def unplaced(wanted: Sequence[Ask], nodes: Sequence[Node]) -> Ask | None:
+    """The first that finds no room on the nodes when each is put, one after another, where it fits; None if all do.
+
+    What is hardest to place goes first: GPUs and custom resources, then labels.
+    """
+    left = [dict(node.total) for node in nodes]
+    for ask in sorted(
+        wanted, key=lambda ask: (not ask.resources.gpu, not ask.resources.custom, not ask.resources.labels)
+    ):
+        needs = bundle(ask.resources)
+        for _ in range(ask.count):
+            place = next(
+                (
+                    free
+                    for node, free in zip(nodes, left, strict=True)
+                    if _labelled(node, ask.resources.labels)
+                    and all(free.get(key, 0) + TINY >= value for key, value in needs.items())
+                ),
+                None,
+            )
+            if place is None:
+                return ask
+            for key, value in needs.items():
+                place[key] -= value
+    return None
+
+
+def bundle(resources: Resources) -> dict[str, float]:
+    """By Ray's names, what is above zero."""
+    own = {"CPU": resources.cpu, "GPU": resources.gpu} | resources.custom
+    return {key: value for key, value in own.items() if value > 0}
+
+
+def _labelled(node: Node, selector: Mapping[str, str]) -> bool:
+    return node.labels is None or all(label_matches(node.labels.get(key), value) for key, value in selector.items())
+
+
+def label_matches(label: str | None, condition: str) -> bool:
+    """Ray's conditions on a label: `a`, `!a`, `in(a,b)`, `!in(a,b)`. A label that a node lacks is none of them."""
+    negated, condition = condition.startswith("!"), condition.removeprefix("!")
+    several = condition.startswith("in(") and condition.endswith(")")
+    values = [value.strip() for value in condition[3:-1].split(",")] if several else [condition]
+    return (label in values) != negated
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of this process's cluster, and those that its autoscaler may add."""
+    alive = [Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
+    scaled = ray._private.state.state.get_cluster_config()
+    if scaled is None:
+        return alive
+    groups = scaled.node_group_configs
+    return alive + [Node(dict(g.resources), None) for g in groups for _ in range(max(0, min(g.max_count, MOST)))]
+
+
+MOST = 1000
+"""Nodes of a group that are counted: where a group has no limit, it has one above all sense."""
+
+
+def _mapping(values: Mapping[str, object]) -> str:
+    inner = ", ".join(
+        f"{key}: {value:g}" if isinstance(value, float) else f"{key}: {value}" for key, value in values.items()
+    )
+    return f"{{{inner}}}"

@@ -1,0 +1,123 @@
+"""What a cluster can never place is refused; what it can is placed where it belongs."""
+
+import json
+import re
+import time
+
+import pytest
+
+from multas_ray import placement
+from multas_ray.config import Resources
+from multas_ray.errors import UserError
+from multas_ray.placement import Ask, Node, asks, check_placement, label_matches, unplaced
+from tests.cluster import end_of, job
+
+HEAD, GPU = Node({"CPU": 4.0}), Node({"CPU": 8.0, "GPU": 2.0}, {"role": "student"})
+
+
+def ask(count: int, key: str = "train.resources", **resources) -> Ask:
+    return Ask(key, count, Resources(**resources))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "lacking"),
+    [
+        ([ask(2, gpu=1)], None),
+        ([ask(4, gpu=0.5)], None),
+        ([ask(3, gpu=1)], 0),
+        ([ask(1, cpu=9)], 0),
+        # Twelve CPUs in all, but no node has ten.
+        ([ask(1, cpu=10)], 0),
+        ([ask(12)], None),
+        ([ask(13)], 0),
+        # Teachers that take a GPU leave the students one too few.
+        ([ask(2, gpu=1), ask(1, "teachers.resources", gpu=0.5)], 1),
+        # The data tasks leave the GPU node's CPUs to the students, which must be there.
+        ([ask(4, "data.resources", cpu=1), ask(2, cpu=4, gpu=1)], None),
+        ([ask(8, labels={"role": "student"})], None),
+        ([ask(9, labels={"role": "student"})], 0),
+        ([ask(4, labels={"role": "!student"})], None),
+        ([ask(1, labels={"role": "teacher"})], 0),
+        ([ask(1, custom={"teacher_node": 1})], 0),
+    ],
+)
+def test_room_is_counted_node_by_node(wanted, lacking):
+    expected = None if lacking is None else wanted[lacking]
+    assert unplaced(wanted, [HEAD, GPU]) == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "condition", "fits"),
+    [
+        ("a", "a", True),
+        ("b", "a", False),
+        (None, "a", False),
+        ("b", "!a", True),
+        (None, "!a", True),
+        ("b", "in(a, b)", True),
+        ("c", "in(a,b)", False),
+        ("c", "!in(a,b)", True),
+    ],
+)
+def test_conditions_on_labels_are_rays(label, condition, fits):
+    assert label_matches(label, condition) is fits
+
+
+def test_a_node_that_an_autoscaler_may_start_counts():
+    assert unplaced([ask(1, gpu=1, labels={"role": "teacher"})], [HEAD, Node({"GPU": 1.0, "CPU": 1.0}, None)]) is None
+
+
+def test_nodes_that_are_joining_are_waited_for_and_the_refusal_says_what_there_is(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    monkeypatch.setattr(placement, "JOINING_S", 3.0)
+    began = time.monotonic()
+    check_placement([ask(1, gpu=1)], lambda: [HEAD, GPU] if time.monotonic() > began + 1.5 else [HEAD])
+    with pytest.raises(UserError) as refused:
+        check_placement([ask(2, gpu=1), ask(1, "teachers.resources", gpu=1)], lambda: [HEAD, HEAD, GPU])
+    assert str(refused.value) == (
+        "teachers.resources: 1 x {CPU: 1, GPU: 1} beside train.resources: 2 x {CPU: 1, GPU: 1}: "
+        "no room in the cluster, which has 2 x {CPU: 4}, 1 x {CPU: 8, GPU: 2} labelled {role: student}"
+    )
+
+
+def test_a_run_asks_for_its_fewest_workers_and_all_teachers(make_config, random_teachers):
+    config = make_config(train={"workers": [2, 4], "batch_size": 8}, teachers={**random_teachers, "replicas": 3})
+    assert [(found.key, found.count) for found in asks(config)] == [
+        ("train.resources", 2),
+        ("teachers.resources", 6),
+        ("data.resources", 2),
+    ]
+    assert [found.key for found in asks(make_config())] == ["train.resources", "data.resources"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_each_part_runs_on_nodes_with_its_labels(cluster, make_config, random_teachers, tmp_path):
+    """Students, teachers and data tasks on nodes of their own, by labels; then a GPU that no node has."""
+    where = {role: cluster.add_node(num_cpus=2, labels={"role": role}) for role in ("student", "teacher", "data")}
+    labelled = {role: {"cpu": 0.2, "labels": {"role": role}} for role in where}
+    sections = {
+        "data": {"resources": labelled["data"]},
+        "train": {"run": str(tmp_path / "run"), "steps": 40, "batch_size": 8, "resources": labelled["student"]},
+        "teachers": {**random_teachers, "resources": labelled["teacher"]},
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(make_config(**sections).to_yaml())
+    end_of(job(cluster, "-m", "tests.placed", str(file), str(tmp_path / "nodes.json")))
+    names = {node.node_id: role for role, node in where.items()}
+    seen = json.loads((tmp_path / "nodes.json").read_text())
+    assert {kind: {names.get(node, "head") for node in nodes} for kind, nodes in seen.items()} == {
+        "TeacherActor": {"teacher"},
+        "ChunkMaker": {"data"},
+        "RayTrainWorker": {"student"},
+    }
+
+    refused = job(
+        cluster, "jobs/train.py", "--config", str(file), f"train.run={tmp_path / 'gpu'}", "train.resources.gpu=1"
+    )
+    began = time.monotonic()
+    output, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2
+    assert time.monotonic() - began < 60
+    last = output.strip().splitlines()[-1]
+    assert re.fullmatch(r"error: train.resources: 1 x .*GPU: 1.*no room in the cluster, which has .*", last), output
