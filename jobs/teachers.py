@@ -6,14 +6,13 @@ python jobs/teachers.py stop animals
 """
 
 import argparse
-import os
 
 from rich.console import Console
 from rich.table import Table
 
 from multas_ray.config_file import load_config
 from multas_ray.errors import UserError
-from multas_ray.job import Parser, run_job, start_ray
+from multas_ray.job import Parser, on_cluster, run_job, start_ray
 from multas_ray.placement import Ask, check_placement
 from multas_ray.teacher.pool import pool_status, start_pool, stop_pool
 from multas_ray.teacher.teacher import some_teacher_specs
@@ -37,7 +36,7 @@ def main() -> None:
 
 def connect() -> None:
     """Connect to the cluster; a Ray of this job's own would end with it, and its pools too."""
-    if not os.environ.get("RAY_ADDRESS"):
+    if not on_cluster():
         raise UserError("RAY_ADDRESS: not set; shared pools live in a cluster (ray start --head, or ray job submit)")
     start_ray()
 

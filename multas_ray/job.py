@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from multas_ray.errors import RunError, UserError
 
 OK, FAILED, UNUSABLE = 0, 1, 2
 """Exit codes: done; the job failed; unusable arguments, configuration or data."""
+LOCAL = "MULTAS_LOCAL_RAY"
+"""Environment variable of the processes of a Ray that `start_ray` has started."""
 
 
 def run_job(main: Callable[[], None]) -> NoReturn:
@@ -101,7 +104,7 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     # Reports (checkpoints) are taken over once in this time; Ray's two seconds are long for short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if os.environ.get("RAY_ADDRESS"):
+    if on_cluster():
         ray.init(**settings)
         return
     # glibc gives a large tensor's memory back to the kernel as soon as it is freed, so that each step of a training on
@@ -114,18 +117,41 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     settings |= {"object_store_memory": object_store}
     settings |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
     try:
-        ray.init(**settings)
+        _start_local(settings)
     except Exception as error:
         # Ray gives its node 30 seconds, which cannot be set; on a busy machine the first start takes longer.
         if "timed out during startup" not in str(error):
             raise
         ray.shutdown()
+        _start_local(settings)
+
+
+def _start_local(settings: dict[str, Any]) -> None:
+    """Start Ray here, such that its processes know its address.
+
+    They do not by themselves: where another Ray runs on the machine, the one that is to free the placement group of a
+    stopped trial would look for the trial there, and a search would run out of CPUs.
+    """
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    own = {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}", LOCAL: "1"}
+    os.environ |= own
+    try:
         ray.init(**settings)
+    finally:
+        for name in own:
+            del os.environ[name]
+
+
+def on_cluster() -> bool:
+    """Whether Ray is a cluster that was there before, rather than one started on this machine by `start_ray`."""
+    return bool(os.environ.get("RAY_ADDRESS")) and LOCAL not in os.environ
 
 
 def cluster_cores() -> int:
     """CPUs that do work: of the cluster, or the cores of this machine where Ray was started on it (see `start_ray`)."""
-    if os.environ.get("RAY_ADDRESS"):
+    if on_cluster():
         start_ray()
         return int(ray.cluster_resources().get("CPU", 1))
     return os.cpu_count() or 1
@@ -133,7 +159,7 @@ def cluster_cores() -> int:
 
 def cluster_gpus() -> int:
     """GPUs of the cluster, or of this machine where Ray was or will be started on it."""
-    if os.environ.get("RAY_ADDRESS"):
+    if on_cluster():
         start_ray()
         return int(ray.cluster_resources().get("GPU", 0))
     return torch.cuda.device_count()

@@ -1,6 +1,5 @@
 """Whether a cluster has room, at any time, for what a job asks of it."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ import ray
 
 from multas_ray.config import Config, Resources
 from multas_ray.errors import UserError
+from multas_ray.job import on_cluster
 
 JOINING_S = 30.0
 """How long a cluster's nodes may take to join."""
@@ -71,7 +71,7 @@ def check_placement(wanted: Sequence[Ask], nodes: Callable[[], Sequence[Node]] |
     """
     nodes = nodes or cluster_nodes
     # No node joins a Ray that was started here.
-    until = monotonic() + (JOINING_S if os.environ.get("RAY_ADDRESS") else 0)
+    until = monotonic() + (JOINING_S if on_cluster() else 0)
     while True:
         there = list(nodes())
         lacking = unplaced(wanted, there)

@@ -1,6 +1,7 @@
 """Jobs as they are called: arguments in, exit code and last line out."""
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,3 +111,28 @@ def test_done_is_0(monkeypatch, capsys, tmp_path):
     code, _ = call(monkeypatch, capsys, "describe.py", out, "--out", str(tmp_path / "pictures"))
     assert code == OK
     assert yaml.safe_load((tmp_path / "scenes" / "dataset.json").read_text())["splits"]["train"]["both"] == 6
+
+
+ASK = """
+import ray
+from ray.util.state import get_actor
+from multas_ray.job import on_cluster, start_ray
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def own_id(self):
+        return ray.get_runtime_context().get_actor_id()
+
+    def state_of(self, actor_id):
+        return get_actor(actor_id, timeout=10).state, on_cluster()
+
+start_ray()
+one, other = Actor.remote(), Actor.remote()
+print(*ray.get(one.state_of.remote(ray.get(other.own_id.remote()))), on_cluster())
+"""
+
+
+def test_processes_of_a_local_ray_find_it_beside_another(started_ray):
+    """Ray's own, which frees the placement groups of stopped trials, asks for actors without naming a cluster."""
+    asked = subprocess.run([sys.executable, "-c", ASK], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert asked.stdout.split() == ["ALIVE", "False", "False"], asked.stderr
