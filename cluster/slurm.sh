@@ -1,6 +1,9 @@
 #!/bin/bash
-# A Ray cluster for one job on Slurm's nodes: `sbatch cluster/slurm.sh train.run=$HOME/runs/kd ...`
-# The arguments are those of jobs/train.py after --config; the job goes on where it was when it is submitted again.
+# A Ray cluster for one training on Slurm's nodes: the first has the head and, as all but the last, a student; the last
+# one teaches. What follows the script goes to jobs/train.py. Submitted again, the training goes on where it was.
+#
+#   sbatch cluster/slurm.sh train.run="$HOME/runs/kd"
+#   CONFIG=my.yaml sbatch --nodes=5 --time=12:00:00 cluster/slurm.sh train.run="$HOME/runs/mine"
 #
 #SBATCH --job-name=multas-ray
 #SBATCH --nodes=3
@@ -11,41 +14,53 @@
 #SBATCH --output=slurm-%j.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR}"
+# shellcheck source=/dev/null
 source .venv/bin/activate
 
-config=${CONFIG:-jobs/configs/animals_kd.yaml}
-port=$((20000 + SLURM_JOB_ID % 10000))
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
 mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST}")
-head=$(srun --nodes=1 --ntasks=1 --nodelist="${nodes[0]}" hostname --ip-address | awk '{print $1}')
-
-# The cluster's network sees Ray's ports: whoever has no token cannot connect. The file is the user's own.
-export RAY_AUTH_MODE=token
-token=$(mktemp "${HOME}/.ray-token-XXXXXX")
-trap 'rm -f "${token}"' EXIT
-python -c 'import secrets; print(secrets.token_hex(32), end="")' > "${token}"
-export RAY_AUTH_TOKEN_PATH=${token}
-
-# The first node has the head and the data tasks beside a student; the last one teaches.
-for index in "${!nodes[@]}"; do
-    role=student resources='{}' address="--address=${head}:${port}"
-    if [[ ${index} -eq 0 ]]; then
-        address="--head --node-ip-address=${head} --port=${port} --dashboard-host=127.0.0.1"
-        # Ray's default range of workers' ports begins below ours.
-        address+=" --min-worker-port=30001 --max-worker-port=39999"
-    elif [[ ${index} -eq $((${#nodes[@]} - 1)) ]]; then
-        role=teacher resources='{"teacher_node": 1}'
-    fi
-    # shellcheck disable=SC2086  # several words on purpose
-    srun --nodes=1 --ntasks=1 --nodelist="${nodes[${index}]}" \
-        ray start ${address} --num-cpus="${SLURM_CPUS_PER_TASK}" --labels="role=${role}" \
-        --resources="${resources}" --block &
-    [[ ${index} -eq 0 ]] && sleep 20
-done
-sleep 20
-
-export RAY_ADDRESS=${head}:${port}
 students=$((${#nodes[@]} - 1))
-python jobs/train.py --config "${config}" \
-    "train.workers=${students}" 'train.resources={cpu: 4, gpu: 1, labels: {role: student}}' \
-    'teachers.resources={cpu: 1, gpu: 0.5, custom: {teacher_node: 0.5}}' \
+((students > 0)) || fail "--nodes=1: at least 2 are needed, one of which teaches"
+
+# Whoever reaches Ray's ports without the token of this job is refused.
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN_PATH=$(mktemp "${HOME}/.ray-token-XXXXXX")
+export RAY_AUTH_TOKEN_PATH
+trap 'rm -f "${RAY_AUTH_TOKEN_PATH}"' EXIT
+python -c 'import secrets; print(secrets.token_hex(32), end="")' > "${RAY_AUTH_TOKEN_PATH}"
+
+# on NODE COMMAND...: a job step there. Steps do not inherit the number of CPUs.
+on() {
+    srun --nodes=1 --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK}" --nodelist="$1" "${@:2}"
+}
+join() {
+    on "$1" ray start --address="${RAY_ADDRESS}" --num-cpus="${SLURM_CPUS_PER_TASK}" --block "${@:2}" &
+}
+
+address=$(on "${nodes[0]}" hostname -I | awk '{print $1}')
+# A job's own port, below the range that Ray's workers are given here: two jobs may share a node.
+port=$((20000 + SLURM_JOB_ID % 10000))
+on "${nodes[0]}" ray start --head --node-ip-address="${address}" --port="${port}" \
+    --min-worker-port=30001 --max-worker-port=39999 --dashboard-host=127.0.0.1 --dashboard-port=0 \
+    --num-cpus="${SLURM_CPUS_PER_TASK}" --labels=role=student --block &
+export RAY_ADDRESS=${address}:${port}
+timeout 300 bash -c 'until ray status &> /dev/null; do sleep 2; done' || fail "Ray did not start on ${nodes[0]}"
+for node in "${nodes[@]:1:students-1}"; do
+    join "${node}" --labels=role=student
+done
+join "${nodes[-1]}" --labels=role=teacher --resources='{"teacher_node": 1}'
+timeout 300 python - "${#nodes[@]}" << 'PYTHON' || fail "Ray did not start on all of ${nodes[*]}"
+import sys, time, ray
+
+ray.init(log_to_driver=False)
+while len([node for node in ray.nodes() if node["Alive"]]) < int(sys.argv[1]):
+    time.sleep(1)
+PYTHON
+
+python jobs/train.py --config "${CONFIG:-jobs/configs/animals_kd.yaml}" \
+    "train.workers=${students}" 'train.resources={cpu: 4, gpu: 1, labels: {role: student}}' model.norm=sync \
+    teachers.placement=pool 'teachers.resources={cpu: 1, gpu: 0.5, custom: {teacher_node: 0.5}}' \
     "$@"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobStatus, JobSubmissionClient
 
 from multas_ray.model.weights import load_network
 from multas_ray.storage import StoragePath
@@ -106,10 +107,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def submit(address: str, *arguments: str) -> tuple[int, str, str]:
+def submit(address: str, *arguments: str, checkout: Path = ROOT, wait: bool = True) -> tuple[int, str, str]:
     """Exit code of `ray job submit`, what it printed, and the job's id."""
-    command = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    options = ["--address", address, "--working-dir", ".", *([] if wait else ["--no-wait"])]
+    command = ["ray", "job", "submit", *options, "--", *arguments]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=500)
     output = done.stdout + done.stderr
     return done.returncode, output, re.search(r"raysubmit_\w+", output)[0]
 
@@ -135,6 +137,49 @@ def test_a_submitted_job_trains_is_followed_and_tells_its_exit_code(head, make_c
     assert code == 1
     assert "failed: the loss or its gradient was not finite in 1 steps" in output
     assert client.get_job_info(number).driver_exit_code == 1
+
+
+def test_a_submitted_checkout_brings_its_code_and_nothing_else(head, tmp_path):
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", ROOT, checkout], check=True)
+    for name in (".venv/lib", "data/animals/train", "runs/kd/checkpoints", "wandb/offline-run", "runs.py"):
+        (checkout / name).mkdir(parents=True)
+        (checkout / name / "file").write_text("x")
+    listing = "import os; print('sent', *sorted(f'{p}/{f}'[2:] for p, _, files in os.walk('.') for f in files))"
+    code, output, _ = submit(head, "python", "-c", shlex.quote(listing), checkout=checkout)
+    assert code == 0, output
+    sent = re.search(r"^sent (.*)$", output, re.MULTILINE)[1].split()
+    tracked = subprocess.check_output(["git", "ls-files"], cwd=checkout, text=True).splitlines()
+    left = {"tests", "docs", "cluster", ".ci"}
+    code_files = {file for file in tracked if file.split("/")[0] not in left}
+    assert set(sent) - code_files == {"runs.py/file"}, "what has no name of data, environments or runs is the user's"
+    assert {"jobs/train.py", "multas_ray/config.py", "pyproject.toml"} <= set(sent)
+
+
+def test_a_stopped_job_leaves_a_checkpoint_that_the_next_goes_on_from(head, make_config, tmp_path):
+    run, steps = tmp_path / "run", 400
+    train = {"run": str(run), "steps": steps, "batch_size": 8, "log_every_steps": 1, "checkpoint_every_steps": 10}
+    file = tmp_path / "config.yaml"
+    file.write_text(make_config(train=train).to_yaml())
+    code, output, number = submit(head, "python", "jobs/train.py", "--config", str(file), wait=False)
+    assert code == 0, output
+    wait_for_step(str(run), 25)
+    client = JobSubmissionClient(head)
+    client.stop_job(number)
+    end = time.monotonic() + 60
+    while client.get_job_status(number) is not JobStatus.STOPPED:
+        assert time.monotonic() < end, client.get_job_status(number)
+        time.sleep(0.5)
+    reached = max(line["step"] for line in read_metrics(run))
+    assert reached < steps
+    newest = max(int(folder.name.split("_")[-1]) for folder in (run / "checkpoints").iterdir())
+    assert newest % 10 == 0
+    assert reached - newest <= 20, "the newest periodic checkpoint, or the one before where it was being written"
+    load_network(StoragePath(run))
+    code, output, _ = submit(head, "python", "jobs/train.py", "--config", str(file))
+    assert code == 0, output
+    assert [line["step"] for line in read_metrics(run) if "loss/total" in line] == list(range(1, steps + 1))
+    assert f"step {newest}" in output, "it says where it goes on"
 
 
 @pytest.fixture
