@@ -1,5 +1,7 @@
 """Where each row of a split lies and what it is annotated for: all that a plan needs to know of a data set."""
 
+import hashlib
+import io
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +30,8 @@ class Index:
     """(N,) int32: row of the row group."""
     task_mask: np.ndarray
     """(N,) uint8: has_det + 2 * has_seg."""
+    digest: str = ""
+    """Of the data set's description and the files' footers, which hold every column's sizes and value ranges."""
 
     def __len__(self) -> int:
         return len(self.file)
@@ -58,11 +62,15 @@ def read_index(path: str, split: str) -> Index:
     if not files:
         raise UserError(f"{path}/{split}: no Parquet file in the split's folder")
     columns: list[tuple[np.ndarray, ...]] = []
+    digest = hashlib.sha256(info.model_dump_json(exclude={"command", "source"}).encode())
     for number, file in enumerate(files):
         try:
             with file.open() as source, pq.ParquetFile(source) as parquet:
                 sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
                 table = parquet.read(columns=["has_det", "has_seg"])
+                footer = io.BytesIO()
+                parquet.metadata.write_metadata_file(footer)
+                digest.update(footer.getvalue())
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{file}: not a readable Parquet shard ({str(error).splitlines()[0]})") from None
         det, seg = (table[name].to_numpy().astype(np.uint8) for name in ("has_det", "has_seg"))
@@ -75,4 +83,4 @@ def read_index(path: str, split: str) -> Index:
             )
         )
     file_column, group, offset, task_mask = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return Index(path, tuple(file.path for file in files), file_column, group, offset, task_mask)
+    return Index(path, tuple(file.path for file in files), file_column, group, offset, task_mask, digest.hexdigest())

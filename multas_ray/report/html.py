@@ -84,6 +84,7 @@ def run_report(run: Location) -> StoragePath:
         "Metrics by class [%]": class_table(columns),
         "Time of a training step": _time_shares(lines),
         "Slowest workers": _stragglers(lines, run),
+        "What ran": _attempts(run),
     }
     figures = {"Learning curves": learning_curves({run.name: lines})} if lines else {}
     if tables["Metrics by class [%]"]:
@@ -184,6 +185,28 @@ def _stragglers(lines: Records, run: StoragePath) -> Records:
             }
         )
     return sorted(rows, key=lambda row: row["seconds a step"], reverse=True)
+
+
+def _attempts(run: StoragePath) -> Records:
+    """Every start of the run: which code, data and teachers, by the beginnings of their digests."""
+    started = [json.loads(line) for line in (_text(run / "attempts.jsonl") or "").splitlines()]
+    return [
+        {
+            "started": attempt["started"],
+            "from step": attempt["from_step"],
+            "commit": _short(attempt["code"]["commit"]),
+            "source": _short(attempt["code"]["digest"]),
+            **{f"data.{role}": _short(digest) for role, digest in attempt["data"].items()},
+            **{f"teachers.{task}": _short(digest) for task, digest in attempt["teachers"].items()},
+            **attempt["versions"],
+        }
+        for attempt in started
+    ]
+
+
+def _short(digest: str | None) -> str:
+    """Of a commit or digest, as much as people compare."""
+    return "unknown" if digest is None else digest[:12] + "-dirty" * digest.endswith("-dirty")
 
 
 def _newest_samples(run: StoragePath) -> list[StoragePath]:

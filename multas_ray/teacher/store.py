@@ -5,7 +5,6 @@ the data set's split, `view=000/000012.parquet`: image_id, view, seed of the aug
 packed answers det and seg, null where a row needs none. A file is there whole or not at all.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -18,7 +17,6 @@ from pydantic import BaseModel, ConfigDict
 from multas_ray.config import AugmentConfig, Config, DistilledOn, Task, distilled
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Replay
-from multas_ray.data.schema import read_info
 from multas_ray.data.transforms import VERSION as TRANSFORMS
 from multas_ray.errors import UserError
 from multas_ray.storage import StoragePath
@@ -57,7 +55,7 @@ class StoreInfo(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     dataset: str
-    """Digest of the data set's description and the split's task masks."""
+    """Digest of the data set's split."""
     split: str
     size: int
     """Side of the images in pixels."""
@@ -79,7 +77,7 @@ class StoreInfo(BaseModel):
 def describe_store(config: Config, specs: Mapping[Task, TeacherSpec], index: Index, views: int) -> StoreInfo:
     """What a store of this configuration's soft targets is of."""
     return StoreInfo(
-        dataset=_dataset_digest(config.data.path, index),
+        dataset=index.digest,
         split=config.data.train,
         size=config.data.eval_size,
         augment=config.data.augment,
@@ -231,10 +229,3 @@ def _read_file(path: str, view: int, block: int) -> tuple[pa.Table, dict[str, in
             f"{file}: not readable ({str(error).splitlines()[0]}); delete it and run jobs/precompute.py again"
         ) from None
     return table, {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
-
-
-def _dataset_digest(path: str, index: Index) -> str:
-    digest = hashlib.sha256(read_info(path).model_dump_json(exclude={"command", "source"}).encode())
-    digest.update(index.task_mask.tobytes())
-    digest.update(index.block.astype(np.int64).tobytes())
-    return digest.hexdigest()

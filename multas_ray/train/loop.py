@@ -47,8 +47,9 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The training loop of one worker.
 
     Args:
-        settings: config (a dumped `Config`), det_classes, seg_classes, steps_per_epoch, teachers: the `TeacherSpec`s of
-            the distilled tasks, and pool: their actors' handles, None without a pool.
+        settings: config (a dumped `Config`), attempt (see `describe_attempt`), det_classes, seg_classes,
+            steps_per_epoch, teachers: the `TeacherSpec`s of the distilled tasks, and pool: their actors' handles, None
+            without a pool.
 
     Returns:
         final (metrics of the last evaluation), steps.
@@ -99,7 +100,11 @@ class _Worker:
         teachers, ahead = self._teachers()
         monitor = PoolMonitor(self.settings["pool"]) if peers.rank == 0 and self.settings["pool"] else None
         nodes = peers.gather(_whereabouts())
-        with Tracker(self.folder, config, self.start) if peers.rank == 0 else nullcontext() as tracker:
+        with (
+            Tracker(self.folder, config, self.start, self.settings["attempt"])
+            if peers.rank == 0
+            else nullcontext() as tracker
+        ):
             if tracker is not None:
                 tracker.workers(nodes)
             meter = Meter()
@@ -193,8 +198,7 @@ class _Worker:
         if tracker is not None:
             tracker.reject(row for rows in rejected for row in rows)
             tracker.log(step, metrics)
-            picture = samples.picture()
-            tracker.pictures(step, {f"{step:08d}": picture} if picture else {})
+            tracker.samples(step, samples)
         ray.train.report({"step": step, **metrics})
         return metrics
 

@@ -38,12 +38,13 @@ class Meter:
                 self.sums[name] = self.sums.get(name, torch.zeros_like(share)) + share
 
     def times(self, batch_size: int) -> dict[str, float]:
-        """A step's mean seconds, in all and waiting, and images a second."""
+        """A step's mean seconds, in all and waiting, the waits' shares of it, and images a second."""
         seconds = (perf_counter() - self.began) / (self.steps - self.timed_from)
+        waits = {"data_wait": self.data_wait / self.steps, "teacher_wait": self.teacher_wait / self.steps}
         return {
             "time/step_s": seconds,
-            "time/data_wait_s": self.data_wait / self.steps,
-            "time/teacher_wait_s": self.teacher_wait / self.steps,
+            **{f"time/{name}_s": wait for name, wait in waits.items()},
+            **{f"time/{name}_share": wait / seconds for name, wait in waits.items()},
             "throughput/images_per_s": batch_size / seconds,
         }
 

@@ -32,6 +32,7 @@ from multas_ray.storage import StoragePath
 from multas_ray.teacher.pool import start_pool
 from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
 from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
+from multas_ray.train.attempts import describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import log_error, read_metrics
@@ -65,6 +66,12 @@ def train(config: Config) -> dict[str, Any]:
         return finished
 
     began = perf_counter()
+    newest, _ = newest_checkpoint(run)
+    start = 0 if newest is None else read_meta(newest).step
+    attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs)
+    record_attempt(run, attempt)
+    if start:
+        print(f"{run}: goes on from step {start}", flush=True)
     start_ray(cpus_needed(config))
     check_placement(asks(config))
     for task in specs:
@@ -74,6 +81,7 @@ def train(config: Config) -> dict[str, Any]:
     pooled = specs and config.teachers.placement == "pool"
     settings = {
         "config": config.model_dump(mode="json"),
+        "attempt": attempt,
         "det_classes": info.det_classes,
         "seg_classes": info.seg_classes,
         "steps_per_epoch": plan.steps_per_epoch,

@@ -10,6 +10,7 @@ from multas_ray.data.collate import original_masks
 from multas_ray.evaluate.evaluator import Prediction
 from multas_ray.report.pictures import grid, overlay
 
+COLUMNS = ("ground truth", "prediction")
 SHOWN_SCORE = 0.3
 """Detections below it are not drawn."""
 
@@ -21,18 +22,21 @@ class SamplePictures:
         self.det_classes = list(det_classes)
         self.seg_classes = list(seg_classes) or ["background", *det_classes]
         self.count = count
+        self.image_ids: list[str] = []
         self.rows: list[list[torch.Tensor]] = []
+        """Of each image the COLUMNS, (3, H, W) uint8."""
 
     def add(self, batch: Mapping[str, np.ndarray], row: int, prediction: Prediction) -> None:
         """Draw an image's ground truth and prediction, unless there are enough."""
         if len(self.rows) < self.count:
+            self.image_ids.append(batch["ids"][row].decode())
             self.rows.append([draw_truth(batch, row, self.det_classes), draw(batch, row, prediction, self.det_classes)])
 
     def picture(self) -> bytes | None:
         """The collection as one PNG, None if it is empty."""
         if not self.rows:
             return None
-        return grid(self.rows, ["ground truth", "prediction"], classes=self.seg_classes)
+        return grid(self.rows, COLUMNS, classes=self.seg_classes)
 
 
 def draw_truth(batch: Mapping[str, np.ndarray], row: int, det_classes: Sequence[str]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from multas_ray.config import Config, TrackingConfig
 from multas_ray.storage import Location, StoragePath
+from multas_ray.train.samples import COLUMNS, SamplePictures
 
 METRICS, ERRORS, WORKERS = "metrics.jsonl", "errors.log", "workers.jsonl"
 REJECTED, BAD_STEPS = "rejected.jsonl", "bad_steps.jsonl"
@@ -26,12 +27,12 @@ class Tracker:
     A run that goes on from step `start` keeps what it has written up to there and drops what came after: one curve.
     """
 
-    def __init__(self, run: StoragePath, config: Config, start: int) -> None:
+    def __init__(self, run: StoragePath, config: Config, start: int, attempt: Mapping[str, Any]) -> None:
         self.run = run
         self.metrics = _Lines(run / METRICS, start)
         self.bad_steps = _Lines(run / BAD_STEPS, start)
         self.rejected = {line["image_id"]: line for line in read_lines(run / REJECTED)}
-        self.wandb = start_wandb(run, config.tracking, config.model_dump(mode="json"))
+        self.wandb = start_wandb(run, config.tracking, config.model_dump(mode="json") | {"ran": dict(attempt)})
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write one line of metrics."""
@@ -57,12 +58,20 @@ class Tracker:
         self.rejected |= new
         (self.run / REJECTED).append_text("".join(json.dumps(row) + "\n" for row in new.values()))
 
-    def pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
-        """Keep pictures (PNG) of an evaluation, by name."""
-        for name, png in pictures.items():
-            (self.run / "samples" / f"{name}.png").write_bytes(png)
-        if self.wandb is not None and pictures:
-            self.wandb.log({"samples": [wandb_image(png, name) for name, png in pictures.items()]}, step=step)
+    def samples(self, step: int, samples: SamplePictures) -> None:
+        """Keep the pictures of an evaluation: as one PNG and, in W&B, as a table with a row an image."""
+        picture = samples.picture()
+        if picture is None:
+            return
+        (self.run / "samples" / f"{step:08d}.png").write_bytes(picture)
+        if self.wandb is not None:
+            import wandb
+
+            rows = [
+                [name, *(wandb.Image(picture.permute(1, 2, 0).numpy()) for picture in row)]
+                for name, row in zip(samples.image_ids, samples.rows, strict=True)
+            ]
+            self.wandb.log({"samples": wandb.Table(columns=["image", *COLUMNS], data=rows)}, step=step)
 
     def table(self, name: str, metrics: Mapping[str, float]) -> None:
         """Keep metrics as the run's summary and as a table."""
@@ -164,6 +173,9 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
     if mode == "auto":
         mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
     os.environ.setdefault("WANDB_SILENT", "true")
+    if run.local:
+        # Where tables wait for `wandb sync`; by default the home folder of a node that may not last.
+        os.environ.setdefault("WANDB_DATA_DIR", str(run / "wandb"))
     return wandb.init(
         project=tracking.project,
         group=tracking.group,

@@ -3,10 +3,12 @@ from pathlib import Path
 
 import torch
 
-from multas_ray.report.pictures import grid
 from multas_ray.storage import StoragePath
+from multas_ray.train.samples import SamplePictures
 from multas_ray.train.tracking import METRICS, Tracker, read_metrics
 from tests.train.wandb_file import finished_records
+
+ATTEMPT = {"from_step": 0, "code": {"commit": "0" * 40, "digest": "1" * 64}}
 
 
 def steps_of(run: Path) -> list[int]:
@@ -15,13 +17,13 @@ def steps_of(run: Path) -> list[int]:
 
 def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
     config = make_config()
-    with Tracker(StoragePath(tmp_path), config, 0) as tracker:
+    with Tracker(StoragePath(tmp_path), config, 0, ATTEMPT) as tracker:
         for step in (1, 2, 3, 4):
             tracker.log(step, {"loss/total": float(step)})
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 5, "loss/to')
     assert steps_of(tmp_path) == [1, 2, 3, 4], "a line that a kill cut short is left out"
-    with Tracker(StoragePath(tmp_path), config, 2) as tracker:
+    with Tracker(StoragePath(tmp_path), config, 2, ATTEMPT) as tracker:
         tracker.log(3, {"loss/total": 30.0})
     assert steps_of(tmp_path) == [1, 2, 3]
     assert read_metrics(tmp_path)[-1]["loss/total"] == 30.0
@@ -30,12 +32,16 @@ def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
 
 def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    # Restored after the test, which sets it.
+    monkeypatch.setenv("WANDB_DATA_DIR", "")
+    monkeypatch.delenv("WANDB_DATA_DIR")
     config = make_config(tracking={"wandb": "auto", "group": "tests"}, train={"run": str(tmp_path), "steps": 9})
-    picture = grid([[torch.zeros(3, 4, 4, dtype=torch.uint8)]], [])
+    samples = SamplePictures(["cat"], ["background", "cat"], 1)
+    samples.image_ids, samples.rows = ["a.jpg"], [[torch.zeros(3, 4, 4, dtype=torch.uint8)] * 2]
     for start in (0, 2):
-        with Tracker(StoragePath(tmp_path), config, start) as tracker:
+        with Tracker(StoragePath(tmp_path), config, start, ATTEMPT) as tracker:
             tracker.log(start + 1, {"loss/total": 0.5})
-            tracker.pictures(start + 1, {"00000002": picture})
+            tracker.samples(start + 1, samples)
             tracker.table("final", {"seg/mIoU": 55.0})
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2, "one offline folder an attempt"
@@ -47,6 +53,7 @@ def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp
     assert {(run.run_id, run.run_group) for run in runs} == {(identity, "tests")}
     saved = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
     assert saved["train"]["steps"] == 9
+    assert saved["ran"] == ATTEMPT
     history = [
         {(item.key or ".".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
         for found in records
@@ -56,3 +63,14 @@ def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp
     assert [row["step"] for row in history if "loss/total" in row] == [1, 3]
     logged = {key.split(".")[0] for row in history for key in row}
     assert {"samples", "final"} <= logged
+    assert len(list((tmp_path / "samples").glob("*.png"))) == 2, "one an evaluation"
+    for found in records:
+        # With its pictures, a table is an artifact.
+        (artifact,) = [r.artifact for r in found if r.artifact.name == f"run-{identity}-samples"]
+        staged = {Path(content.path).suffix: Path(content.local_path) for content in artifact.manifest.contents}
+        assert staged[".png"].is_relative_to(tmp_path), "on the run's storage, where `wandb sync` finds them later"
+        table = json.loads(staged[".json"].read_text())
+        assert table["columns"] == ["image", "ground truth", "prediction"]
+        ((name, *pictures),) = table["data"]
+        assert name == "a.jpg"
+        assert [(picture["width"], picture["_type"]) for picture in pictures] == [(4, "image-file")] * 2

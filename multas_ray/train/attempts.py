@@ -1,0 +1,84 @@
+"""What ran: for every start of a run, a line that says from which code, on which data, with which teachers."""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import multas_ray
+from multas_ray.config import Task
+from multas_ray.data.index import Index
+from multas_ray.storage import StoragePath
+from multas_ray.teacher.teacher import TeacherSpec
+
+ATTEMPTS = "attempts.jsonl"
+PACKAGE = Path(multas_ray.__file__).parent
+
+
+def describe_attempt(start: int, splits: Mapping[str, Index], specs: Mapping[Task, TeacherSpec]) -> dict[str, Any]:
+    """What is about to run.
+
+    Args:
+        start: step that it goes on from.
+        splits: the data set's, by their role.
+
+    Returns:
+        started (local time), from_step; code: commit (None if it is not known) and digest of the package's source;
+        versions; data and teachers: digests.
+    """
+    return {
+        "started": f"{datetime.now():%F %T}",
+        "from_step": start,
+        "code": {"commit": commit(PACKAGE.parent), "digest": source_digest(PACKAGE)},
+        "versions": {name: version(name) for name in ("ray", "torch", "torchvision")},
+        "data": {role: index.digest for role, index in splits.items()},
+        "teachers": {task: spec.digest for task, spec in specs.items()},
+    }
+
+
+def record_attempt(run: StoragePath, attempt: Mapping[str, Any]) -> None:
+    """Put an attempt on record."""
+    (run / ATTEMPTS).append_text(json.dumps(attempt) + "\n")
+
+
+def source_digest(folder: Path) -> str:
+    """Digest of a folder's Python files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def commit(checkout: Path) -> str | None:
+    """The git commit that a folder holds, `-dirty` where files of it have been changed; None if it is no checkout.
+
+    A checkout that came with `ray job submit` has no history, but knows its commit; whether it was changed, only the
+    digest of its source can tell.
+    """
+    git = checkout / ".git"
+    if not git.exists():
+        return None
+    describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return _head(git)
+
+
+def _head(git: Path) -> str | None:
+    """The commit that HEAD names, by the files alone."""
+    try:
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        ref = head.removeprefix("ref: ")
+        if (git / ref).exists():
+            return (git / ref).read_text().strip()
+        lines = (git / "packed-refs").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split()[0] for line in lines if line.endswith(f" {ref}")), None)
