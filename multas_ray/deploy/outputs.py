@@ -13,11 +13,9 @@ from torch import Tensor
 from torchvision.io import encode_png
 
 from multas_ray.deploy.predictor import Annotation
-from multas_ray.report.pictures import overlay
+from multas_ray.report.pictures import SHOWN_SCORE, overlay
 from multas_ray.storage import StoragePath
 
-SHOWN_SCORE = 0.3
-"""Detections below it are not drawn."""
 LARGEST_OVERLAY = 1024
 """Pixels: a longer image is shrunk for its overlay."""
 

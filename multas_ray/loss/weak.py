@@ -90,10 +90,7 @@ def correct(components: Tensor, labels: Tensor, predicted: Tensor, names: Tensor
 
 def _part_inside(inner: Tensor, outer: Tensor) -> Tensor:
     """(B, N, M): the part of each of (B, N, 4) that lies in each of (B, M, 4)."""
-    low = torch.maximum(inner[:, :, None, :2], outer[:, None, :, :2])
-    high = torch.minimum(inner[:, :, None, 2:], outer[:, None, :, 2:])
-    area = (inner[..., 2:] - inner[..., :2]).prod(dim=-1)
-    return (high - low).clamp(min=0).prod(dim=-1) / area[:, :, None].clamp(min=1e-9)
+    return _common(inner[:, :, None], outer[:, None]) / _area(inner)[:, :, None].clamp(min=1e-9)
 
 
 def _smallest_around(boxes: Tensor, chosen: Tensor, dim: int) -> Tensor:
@@ -105,7 +102,16 @@ def _smallest_around(boxes: Tensor, chosen: Tensor, dim: int) -> Tensor:
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
     """IoU of (..., 4) with (..., 4), pair by pair; 0 or not a number where one is inside out."""
+    both = _common(a, b)
+    return both / (_area(a) + _area(b) - both).clamp(min=1e-9)
+
+
+def _common(a: Tensor, b: Tensor) -> Tensor:
+    """Area that (..., 4) and (..., 4) share."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    both = (high - low).clamp(min=0).prod(dim=-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(dim=-1) for boxes in (a, b)]
-    return both / (areas[0] + areas[1] - both).clamp(min=1e-9)
+    return (high - low).clamp(min=0).prod(dim=-1)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    """Of (..., 4)."""
+    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)

@@ -18,6 +18,8 @@ from multas_ray.data.schema import IGNORE
 FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 FONT_SIZE = 12
 MASK_ALPHA = 0.45
+SHOWN_SCORE = 0.3
+"""Detections below it are not drawn."""
 PAPER = 255
 """Grey value between and beside pictures."""
 GAP = 6

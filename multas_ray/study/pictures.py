@@ -16,10 +16,10 @@ from multas_ray.data.schema import read_info
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.weights import load_network
-from multas_ray.report.pictures import grid
+from multas_ray.report.pictures import SHOWN_SCORE, grid
 from multas_ray.study.plan import Study, Trial
 from multas_ray.study.trials import has_network
-from multas_ray.train.samples import SHOWN_SCORE, draw, draw_truth
+from multas_ray.train.samples import draw, draw_truth
 
 IMAGES, LOOKED_AT = 6, 512
 """Images shown, and the most that are searched for them."""

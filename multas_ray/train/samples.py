@@ -8,11 +8,9 @@ import torch.nn.functional as F
 
 from multas_ray.data.collate import original_masks
 from multas_ray.evaluate.evaluator import Prediction
-from multas_ray.report.pictures import grid, overlay
+from multas_ray.report.pictures import SHOWN_SCORE, grid, overlay
 
 COLUMNS = ("ground truth", "prediction")
-SHOWN_SCORE = 0.3
-"""Detections below it are not drawn."""
 
 
 class SamplePictures:
