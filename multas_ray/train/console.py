@@ -1,5 +1,6 @@
 """What a person at the terminal sees of runs: progress while they last, a table of their results."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from multas_ray.train.tracking import newest_error, read_metrics
 POLL_S = 1.0
 PLAIN_EVERY_S = 30.0
 """Between two lines where the output is no terminal, such as a job's log."""
+WIDE = 160
+"""Columns of a table that goes to no terminal."""
 HEADLINE = ("det/AP50", "det/AP", "seg/mIoU")
 
 
@@ -126,7 +129,7 @@ def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = 
         final = result["final"]
         cells = [f"{final[key]:.1f}" if key in final else "-" for key in HEADLINE]
         table.add_row(name, *cells, f"{result['seconds']:.0f}")
-    Console().print(table)
+    _output().print(table)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -135,4 +138,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*(cell(row.get(column, "")) for column in columns))
-    Console().print(table)
+    _output().print(table)
+
+
+def _output() -> Console:
+    """Standard output; where it is no terminal, such as a job's log, wide enough for a table."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
