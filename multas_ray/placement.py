@@ -1,8 +1,10 @@
 """Whether a cluster has room, at any time, for what a job asks of it."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic, sleep
 
 import ray
@@ -32,15 +34,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Node:
-    """A node, or one that the autoscaler may start."""
+    """A node."""
 
     total: Mapping[str, float]
-    labels: Mapping[str, str] | None = field(default_factory=dict)
-    """None: not known before it is there."""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         shown = {key: value for key, value in self.total.items() if ":" not in key and key not in HIDDEN}
-        labels = {key: value for key, value in (self.labels or {}).items() if key not in HIDDEN_LABELS}
+        labels = {key: value for key, value in self.labels.items() if key not in HIDDEN_LABELS}
         return _mapping(shown) + (f" labelled {_mapping(labels)}" if labels else "")
 
 
@@ -60,8 +61,8 @@ def asks(config: Config) -> list[Ask]:
 
 
 def check_placement(wanted: Sequence[Ask], nodes: Callable[[], Sequence[Node]] | None = None) -> None:
-    """Refuse what the cluster can never place, whatever else it runs. Nodes that are still joining are waited for, and
-    those that an autoscaler can start count.
+    """Refuse what the cluster can never place, whatever else it runs. Nodes that are still joining are waited for.
+    Where an autoscaler may start others, it only says what the job waits for.
 
     Args:
         nodes: of the cluster; default: of the one that this process is connected to.
@@ -71,7 +72,7 @@ def check_placement(wanted: Sequence[Ask], nodes: Callable[[], Sequence[Node]] |
     """
     nodes = nodes or cluster_nodes
     # No node joins a Ray that was started here.
-    until = monotonic() + (JOINING_S if on_cluster() else 0)
+    until = monotonic() + (JOINING_S if on_cluster() and not autoscaled() else 0)
     while True:
         there = list(nodes())
         lacking = unplaced(wanted, there)
@@ -84,6 +85,9 @@ def check_placement(wanted: Sequence[Ask], nodes: Callable[[], Sequence[Node]] |
     others = (
         f" beside {'; '.join(str(ask) for ask in wanted if ask is not lacking)}" if fits_alone(lacking, there) else ""
     )
+    if autoscaled():
+        print(f"{lacking}{others}: waits for the autoscaler to start nodes; the cluster has {has}", flush=True)
+        return
     raise UserError(f"{lacking}{others}: no room in the cluster, which has {has}")
 
 
@@ -95,11 +99,12 @@ def fits_alone(ask: Ask, nodes: Sequence[Node]) -> bool:
 def unplaced(wanted: Sequence[Ask], nodes: Sequence[Node]) -> Ask | None:
     """The first that finds no room on the nodes when each is put, one after another, where it fits; None if all do.
 
-    What is hardest to place goes first: GPUs and custom resources, then labels.
+    What is hardest to place goes first: GPUs and custom resources, then labels, then what is large.
     """
     left = [dict(node.total) for node in nodes]
     for ask in sorted(
-        wanted, key=lambda ask: (not ask.resources.gpu, not ask.resources.custom, not ask.resources.labels)
+        wanted,
+        key=lambda ask: (not ask.resources.gpu, not ask.resources.custom, not ask.resources.labels, -ask.resources.cpu),
     ):
         needs = bundle(ask.resources)
         for _ in range(ask.count):
@@ -126,7 +131,7 @@ def bundle(resources: Resources) -> dict[str, float]:
 
 
 def _labelled(node: Node, selector: Mapping[str, str]) -> bool:
-    return node.labels is None or all(label_matches(node.labels.get(key), value) for key, value in selector.items())
+    return all(label_matches(node.labels.get(key), value) for key, value in selector.items())
 
 
 def label_matches(label: str | None, condition: str) -> bool:
@@ -138,17 +143,14 @@ def label_matches(label: str | None, condition: str) -> bool:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes of this process's cluster, and those that its autoscaler may add."""
-    alive = [Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
-    scaled = ray._private.state.state.get_cluster_config()
-    if scaled is None:
-        return alive
-    groups = scaled.node_group_configs
-    return alive + [Node(dict(g.resources), None) for g in groups for _ in range(max(0, min(g.max_count, MOST)))]
+    """The nodes of this process's cluster."""
+    return [Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
 
 
-MOST = 1000
-"""Nodes of a group that are counted: where a group has no limit, it has one above all sense."""
+def autoscaled() -> bool:
+    """Whether this process is on the head of a cluster that grows with what is asked: KubeRay says so by a variable,
+    `ray up` by a file. Ray itself does not tell what an autoscaler may start."""
+    return "RAY_enable_autoscaler_v2" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
 
 
 def _mapping(values: Mapping[str, object]) -> str:

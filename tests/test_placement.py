@@ -63,8 +63,18 @@ def test_conditions_on_labels_are_rays(label, condition, fits):
     assert label_matches(label, condition) is fits
 
 
-def test_a_node_that_an_autoscaler_may_start_counts():
-    assert unplaced([ask(1, gpu=1, labels={"role": "teacher"})], [HEAD, Node({"GPU": 1.0, "CPU": 1.0}, None)]) is None
+def test_an_autoscaler_may_start_what_is_not_there_yet(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    monkeypatch.setenv("RAY_enable_autoscaler_v2", "1")
+    check_placement([ask(1, gpu=1)], lambda: [HEAD])
+    assert "train.resources: 1 x {CPU: 1, GPU: 1}: waits for the autoscaler" in capsys.readouterr().out
+    check_placement([ask(1)], lambda: [HEAD])
+    assert not capsys.readouterr().out
+
+
+def test_what_is_large_is_placed_before_what_is_small():
+    nodes = [Node({"CPU": 16.0, "GPU": 1.0}), Node({"CPU": 4.0, "GPU": 1.0})]
+    assert unplaced([ask(1, cpu=2, gpu=1), ask(1, "teachers.resources", cpu=8, gpu=1)], nodes) is None
 
 
 def test_nodes_that_are_joining_are_waited_for_and_the_refusal_says_what_there_is(monkeypatch):

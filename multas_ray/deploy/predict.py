@@ -62,6 +62,7 @@ def predict_images(
     network, meta = load_network(chosen)
     folder = StoragePath(out)
     start_ray(workers.count + 2)
+    workers.check_room()
     # Prints every job's plan.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -70,6 +70,7 @@ def score_checkpoint(
     plan = EvaluationPlan(read_index(place, split), own.settings.batch_size, own.size)
     protocol = protocol or own.settings.protocol
     start_ray(workers.count + 2)
+    workers.check_room()
     # Prints every job's plan.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     parallel = max(1, cluster_cores() // 2)

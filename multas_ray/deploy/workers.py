@@ -6,7 +6,9 @@ from typing import Any
 
 import ray
 
+from multas_ray.config import Resources
 from multas_ray.errors import UserError
+from multas_ray.placement import Ask, check_placement
 
 CPUS_PER_TASK = 0.25
 """Logical CPUs that a task reserves which prepares what the actors take, or writes what they find."""
@@ -35,6 +37,15 @@ class Workers:
             **{"num_cpus": 1, "num_gpus": self.gpus or None},
             "compute": ray.data.ActorPoolStrategy(size=self.count),
         }
+
+    def check_room(self) -> None:
+        """Refuse more than there is room for, beside a task that reads.
+
+        Raises:
+            UserError: says what was asked, and what there is.
+        """
+        tasks = Ask("their tasks", 2, Resources(cpu=CPUS_PER_TASK))
+        check_placement([Ask("--workers and --gpus", self.count, Resources(cpu=1, gpu=self.gpus)), tasks])
 
 
 ONE = Workers()

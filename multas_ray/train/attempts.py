@@ -56,29 +56,12 @@ def source_digest(folder: Path) -> str:
 def commit(checkout: Path) -> str | None:
     """The git commit that a folder holds, `-dirty` where files of it have been changed; None if it is no checkout.
 
-    A checkout that came with `ray job submit` has no history, but knows its commit; whether it was changed, only the
-    digest of its source can tell.
+    What came with `ray job submit` is none, as Ray leaves .git behind: of that the digest of the source tells.
     """
-    git = checkout / ".git"
-    if not git.exists():
+    if not (checkout / ".git").exists():
         return None
     describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(describe, capture_output=True, check=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return _head(git)
-
-
-def _head(git: Path) -> str | None:
-    """The commit that HEAD names, by the files alone."""
-    try:
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        ref = head.removeprefix("ref: ")
-        if (git / ref).exists():
-            return (git / ref).read_text().strip()
-        lines = (git / "packed-refs").read_text().splitlines()
-    except OSError:
         return None
-    return next((line.split()[0] for line in lines if line.endswith(f" {ref}")), None)

@@ -69,11 +69,11 @@ def train(config: Config) -> dict[str, Any]:
     newest, _ = newest_checkpoint(run)
     start = 0 if newest is None else read_meta(newest).step
     attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs)
-    record_attempt(run, attempt)
     if start:
         print(f"{run}: goes on from step {start}", flush=True)
     start_ray(cpus_needed(config))
     check_placement(asks(config))
+    record_attempt(run, attempt)
     for task in specs:
         whole = getattr(config.distill, task).needs_dense()
         if config.distill.targets == "packed" and whole:

@@ -1,5 +1,4 @@
 import json
-import shutil
 import subprocess
 
 import pytest
@@ -35,18 +34,6 @@ def test_the_commit_of_a_checkout_is_known_and_whether_it_was_changed(checkout):
     assert commit(folder) == f"{head}-dirty"
     assert source_digest(folder) != before
     assert commit(folder / "nowhere") is None
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_checkout_without_history_still_knows_its_commit(checkout, packed):
-    """As `ray job submit` sends it, by .rayignore."""
-    folder, head = checkout
-    if packed:
-        subprocess.run(["git", "-C", folder, "pack-refs", "--all"], check=True)
-    for path in (folder / ".git").iterdir():
-        if path.name not in ("HEAD", "refs", "packed-refs"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert commit(folder) == head
 
 
 def test_the_report_tells_what_ran_at_every_start(scenes_path, tmp_path):
