@@ -149,7 +149,7 @@ def test_a_submitted_checkout_brings_its_code_and_nothing_else(head, tmp_path):
     assert code == 0, output
     sent = re.search(r"^sent (.*)$", output, re.MULTILINE)[1].split()
     tracked = subprocess.check_output(["git", "ls-files"], cwd=checkout, text=True).splitlines()
-    left = {"tests", "docs", "cluster", ".ci"}
+    left = {"tests", "docs", "cluster"}
     code_files = {file for file in tracked if file.split("/")[0] not in left}
     assert set(sent) - code_files == {"runs.py/file"}, "what has no name of data, environments or runs is the user's"
     assert {"jobs/train.py", "multas_ray/config.py", "pyproject.toml"} <= set(sent)
