@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from multas_ray.errors import RunError, UserError
 from multas_ray.model.anchors import decode
-from multas_ray.model.checkpoint import META, MODEL, verify, write_files
+from multas_ray.model.checkpoint import MANIFEST, META, MODEL, write_files
 from multas_ray.model.network import MultiTaskNet, count_parameters
 from multas_ray.model.weights import load_network
 from multas_ray.storage import Location, StoragePath
@@ -77,7 +77,7 @@ def export(checkpoint: Location, out: Location, *, onnx: bool = True) -> dict[st
         RunError: the graph's outputs differ by more than TOLERANCE.
     """
     folder = StoragePath(out)
-    if folder.names() and verify(folder) is not None:
+    if not set(folder.names()) <= {MODEL, META, ONNX, MANIFEST}:
         raise UserError(f"{folder}: holds something else than an export; choose another folder")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if onnx and missing:

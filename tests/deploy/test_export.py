@@ -1,6 +1,7 @@
 """The exported network: the same answers without anything of training, also as ONNX."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,3 +64,17 @@ def test_a_folder_of_something_else_is_left_alone(checkpoint, tmp_path):
     with pytest.raises(UserError, match="holds something else"):
         export(checkpoint, tmp_path, onnx=False)
     assert (tmp_path / "thesis.txt").exists()
+    export(checkpoint, tmp_path / "exported", onnx=False)
+    export(checkpoint, tmp_path / "exported", onnx=False)
+    (tmp_path / "exported" / "labels.txt").write_text("my own")
+    with pytest.raises(UserError, match="holds something else"):
+        export(checkpoint, tmp_path / "exported", onnx=False)
+
+
+def test_a_checkpoint_in_training_is_not_exported_over(tmp_path, random_teachers):
+    place = Path(random_teachers["det"]["checkpoint"])
+    before = sorted(path.name for path in place.iterdir())
+    assert "state.pt" in before
+    with pytest.raises(UserError, match="holds something else"):
+        export(place, place, onnx=False)
+    assert sorted(path.name for path in place.iterdir()) == before
