@@ -15,8 +15,7 @@ from multas_ray.data.collate import decode, read_row
 from multas_ray.data.describe import SplitCounts, choose, count
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, read_info
-from multas_ray.errors import UserError
-from multas_ray.job import Parser, run_job
+from multas_ray.job import Parser, at_least, run_job
 from multas_ray.report.pictures import captioned, grid, overlay
 
 COLUMNS = 4
@@ -29,11 +28,9 @@ def main() -> None:
     parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("dataset", help="data set folder: a path or an s3:// or gs:// URI")
     parser.add_argument("--out", type=Path, help="folder of the picture grids (default: runs/describe/<name>)")
-    parser.add_argument("--samples", type=int, default=16, help="pictures of each split (default: %(default)s)")
+    parser.add_argument("--samples", type=at_least(0), default=16, help="pictures of each split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: %(default)s)")
     arguments = parser.parse_args()
-    if arguments.samples < 0:
-        raise UserError(f"--samples {arguments.samples}: 0 or more")
     console = Console()
     info = read_info(arguments.dataset)
     indexes = {split: read_index(arguments.dataset, split) for split in info.splits}

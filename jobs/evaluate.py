@@ -9,8 +9,8 @@ from rich.console import Console
 
 from multas_ray.config import Protocol
 from multas_ray.deploy.scoring import REPORT, score_checkpoint
-from multas_ray.deploy.workers import add_worker_flags, workers_of
-from multas_ray.job import Parser, run_job
+from multas_ray.deploy.workers import Workers, add_worker_flags
+from multas_ray.job import Parser, at_least, run_job
 from multas_ray.report.html import class_table, metric_table
 from multas_ray.storage import StoragePath
 from multas_ray.train.console import count_up, print_rows
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="(default: %(default)s)")
     parser.add_argument("--out", required=True, help="folder of result.json and report.html: a path or a URI")
     parser.add_argument("--protocol", choices=get_args(Protocol), help="of average precision (default: the run's)")
-    parser.add_argument("--worst", type=int, default=8, help="images in the gallery (default: %(default)s)")
+    parser.add_argument("--worst", type=at_least(0), default=8, help="images in the gallery (default: %(default)s)")
     add_worker_flags(parser)
     arguments = parser.parse_args()
     with count_up("images") as progress:
@@ -33,7 +33,7 @@ def main() -> None:
             arguments.split,
             arguments.out,
             protocol=arguments.protocol,
-            workers=workers_of(arguments),
+            workers=Workers(arguments.workers, arguments.gpus, arguments.threads),
             worst=arguments.worst,
             progress=progress,
         )

@@ -4,8 +4,7 @@ python jobs/precompute.py --config jobs/configs/animals_kd.yaml --views 8 teache
 """
 
 from multas_ray.config_file import load_config
-from multas_ray.errors import UserError
-from multas_ray.job import Parser, run_job
+from multas_ray.job import Parser, at_least, run_job
 from multas_ray.teacher.precompute import precompute
 from multas_ray.train.console import count_up
 
@@ -13,11 +12,11 @@ from multas_ray.train.console import count_up
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the run to come")
-    parser.add_argument("--views", type=int, default=8, metavar="K", help="augmentations of each row (default 8)")
+    parser.add_argument(
+        "--views", type=at_least(1), default=8, metavar="K", help="augmentations of each row (default 8)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
     arguments = parser.parse_intermixed_args()
-    if arguments.views < 1:
-        raise UserError(f"--views: {arguments.views}; at least 1 is needed")
     config = load_config(arguments.config, arguments.overrides)
     with count_up("files") as tell:
         done = precompute(config, arguments.views, tell)

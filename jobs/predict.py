@@ -6,9 +6,8 @@ python jobs/predict.py --checkpoint runs/animals/kd --images 'photos/*.jpg' --ou
 from rich.console import Console
 
 from multas_ray.deploy.predict import predict_images
-from multas_ray.deploy.workers import add_worker_flags, workers_of
-from multas_ray.errors import UserError
-from multas_ray.job import Parser, run_job
+from multas_ray.deploy.workers import Workers, add_worker_flags
+from multas_ray.job import Parser, at_least, run_job
 from multas_ray.storage import StoragePath
 from multas_ray.train.console import count_up
 
@@ -21,19 +20,17 @@ def main() -> None:
     )
     parser.add_argument("--split", default="val", help="of a data set (default: %(default)s)")
     parser.add_argument("--out", required=True, help="folder of what is written: a path or a URI")
-    parser.add_argument("--batch-size", type=int, default=16, help="images at a time (default: %(default)s)")
+    parser.add_argument("--batch-size", type=at_least(1), default=16, help="images at a time (default: %(default)s)")
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures for people to look at")
     add_worker_flags(parser)
     arguments = parser.parse_args()
-    if arguments.batch_size < 1:
-        raise UserError(f"--batch-size {arguments.batch_size}: 1 or more")
     with count_up("images") as progress:
         counts = predict_images(
             arguments.checkpoint,
             arguments.images,
             arguments.out,
             split=arguments.split,
-            workers=workers_of(arguments),
+            workers=Workers(arguments.workers, arguments.gpus, arguments.threads),
             batch_size=arguments.batch_size,
             overlays=not arguments.no_overlays,
             progress=progress,

@@ -24,7 +24,7 @@ from multas_ray.data.prepare import Summary, write_dataset
 from multas_ray.data.row import Reject, Row
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
-from multas_ray.job import Parser, run_job
+from multas_ray.job import Parser, at_least, run_job
 
 Rows = Iterable[Row | Reject]
 Track = Callable[[str, Rows, int], Rows]
@@ -86,9 +86,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     sub.set_defaults(read=read_coco)
 
     sub = sources.add_parser("scenes", parents=[common], help="generated scenes of shapes")
-    sub.add_argument("--train", type=count, default=1000, help="training scenes (default 1000)")
-    sub.add_argument("--val", type=count, default=200, help="validation scenes (default 200)")
-    sub.add_argument("--size", type=count, default=128, help="side in pixels (default 128)")
+    sub.add_argument("--train", type=at_least(0), default=1000, help="training scenes (default 1000)")
+    sub.add_argument("--val", type=at_least(0), default=200, help="validation scenes (default 200)")
+    sub.add_argument("--size", type=at_least(0), default=128, help="side in pixels (default 128)")
     sub.add_argument("--partial", type=parse_fractions, help="e.g. det=0.5,seg=0.5: of the training scenes")
     sub.add_argument("--seed", type=int, default=0)
     sub.set_defaults(read=read_scenes)
@@ -190,13 +190,6 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text}: a fraction of 0 to 1 is needed")
     return value
-
-
-def count(text: str) -> int:
-    """A number of 0 or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text}: a number of 0 or more is needed")
-    return int(text)
 
 
 def names(text: str) -> list[str]:

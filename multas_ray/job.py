@@ -83,6 +83,17 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} on is needed")
+        return int(text)
+
+    return parse
+
+
 def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     """Connect to the cluster of RAY_ADDRESS, or start Ray on this machine.
 

@@ -1,9 +1,12 @@
 """Files and folders on any filesystem that pyarrow knows: local paths, s3://, gs:// and others."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -121,14 +124,21 @@ class StoragePath:
         """The whole file as UTF-8; errors as `open`."""
         return self.read_bytes().decode()
 
-    def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
-        """Write a file that is never seen half written; errors as `create`."""
+    @contextmanager
+    def writing(self) -> Iterator[pa.NativeFile]:
+        """The file, for writing, which is never seen half written: what was there stays until all is. Errors as
+        `create`."""
         # Object stores show a file when it is whole.
         target = StoragePath(f"{self.path}.{uuid4().hex}.tmp") if self.local else self
         with target.create() as stream:
-            stream.write(data)
+            yield stream
         if self.local:
             Path(target).replace(self)
+
+    def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
+        """Write a file that is never seen half written; errors as `create`."""
+        with self.writing() as stream:
+            stream.write(data)
 
     def write_text(self, text: str) -> None:
         """Write a file of UTF-8 that is never seen half written; errors as `create`."""
@@ -150,6 +160,18 @@ class StoragePath:
             self.filesystem.delete_dir(self.path)
         elif kind == fs.FileType.File:
             self.filesystem.delete_file(self.path)
+
+
+def read_lines(file: StoragePath) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines, none if there is no file; one that a kill cut short is left out."""
+    lines: list[dict[str, Any]] = []
+    if file.exists():
+        for line in file.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return lines
 
 
 @lru_cache

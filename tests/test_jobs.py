@@ -64,7 +64,11 @@ def test_a_shared_pool_needs_a_name_and_a_teacher(monkeypatch, capsys, config_fi
         ("prepare.py", [], "source"),
         ("describe.py", ["nowhere"], "nowhere: no data set here"),
         ("precompute.py", ["--config", "nowhere.yaml"], "nowhere.yaml: No such file"),
-        ("precompute.py", ["--config", "nowhere.yaml", "--views", "0"], "--views: 0; at least 1"),
+        (
+            "precompute.py",
+            ["--config", "nowhere.yaml", "--views", "0"],
+            "--views: 0: a whole number from 1",
+        ),
         ("teachers.py", ["status"], "RAY_ADDRESS: not set"),
         ("teachers.py", ["stop", "animals"], "RAY_ADDRESS: not set"),
         ("benchmark.py", ["nothing"], "nothing"),

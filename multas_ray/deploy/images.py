@@ -18,6 +18,7 @@ from multas_ray.storage import StoragePath
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 COLUMNS = ["image_id", "image"]
 """Of a Parquet file: a name, and the encoded image."""
+COLUMNS_ARE = [pa.string(), pa.binary()]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def find_images(source: str, split: str) -> Images:
     Raises:
         UserError: there are none.
     """
-    if glob.has_magic(source.partition("?")[0]) and "://" not in source:
+    if glob.has_magic(source) and "://" not in source and not Path(source).exists():
         # Not pathlib: it takes no absolute pattern.
         base, found = _base(source), sorted(glob.glob(source, recursive=True))  # noqa: PTH207
         paths = [StoragePath(name) for name in found if Path(name).is_file()]
@@ -67,11 +68,12 @@ def _from_parquet(shards: list[StoragePath]) -> Images:
         try:
             with shard.open() as stream, pq.ParquetFile(stream) as parquet:
                 count += parquet.metadata.num_rows
-                columns = parquet.schema_arrow.names
+                columns = {field.name: field.type for field in parquet.schema_arrow}
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{shard}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-        if not {*COLUMNS} <= {*columns}:
-            raise UserError(f"{shard}: has columns {', '.join(columns)}; {' and '.join(COLUMNS)} are needed")
+        if [columns.get(name) for name in COLUMNS] != COLUMNS_ARE:
+            has = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+            raise UserError(f"{shard}: has columns {has}; image_id (string) and image (binary) are needed")
     paths = [shard.path for shard in shards]
     return Images(ray.data.read_parquet(paths, filesystem=shards[0].filesystem, columns=COLUMNS), count)
 

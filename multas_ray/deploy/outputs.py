@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.io import encode_png
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from multas_ray.deploy.predictor import Annotation
 from multas_ray.report.pictures import SHOWN_SCORE, overlay
@@ -44,11 +46,10 @@ def overlay_png(image: Tensor, found: Annotation, det_classes: Sequence[str]) ->
     factor = min(1.0, LARGEST_OVERLAY / max(height, width))
     if factor < 1:
         size = max(1, round(factor * height)), max(1, round(factor * width))
-        image = torch.nn.functional.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-        image = image.round().clamp(0, 255).to(torch.uint8)
+        image = resize(image, size)
     mask = None if found.mask is None else torch.tensor(found.mask)
     if mask is not None and factor < 1:
-        mask = torch.nn.functional.interpolate(mask[None, None], image.shape[-2:])[0, 0]
+        mask = resize(mask[None], image.shape[-2:], InterpolationMode.NEAREST)[0]
     boxes = captions = labels = None
     if found.boxes is not None and found.labels is not None and found.scores is not None:
         shown = found.scores >= SHOWN_SCORE
@@ -77,7 +78,7 @@ def write_coco(file: StoragePath, det_classes: Sequence[str], rows: Iterable[dic
     categories = [{"id": number, "name": name} for number, name in enumerate(det_classes, start=1)]
     images: list[str] = []
     count = 0
-    with file.create() as stream:
+    with file.writing() as stream:
         stream.write(b'{"annotations": [\n')
         for number, row in enumerate(rows, start=1):
             image = {"id": number, "file_name": row["image_id"], "width": row["width"], "height": row["height"]}

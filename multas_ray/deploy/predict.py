@@ -1,7 +1,6 @@
 """Predictions for many images: a Ray Data job of reading tasks, network actors and writing tasks."""
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,6 @@ from multas_ray.deploy.workers import CPUS_PER_TASK, ONE, Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.evaluate.postprocess import Detections
-from multas_ray.job import start_ray
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.weights import load_network
 from multas_ray.storage import StoragePath
@@ -61,10 +59,7 @@ def predict_images(
     chosen = find_checkpoint(checkpoint)
     network, meta = load_network(chosen)
     folder = StoragePath(out)
-    start_ray(workers.count + 2)
-    workers.check_room()
-    # Prints every job's plan.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    workers.start()
     ray.data.DataContext.get_current().enable_progress_bars = False
     images = find_images(source, split)
     (folder / REJECTED).delete()
@@ -100,9 +95,9 @@ def _job(
     overlays: bool,
 ) -> ray.data.Dataset:
     """One row an image: see `write`."""
-    blocks = max(1, -(-images.count // batch_size))
     return (
-        images.rows.repartition(blocks)
+        # Not a number of blocks, which would wait for all images.
+        images.rows.repartition(target_num_rows_per_block=batch_size)
         .map_batches(partial(read, size=size), batch_size=None, batch_format="pyarrow", num_cpus=CPUS_PER_TASK)
         .map_batches(Network, fn_constructor_args=(checkpoint, workers), **workers.options())
         .map(partial(write, out=out.uri, size=size, det_classes=det_classes, overlays=overlays), num_cpus=CPUS_PER_TASK)

@@ -1,7 +1,6 @@
 """A checkpoint's metrics on any split: network actors score its batches, the driver merges what they counted."""
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from multas_ray.evaluate.detection import DetectionMetric
 from multas_ray.evaluate.evaluator import add, predict
 from multas_ray.evaluate.scores import TASK_SCORES, score
 from multas_ray.evaluate.segmentation import SegmentationMetric
-from multas_ray.job import cluster_cores, start_ray
+from multas_ray.job import cluster_cores
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.html import class_table, metric_table, report_page
@@ -57,7 +56,7 @@ def score_checkpoint(
         progress: told of the images that are scored, and of all.
 
     Returns:
-        What result.json holds: checkpoint, step, data, split, protocol, images, rejected, metrics.
+        What result.json holds: checkpoint, data, split, protocol, images, rejected, metrics.
 
     Raises:
         UserError: checkpoint or data cannot be used, or do not fit.
@@ -69,10 +68,7 @@ def score_checkpoint(
     place = StoragePath(data).uri
     plan = EvaluationPlan(read_index(place, split), own.settings.batch_size, own.size)
     protocol = protocol or own.settings.protocol
-    start_ray(workers.count + 2)
-    workers.check_room()
-    # Prints every job's plan.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    workers.start()
     parallel = max(1, cluster_cores() // 2)
     batches = stream(plan, 1, parallel=parallel, resources=Resources(cpu=CPUS_PER_TASK))
     scored = batches.map_batches(Scorer, fn_constructor_args=(chosen.uri, workers), **workers.options())
@@ -100,7 +96,7 @@ def score_checkpoint(
     }
     folder = StoragePath(out)
     order = [int(place) for place in np.argsort(scores) if not np.isnan(scores[place])][:worst]
-    gallery = draw_worst(own, plan, info, [(rows[place], scores[place]) for place in order])
+    gallery = draw_worst(own, plan, [(rows[place], scores[place]) for place in order])
     (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     (folder / WORST).write_bytes(gallery)
     (folder / REPORT).write_text(_report(result, gallery))
@@ -157,7 +153,7 @@ def image_score(metrics: dict[str, float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def draw_worst(own: Predictor, plan: EvaluationPlan, info: DatasetInfo, chosen: Sequence[tuple[int, float]]) -> bytes:
+def draw_worst(own: Predictor, plan: EvaluationPlan, chosen: Sequence[tuple[int, float]]) -> bytes:
     """A PNG with a row an image: ground truth and prediction.
 
     Args:

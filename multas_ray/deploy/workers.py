@@ -1,13 +1,15 @@
 """The actors that hold a network in a Ray Data job: how many, and what each reserves."""
 
 import argparse
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from multas_ray.config import Resources
-from multas_ray.errors import UserError
+from multas_ray.job import at_least, start_ray
 from multas_ray.placement import Ask, check_placement
 
 CPUS_PER_TASK = 0.25
@@ -38,14 +40,17 @@ class Workers:
             "compute": ray.data.ActorPoolStrategy(size=self.count),
         }
 
-    def check_room(self) -> None:
-        """Refuse more than there is room for, beside a task that reads.
+    def start(self) -> None:
+        """Start Ray, or connect to the cluster, and see that there is room for the actors beside a task that reads.
 
         Raises:
             UserError: says what was asked, and what there is.
         """
+        start_ray(self.count + 2)
         tasks = Ask("their tasks", 2, Resources(cpu=CPUS_PER_TASK))
         check_placement([Ask("--workers and --gpus", self.count, Resources(cpu=1, gpu=self.gpus)), tasks])
+        # Prints every job's plan.
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 ONE = Workers()
@@ -54,18 +59,13 @@ ONE = Workers()
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     """Command line flags of `Workers`."""
-    parser.add_argument("--workers", type=int, default=1, help="actors that hold the network (default: %(default)s)")
-    parser.add_argument("--gpus", type=float, default=0.0, help="of each (default: none)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: %(default)s)")
+    parser.add_argument("--workers", type=at_least(1), default=1, help="actors that hold the network (default: 1)")
+    parser.add_argument("--gpus", type=_gpus, default=0.0, help="of each, such as 0.5 (default: none)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads of each (default: 1)")
 
 
-def workers_of(arguments: argparse.Namespace) -> Workers:
-    """What the flags say.
-
-    Raises:
-        UserError: a value makes no sense.
-    """
-    for name, least in (("workers", 1), ("threads", 1), ("gpus", 0)):
-        if getattr(arguments, name) < least:
-            raise UserError(f"--{name} {getattr(arguments, name)}: {least} or more")
-    return Workers(arguments.workers, arguments.gpus, arguments.threads)
+def _gpus(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: a number from 0 on is needed")
+    return value

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from multas_ray.report.plots import class_bars, learning_curves
-from multas_ray.storage import Location, StoragePath
+from multas_ray.storage import Location, StoragePath, read_lines
 
 Records = Sequence[Mapping[str, Any]]
 """Rows of a table; the columns are their keys, in order of first occurrence."""
@@ -73,7 +73,7 @@ def run_report(run: Location) -> StoragePath:
         The report's path.
     """
     run = StoragePath(run)
-    lines = [json.loads(line) for line in (_text(run / "metrics.jsonl") or "").splitlines() if line.strip()]
+    lines = read_lines(run / "metrics.jsonl")
     result = json.loads(_text(run / "result.json") or "{}")
     final, best = result.get("final", {}), result.get("best", {})
     # A run that is not over yet shows its newest evaluation.
@@ -171,7 +171,7 @@ def _stragglers(lines: Records, run: StoragePath) -> Records:
     """The workers that the others waited for: how often, and how much longer than the median they took for what they
     do without the others (waiting for data, forward pass)."""
     timed = [line for line in lines if "time/slowest_rank" in line]
-    nodes = {line["rank"]: line["node"] for line in map(json.loads, (_text(run / "workers.jsonl") or "").splitlines())}
+    nodes = {line["rank"]: line["node"] for line in read_lines(run / "workers.jsonl")}
     rows = []
     for rank in sorted({line["time/slowest_rank"] for line in timed}):
         own = [line for line in timed if line["time/slowest_rank"] == rank]
@@ -189,7 +189,6 @@ def _stragglers(lines: Records, run: StoragePath) -> Records:
 
 def _attempts(run: StoragePath) -> Records:
     """Every start of the run: which code, data and teachers, by the beginnings of their digests."""
-    started = [json.loads(line) for line in (_text(run / "attempts.jsonl") or "").splitlines()]
     return [
         {
             "started": attempt["started"],
@@ -200,7 +199,7 @@ def _attempts(run: StoragePath) -> Records:
             **{f"teachers.{task}": _short(digest) for task, digest in attempt["teachers"].items()},
             **attempt["versions"],
         }
-        for attempt in started
+        for attempt in read_lines(run / "attempts.jsonl")
     ]
 
 
@@ -251,4 +250,4 @@ def cell(value: Any) -> str:
     """A table's value as text."""
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
-    return str(value)
+    return "" if value is None else str(value)

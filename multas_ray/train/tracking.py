@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from multas_ray.config import Config, TrackingConfig
-from multas_ray.storage import Location, StoragePath
+from multas_ray.storage import Location, StoragePath, read_lines
 from multas_ray.train.samples import COLUMNS, SamplePictures
 
 METRICS, ERRORS, WORKERS = "metrics.jsonl", "errors.log", "workers.jsonl"
@@ -121,18 +121,6 @@ class _Lines:
         if len(self.text) > self.written:
             self.file.write_text(self.text)
             self.written, self.at = len(self.text), monotonic()
-
-
-def read_lines(file: StoragePath) -> list[dict[str, Any]]:
-    """The lines of a file of JSON lines; a last one that a kill cut short is left out."""
-    lines: list[dict[str, Any]] = []
-    if file.exists():
-        for line in file.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return lines
 
 
 def read_metrics(run: Location) -> list[dict[str, Any]]:

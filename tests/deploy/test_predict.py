@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
@@ -11,10 +13,11 @@ import multas_ray
 from multas_ray.data.collate import read_row
 from multas_ray.data.index import read_index
 from multas_ray.deploy.images import find_images
-from multas_ray.deploy.outputs import safe_name, voc_palette
+from multas_ray.deploy.outputs import safe_name, voc_palette, write_coco
 from multas_ray.deploy.predict import predict_images
 from multas_ray.deploy.workers import Workers
 from multas_ray.errors import UserError
+from multas_ray.storage import StoragePath
 
 
 def test_a_folder_of_photos_becomes_coco_json_masks_and_overlays(started_ray, checkpoint, photos, tmp_path):
@@ -58,6 +61,10 @@ def test_a_data_set_a_glob_and_parquet_files_are_sources_too(started_ray, checkp
     assert {image["file_name"] for image in images} == ids
     assert not (tmp_path / "a" / "overlays").exists()
     assert find_images(f"{scenes_path}/val/*.parquet", "val").count == len(ids)
+    assert find_images(str(photos / "photo?.png"), "val").count == 4
+    (tmp_path / "photos [2024]").mkdir()
+    Image.open(photos / "photo0.png").save(tmp_path / "photos [2024]" / "a.png")
+    assert find_images(str(tmp_path / "photos [2024]"), "val").count == 1
     found = find_images(str(photos / "photo[12].*"), "val")
     assert [row["image_id"] for row in found.rows.take_all()] == ["photo1", "photo2"]
 
@@ -75,6 +82,28 @@ def test_sources_without_images_are_refused(started_ray, checkpoint, scenes_path
         find_images(scenes_path, "test")
     with pytest.raises(UserError, match="none of 1 images can be decoded"):
         predict_images(checkpoint, str(photos / "broken.jpg"), str(tmp_path / "out"))
+
+
+def test_parquet_files_of_other_types_are_refused(started_ray, tmp_path):
+    pq.write_table(pa.table({"image_id": [1], "image": [b"x"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"image_id \(int64\), image \(binary\); image_id \(string\)"):
+        find_images(str(tmp_path), "val")
+
+
+def test_what_was_predicted_before_stays_until_all_is_there(tmp_path):
+    def rows():
+        yield {"image_id": "a", "height": 1, "width": 1, "boxes": [], "labels": [], "scores": []}
+        raise OSError("lost")
+
+    (tmp_path / "predictions.json").write_text("{}")
+    with pytest.raises(OSError, match="lost"):
+        write_coco(StoragePath(tmp_path / "predictions.json"), ["cat"], rows())
+    assert (tmp_path / "predictions.json").read_text() == "{}"
+
+
+def test_more_than_there_is_room_for_is_refused(started_ray, checkpoint, photos, tmp_path):
+    with pytest.raises(UserError, match=r"--workers and --gpus: 1 x {CPU: 1, GPU: 1}: no room"):
+        predict_images(checkpoint, str(photos), str(tmp_path / "out"), workers=Workers(1, gpus=1))
 
 
 def test_names_stay_below_their_folder():

@@ -1,10 +1,9 @@
 import torch
 
 from multas_ray.report.html import run_report
-from multas_ray.storage import StoragePath
+from multas_ray.storage import StoragePath, read_lines
 from multas_ray.teacher.feed import Fed
 from multas_ray.train.meter import Meter, slowest
-from multas_ray.train.tracking import read_lines
 from multas_ray.train.trainer import StepOutcome
 
 
