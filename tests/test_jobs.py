@@ -1,5 +1,6 @@
 """Jobs as they are called: arguments in, exit code and last line out."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from multas_ray.errors import UserError
-from multas_ray.job import FAILED, OK, UNUSABLE, root_cause, run_job
+from multas_ray.job import FAILED, OK, QUIET_DAEMONS, UNUSABLE, root_cause, run_job
 from tests.shared import ROOT
 
 
@@ -140,3 +141,23 @@ def test_processes_of_a_local_ray_find_it_beside_another(started_ray):
     """Ray's own, which frees the placement groups of stopped trials, asks for actors without naming a cluster."""
     asked = subprocess.run([sys.executable, "-c", ASK], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert asked.stdout.split() == ["ALIVE", "False", "False"], asked.stderr
+
+
+READ_BACK = """
+from ray._private import log_monitor
+from ray.dashboard.modules.event import event_consts
+from ray.dashboard.modules.reporter import reporter_consts
+from multas_ray.job import QUIET_DAEMONS
+
+for name, value in QUIET_DAEMONS.items():
+    read = [getattr(module, name) for module in (log_monitor, event_consts, reporter_consts) if hasattr(module, name)]
+    assert read == [float(value)], f"{name}: {read}"
+"""
+
+
+def test_rays_daemons_read_the_settings_that_keep_them_quiet():
+    environment = os.environ | QUIET_DAEMONS
+    asked = subprocess.run(
+        [sys.executable, "-c", READ_BACK], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert asked.returncode == 0, asked.stderr
