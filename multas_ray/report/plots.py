@@ -14,12 +14,15 @@ from multas_ray.report.statistics import estimate
 Line = Mapping[str, Any]
 """One line of metrics.jsonl."""
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Of the runs, in order: Okabe and Ito's, which colour-blind readers tell apart."""
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#882255", "#999933", "#999999"),
+)
+"""Of the runs, in order: Okabe and Ito's seven and three of Tol's muted, which colour-blind readers tell apart."""
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 HATCHES = ("", "///", "...", "xxx")
-"""Beyond seven runs the colours come again, with another dash, marker or hatching."""
+"""Beyond ten runs the colours come again, with another dash, marker or hatching."""
 CURVES = {"det/AP": "det/AP [%]", "det/AP50": "det/AP50 [%]", "seg/mIoU": "seg/mIoU [%]"}
 """Evaluation metrics that have a panel; the losses that occur follow."""
 COLUMNS = 3
