@@ -18,7 +18,7 @@ COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
     *("#882255", "#999933", "#999999"),
 )
-"""Of the runs, in order: Okabe and Ito's seven and three of Tol's muted, which colour-blind readers tell apart."""
+"""Of the runs, in order: Okabe and Ito's seven, which colour-blind readers tell apart, then two of Tol's and grey."""
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 HATCHES = ("", "///", "...", "xxx")
