@@ -39,6 +39,8 @@ class Meta(BaseModel):
     """How boxes are made of the network's outputs, and scored."""
     metrics: dict[str, float]
     """Of the evaluation at this step; empty without one."""
+    seconds: float = 0.0
+    """Wall time up to here, start-up and the attempts before this one included."""
 
 
 def write_files(folder: StoragePath, files: Mapping[str, Callable[[BinaryIO], object]]) -> None:

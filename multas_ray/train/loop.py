@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
+from time import time
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The training loop of one worker.
 
     Args:
-        settings: config (a dumped `Config`), attempt (see `describe_attempt`), det_classes, seg_classes,
-            steps_per_epoch, teachers: the `TeacherSpec`s of the distilled tasks, and pool: their actors' handles, None
-            without a pool.
+        settings: config (a dumped `Config`), attempt (see `describe_attempt`), began (in seconds of
+            the wall clock, moved back by what earlier attempts took), det_classes, seg_classes, steps_per_epoch,
+            teachers: the `TeacherSpec`s of the distilled tasks, and pool: their actors' handles, None without a pool.
 
     Returns:
         final (metrics of the last evaluation), steps.
@@ -217,6 +218,7 @@ class _Worker:
             size=self.config.data.eval_size,
             evaluate=self.config.evaluate,
             metrics=dict(metrics),
+            seconds=round(time() - self.settings["began"], 1),
         )
         folder = step_folder(self.folder, step)
         write_checkpoint(folder, self.trainer.ema.model.state_dict(), self.trainer.state(), meta)

@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
-from time import perf_counter
+from time import time
 from typing import Any
 
 import numpy as np
@@ -65,9 +65,10 @@ def train(config: Config) -> dict[str, Any]:
     if finished is not None:
         return finished
 
-    began = perf_counter()
     newest, _ = newest_checkpoint(run)
-    start = 0 if newest is None else read_meta(newest).step
+    start, spent = (0, 0.0) if newest is None else (read_meta(newest).step, read_meta(newest).seconds)
+    # The wall clock, as workers on other nodes read it too.
+    began = time() - spent
     attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs)
     if start:
         print(f"{run}: goes on from step {start}", flush=True)
@@ -82,6 +83,7 @@ def train(config: Config) -> dict[str, Any]:
     settings = {
         "config": config.model_dump(mode="json"),
         "attempt": attempt,
+        "began": began,
         "det_classes": info.det_classes,
         "seg_classes": info.seg_classes,
         "steps_per_epoch": plan.steps_per_epoch,
@@ -89,7 +91,7 @@ def train(config: Config) -> dict[str, Any]:
         "pool": start_pool(config.teachers, specs) if pooled else None,
     }
     outcome = _fit(_trainer(config, info, settings, plan, validation), config.train.max_failures)
-    return conclude(run, outcome, perf_counter() - began)
+    return conclude(run, outcome, time() - began)
 
 
 def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
@@ -337,16 +339,21 @@ class Watch(UserCallback):
 
 
 def conclude(run: StoragePath, outcome: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """Write `result.json` and `report.html` of a finished run."""
+    """Write `result.json` and `report.html` of a finished run.
+
+    Args:
+        run: its folder.
+        outcome: what `train_worker` returns.
+        seconds: wall time of all its attempts, up to an interrupted one's last checkpoint.
+    """
     best = read_meta(find_checkpoint(run))
     scored = [line for line in read_metrics(run) if "score" in line]
     top = max(scored, key=lambda line: line["score"])
-    previous = _result(run) or {}
     result = {
         "final": outcome["final"],
         "best": top,
         "steps": outcome["steps"],
-        "seconds": round(previous.get("seconds", 0.0) + seconds, 1),
+        "seconds": round(seconds, 1),
         "checkpoint": f"checkpoints/step_{best.step:08d}",
     }
     (run / RESULT).write_text(json.dumps(result, indent=1) + "\n")

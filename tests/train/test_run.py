@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from multas_ray.errors import UserError
 from multas_ray.job import root_cause
-from multas_ray.model.checkpoint import find_checkpoint
+from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.model.weights import load_network
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import prepare_folder, train
@@ -200,7 +201,14 @@ def test_a_killed_job_continues_as_one_curve_and_ends_as_if_unbroken(make_config
         process.kill()
     job.wait()
     assert not (tmp_path / "broken" / "result.json").exists()
+    newest, _ = newest_checkpoint(StoragePath(broken.train.run))
+    spent = read_meta(newest).seconds
+    assert spent > 2, "Ray's start alone takes longer"
     assert start_job(broken, tmp_path).wait(400) == 0
+    result = tmp_path / "broken" / "result.json"
+    started = json.loads((tmp_path / "broken" / "attempts.jsonl").read_text().splitlines()[-1])["started"]
+    own = result.stat().st_mtime - datetime.fromisoformat(started).timestamp()
+    assert json.loads(result.read_text())["seconds"] == pytest.approx(spent + own, abs=2)
 
     steps = [line["step"] for line in read_metrics(Path(broken.train.run)) if "loss/total" in line]
     assert steps == list(range(1, 41))
