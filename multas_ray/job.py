@@ -128,8 +128,8 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
         ray.init(**settings)
         return
     # glibc gives a large tensor's memory back to the kernel as soon as it is freed, so that each step of a training on
-    # CPU has its pages mapped and zeroed anew: a tenth of the time. In bytes: below this much it is kept. In one arena,
-    # as those of threads, of which one trains, give theirs back all the same.
+    # CPU has its pages mapped and zeroed anew: a tenth of the time. In bytes: below this much it is kept. All of it in
+    # the main arena: a thread's own, such as Ray Train's training thread has, gives its memory back whatever is set.
     for setting in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         os.environ.setdefault(setting, str(2**30))
     os.environ.setdefault("MALLOC_ARENA_MAX", "1")

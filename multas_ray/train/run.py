@@ -66,9 +66,10 @@ def train(config: Config) -> dict[str, Any]:
         return finished
 
     newest, _ = newest_checkpoint(run)
-    start, spent = (0, 0.0) if newest is None else (read_meta(newest).step, read_meta(newest).seconds)
+    before = None if newest is None else read_meta(newest)
+    start = 0 if before is None else before.step
     # The wall clock, as workers on other nodes read it too.
-    began = time() - spent
+    began = time() - (0 if before is None else before.seconds)
     attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs)
     if start:
         print(f"{run}: goes on from step {start}", flush=True)
