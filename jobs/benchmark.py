@@ -81,8 +81,7 @@ def data(arguments: argparse.Namespace) -> dict[str, float]:
 def overhead(arguments: argparse.Namespace) -> dict[str, float]:
     """What Ray costs a training, and what a second worker brings."""
     images = arguments.out / "images"
-    print(f"on {prepare_images(images, shared_folder())}: about 24 minutes", flush=True)
-    start_ray(8)
+    print(f"on {prepare_images(images, shared_folder())}: about 20 minutes", flush=True)
     rates = compare_rates(images, arguments.out / "overhead", arguments.overrides)
     table = Table("", "images/s", "of the bare loop", title=f"ResNet-18, 320 px, {BATCH} images a worker, one thread")
     alone = median(rates["bare loop"])

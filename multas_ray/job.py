@@ -137,6 +137,11 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     # core with these, 0.07 without.
     for setting, value in QUIET_DAEMONS.items():
         os.environ.setdefault(setting, value)
+    # Ray keeps as many processes without work as there are CPUs, and each wakes a hundred times a second: three slow
+    # two workers on two cores by a thirtieth. As many as there are data tasks at a time are kept, as each evaluation
+    # would begin four seconds later without a process that has imported PyTorch already.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(data_tasks()))
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "5000")
     # No cloud takes this machine away with a notice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     settings |= {"address": "local", "num_cpus": max(4, cpus, os.cpu_count() or 1)}
@@ -181,6 +186,11 @@ def cluster_cores() -> int:
         start_ray()
         return int(ray.cluster_resources().get("CPU", 1))
     return os.cpu_count() or 1
+
+
+def data_tasks() -> int:
+    """Data tasks at a time of a run that does not say how many (`data.workers`)."""
+    return max(1, cluster_cores() // 2)
 
 
 def cluster_gpus() -> int:

@@ -161,3 +161,34 @@ def test_rays_daemons_read_the_settings_that_keep_them_quiet():
         [sys.executable, "-c", READ_BACK], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
     )
     assert asked.returncode == 0, asked.stderr
+
+
+SETTLE = """
+import os, psutil, ray
+from time import monotonic, sleep
+from multas_ray.job import QUIET_DAEMONS, data_tasks, start_ray
+
+@ray.remote
+def work() -> dict[str, str]:
+    sleep(1)
+    return dict(os.environ)
+
+def without_work() -> int:
+    return sum("ray::IDLE" in " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True))
+
+start_ray()
+environment, *_ = ray.get([work.remote() for _ in range(4)])
+assert environment["MALLOC_ARENA_MAX"] == "1"
+assert QUIET_DAEMONS.items() <= environment.items()
+assert without_work() > data_tasks()
+end = monotonic() + 60
+while without_work() > data_tasks() and monotonic() < end:
+    sleep(0.2)
+sleep(2)
+print(without_work() - data_tasks())
+"""
+
+
+def test_a_local_ray_keeps_no_more_processes_without_work_than_there_are_data_tasks():
+    settled = subprocess.run([sys.executable, "-c", SETTLE], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert settled.stdout.split() == ["0"], settled.stderr

@@ -2,21 +2,24 @@
 
 import multiprocessing
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+import ray
+
 from multas_ray.config import Config
 from multas_ray.config_file import parse_config
 from multas_ray.data.schema import read_info
+from multas_ray.job import start_ray
 from multas_ray.train.run import plan_run, train
 from multas_ray.train.tracking import read_metrics
 
 BATCH = 8
 """Images of a worker's batch."""
-WARMUP, STEPS, ROUNDS = 10, 20, 3
+WARMUP, STEPS, ROUNDS = 6, 12, 4
 
 
 def configure(data: Path, run: Path, workers: int, overrides: Sequence[str] = ()) -> Config:
@@ -35,10 +38,13 @@ def configure(data: Path, run: Path, workers: int, overrides: Sequence[str] = ()
 
 
 def job_rate(config: Config) -> float:
-    """Images a second of the job's training steps after the warm-up."""
+    """Images a second of the job's training steps after the warm-up, with a Ray of its own: none runs beside the bare
+    loops."""
     # A finished run would not be run again.
     shutil.rmtree(config.train.run, ignore_errors=True)
+    start_ray(8)
     train(config)
+    ray.shutdown()
     lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line and line["step"] > WARMUP]
     return config.train.batch_size * len(lines) / sum(line["time/step_s"] for line in lines)
 
@@ -76,29 +82,35 @@ def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
 
 
 def compare_rates(data: Path, folder: Path, overrides: Sequence[str] = ()) -> dict[str, list[float]]:
-    """Images a second of a bare loop, the job, two bare loops and the job with two workers, in turns, of each round."""
+    """Images a second, of each round, of a bare loop, two bare loops, the job with two workers and the job with one.
+
+    Every other round goes backwards, so that a machine that gets slower or faster favours nothing.
+    """
     one, two = (configure(data, folder / f"workers{workers}", workers, overrides) for workers in (1, 2))
     contestants = {
         "bare loop": lambda: bare_rate(one, 1),
-        "job, 1 worker": lambda: job_rate(one),
         "2 bare loops": lambda: bare_rate(one, 2),
         "job, 2 workers": lambda: job_rate(two),
+        "job, 1 worker": lambda: job_rate(one),
     }
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(ROUNDS):
-        for name, measure in contestants.items():
-            rates[name].append(measure())
+        for name in [*contestants][:: -1 if number % 2 else 1]:
+            rates[name].append(contestants[name]())
         news = ", ".join(f"{name} {values[-1]:.2f}" for name, values in rates.items())
         print(f"round {number + 1} [images/s]: {news}", flush=True)
     return rates
 
 
-def overhead_figures(rates: dict[str, list[float]]) -> dict[str, float]:
-    """Of the medians: the job's share of the bare loop's rate, two workers' speed-up, and its share of what two bare
-    loops reach beside each other."""
-    bare, job, bare_two, job_two = (median(values) for values in rates.values())
-    return {
-        "ratio_to_bare_loop": job / bare,
-        "two_workers_speedup": job_two / job,
-        "two_workers_of_ceiling": (job_two / job) / (bare_two / bare),
-    }
+def overhead_figures(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The job's share of the bare loop's rate, two workers' speed-up, and its share of what two bare loops reach beside
+    each other: the medians of the rounds' own ratios, for the machine's speed changes from round to round."""
+    rounds = [
+        {
+            "ratio_to_bare_loop": job / bare,
+            "two_workers_speedup": job_two / job,
+            "two_workers_of_ceiling": (job_two / job) / (bare_two / bare),
+        }
+        for bare, bare_two, job_two, job in zip(*rates.values(), strict=True)
+    ]
+    return {name: median(figures[name] for figures in rounds) for name in rounds[0]}

@@ -22,7 +22,7 @@ from multas_ray.evaluate.detection import DetectionMetric
 from multas_ray.evaluate.evaluator import add, predict
 from multas_ray.evaluate.scores import TASK_SCORES, score
 from multas_ray.evaluate.segmentation import SegmentationMetric
-from multas_ray.job import cluster_cores
+from multas_ray.job import data_tasks
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.html import class_table, metric_table, report_page
@@ -69,7 +69,7 @@ def score_checkpoint(
     plan = EvaluationPlan(read_index(place, split), own.settings.batch_size, own.size)
     protocol = protocol or own.settings.protocol
     workers.start()
-    parallel = max(1, cluster_cores() // 2)
+    parallel = data_tasks()
     batches = stream(plan, 1, parallel=parallel, resources=Resources(cpu=CPUS_PER_TASK))
     scored = batches.map_batches(Scorer, fn_constructor_args=(chosen.uri, workers), **workers.options())
     scored.context.execution_options = stream_options(plan, 1, parallel)

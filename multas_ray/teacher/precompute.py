@@ -17,7 +17,7 @@ from multas_ray.data.index import Index, read_index
 from multas_ray.data.pacing import set_data_context
 from multas_ray.data.plan import Part, mix
 from multas_ray.errors import UserError
-from multas_ray.job import cluster_cores, start_ray
+from multas_ray.job import data_tasks, start_ray
 from multas_ray.placement import Ask, check_placement
 from multas_ray.teacher.store import (
     SCHEMA,
@@ -106,7 +106,7 @@ def _job(
             batch_size=None,
             zero_copy_batch=True,
             **config.data.resources.options(),
-            compute=ray.data.TaskPoolStrategy(size=config.data.workers or max(1, cluster_cores() // 2)),
+            compute=ray.data.TaskPoolStrategy(size=config.data.workers or data_tasks()),
         )
         .map_batches(
             Writer,

@@ -23,7 +23,7 @@ from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import Addition, PlannedData, Source
 from multas_ray.data.weak import WeakAnnotations, weak_tasks
 from multas_ray.errors import RunError, UserError
-from multas_ray.job import cluster_cores, first_line, root_cause, start_ray
+from multas_ray.job import data_tasks, first_line, root_cause, start_ray
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
@@ -253,7 +253,7 @@ def _trainer(
     config: Config, info: DatasetInfo, settings: dict[str, Any], plan: Plan, validation: EvaluationPlan
 ) -> Callable[[], TorchTrainer]:
     run = StoragePath(config.train.run)
-    parallel = config.data.workers or max(1, cluster_cores() // 2)
+    parallel = config.data.workers or data_tasks()
     additions: list[Addition] = []
     if plan.replay is not None and config.teachers.store is not None:
         additions.append(StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config)))
