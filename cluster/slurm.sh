@@ -60,7 +60,8 @@ while len([node for node in ray.nodes() if node["Alive"]]) < int(sys.argv[1]):
     time.sleep(1)
 PYTHON
 
-python jobs/train.py --config "${CONFIG:-jobs/configs/animals_kd.yaml}" \
-    "train.workers=${students}" 'train.resources={cpu: 4, gpu: 1, labels: {role: student}}' model.norm=sync \
-    teachers.placement=pool 'teachers.resources={cpu: 1, gpu: 0.5, custom: {teacher_node: 0.5}}' \
-    "$@"
+# Of a configuration of one's own only where things run is set; that of the animals was made for one worker.
+settings=("train.workers=${students}" 'train.resources={cpu: 4, gpu: 1, labels: {role: student}}'
+    'teachers.resources={cpu: 1, gpu: 0.5, custom: {teacher_node: 0.5}}')
+[[ -n ${CONFIG:-} ]] || settings+=(model.norm=sync)
+python jobs/train.py --config "${CONFIG:-jobs/configs/animals_kd.yaml}" "${settings[@]}" "$@"

@@ -6,11 +6,12 @@ python jobs/study.py --config jobs/configs/animals_study.yaml --arms det seg mtl
 Trials that are finished are not run again; those that were cut short go on where they stopped.
 """
 
+from multas_ray.errors import RunError
 from multas_ray.job import Parser, run_job
 from multas_ray.study.outcome import summary_tables, write_outcome
 from multas_ray.study.pictures import disagreements
 from multas_ray.study.plan import lay_out, load_study
-from multas_ray.study.trials import run_study
+from multas_ray.study.trials import read_results, run_study
 from multas_ray.train.console import print_rows
 
 
@@ -20,13 +21,22 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, and what they need")
     arguments = parser.parse_args()
     study = load_study(arguments.config)
-    results = run_study(study, arguments.arms)
+    failure: RunError | None = None
+    try:
+        results = run_study(study, arguments.arms)
+    except RunError as error:
+        # What the others have found is told all the same.
+        failure, results = error, read_results(study, lay_out(study))
+        if not results:
+            raise
     present = [arm for arm in study.arms if any(result["arm"] == arm for result in results.values())]
     picture = disagreements(study, lay_out(study), present)
     page = write_outcome(study, results, {"Images on which the arms disagree most": picture} if picture else {})
     for heading, rows in summary_tables(study, results).items():
         print_rows(rows, heading)
     print(f"{study.results}/study.md\n{page}")
+    if failure is not None:
+        raise failure
 
 
 if __name__ == "__main__":

@@ -19,6 +19,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_cpus(cls, tree: Any) -> Any:
+        """Resources that are given without `cpu` have the CPUs of their place, such as a teacher's 0.5."""
+        given = tree.get("resources") if isinstance(tree, dict) else None
+        if not isinstance(given, dict) or "resources" not in cls.model_fields:
+            return tree
+        return tree | {"resources": {"cpu": cls.model_fields["resources"].default.cpu} | given}
+
 
 class Resources(Section):
     """What one Ray actor or task reserves, and where. CPUs are admission tokens: threads are set apart from them."""
@@ -70,7 +79,7 @@ class DataConfig(Section):
     """`natural`: rows in the proportions of the data set. A mapping fixes how many rows of each task mask are in every
     batch, e.g. {det: 8, seg: 8}; each group then has epochs of its own."""
     augment: AugmentConfig = AugmentConfig()
-    """Training augmentation."""
+    """Evaluation has none."""
     workers: int | None = Field(None, ge=1)
     """Parallel Ray Data tasks of the training stream. Default: half the cores of the cluster, or of a local machine."""
     resources: Resources = Resources(cpu=0.25)
@@ -386,7 +395,8 @@ class TrackingConfig(Section):
     """Weights & Biases. `metrics.jsonl` and `report.html` are written in any case."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where an API key is set, else offline."""
+    """auto: online where an API key is set, else offline in the run folder; where that is in a bucket, which W&B cannot
+    write to, disabled."""
     project: str = "multas-ray"
     """Of Weights & Biases."""
     group: str | None = None

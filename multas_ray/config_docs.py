@@ -26,22 +26,28 @@ LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 def config_page() -> str:
     """The page as Markdown: a section a part of the tree, a row a field."""
     parts = [INTRO]
-    for path, section in sections("", Config):
-        parts.append(f"## {path}\n\n{_one_line(section.__doc__)}\n")
+    for path, section, holder in sections("", Config):
+        about = f"{_one_line(section.__doc__)} {_one_line(holder.description if holder else None)}".strip()
+        parts.append(f"## {path}\n\n{about}\n")
         rows = ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
-        rows += [_row(name, field) for name, field in section.model_fields.items() if _section_of(field) is None]
+        own = {name: field for name, field in section.model_fields.items() if _section_of(field) is None}
+        default = holder.default if holder else None
+        rows += [_row(name, field, getattr(default, name, field.default)) for name, field in own.items()]
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 
 
-def sections(path: str, section: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """The parts of the tree that hold values, by dotted path, each before its own parts."""
+def sections(
+    path: str, section: type[BaseModel], holder: FieldInfo | None = None
+) -> Iterator[tuple[str, type[BaseModel], FieldInfo | None]]:
+    """The parts of the tree that hold values, by dotted path, each before its own parts, and the field that holds it,
+    whose default may differ from the part's own."""
     own = [(name, _section_of(field)) for name, field in section.model_fields.items()]
     if path and any(part is None for _, part in own):
-        yield path, section
+        yield path, section, holder
     for name, part in own:
         if part is not None:
-            yield from sections(f"{path}.{name}" if path else name, part)
+            yield from sections(f"{path}.{name}" if path else name, part, section.model_fields[name])
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -50,7 +56,7 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     return next((kind for kind in choices if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def _row(name: str, field: FieldInfo, default: Any) -> str:
     limits = [
         f"{sign} {getattr(rule, key):g}"
         for rule in field.metadata
@@ -58,8 +64,8 @@ def _row(name: str, field: FieldInfo) -> str:
         if hasattr(rule, key)
     ]
     allowed = ", ".join([_kind(field.annotation), *limits])
-    default = "**needed**" if field.is_required() else f"`{_text(field.default)}`"
-    cells = (f"`{name}`", allowed, default, _one_line(field.description))
+    shown = "**needed**" if field.is_required() else f"`{_text(default)}`"
+    cells = (f"`{name}`", allowed, shown, _one_line(field.description))
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 

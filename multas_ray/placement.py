@@ -2,12 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 
 import ray
+import yaml
 
 from multas_ray.config import Config, Resources
 from multas_ray.errors import UserError
@@ -62,7 +63,8 @@ def asks(config: Config) -> list[Ask]:
 
 def check_placement(wanted: Sequence[Ask], nodes: Callable[[], Sequence[Node]] | None = None) -> None:
     """Refuse what the cluster can never place, whatever else it runs. Nodes that are still joining are waited for.
-    Where an autoscaler may start others, it only says what the job waits for.
+    Where an autoscaler may start others, it says what the job waits for; what has no room on the most nodes that
+    `ray up`'s may start is refused too.
 
     Args:
         nodes: of the cluster; default: of the one that this process is connected to.
@@ -81,14 +83,22 @@ def check_placement(wanted: Sequence[Ask], nodes: Callable[[], Sequence[Node]] |
         if monotonic() >= until:
             break
         sleep(1)
-    has = ", ".join(f"{count} x {node}" for node, count in Counter(map(str, there)).items())
+    has = _counted(there)
     others = (
         f" beside {'; '.join(str(ask) for ask in wanted if ask is not lacking)}" if fits_alone(lacking, there) else ""
     )
+    most = startable()
+    never = unplaced(wanted, most) if most else None
+    if never is not None:
+        raise UserError(f"{never}: no room in the cluster, whose autoscaler may start {_counted(most)}")
     if autoscaled():
         print(f"{lacking}{others}: waits for the autoscaler to start nodes; the cluster has {has}", flush=True)
         return
     raise UserError(f"{lacking}{others}: no room in the cluster, which has {has}")
+
+
+def _counted(nodes: Iterable[Node]) -> str:
+    return ", ".join(f"{count} x {node}" for node, count in Counter(map(str, nodes)).items())
 
 
 def fits_alone(ask: Ask, nodes: Sequence[Node]) -> bool:
@@ -147,10 +157,28 @@ def cluster_nodes() -> list[Node]:
     return [Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
 
 
+RAY_UP = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` puts a cluster's file on its head."""
+
+
 def autoscaled() -> bool:
     """Whether this process is on the head of a cluster that grows with what is asked: KubeRay says so by a variable,
-    `ray up` by a file. Ray itself does not tell what an autoscaler may start."""
-    return "RAY_enable_autoscaler_v2" in os.environ or Path("~/ray_bootstrap_config.yaml").expanduser().exists()
+    `ray up` by a file."""
+    return "RAY_enable_autoscaler_v2" in os.environ or RAY_UP.expanduser().exists()
+
+
+def startable() -> list[Node]:
+    """The most nodes that a cluster of `ray up` may have beside its head; KubeRay does not tell, and there are none."""
+    if not RAY_UP.expanduser().exists():
+        return []
+    cluster = yaml.safe_load(RAY_UP.expanduser().read_text())
+    kinds = {name: kind for name, kind in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
+    most = cluster.get("max_workers", 2)
+    return [
+        Node(kind.get("resources", {}), kind.get("labels", {}))
+        for kind in kinds.values()
+        for _ in range(min(kind.get("max_workers", most), most))
+    ]
 
 
 def _mapping(values: Mapping[str, object]) -> str:

@@ -61,6 +61,25 @@ def test_a_jobs_own_cluster_is_the_cluster_that_stays():
     assert read(KUBERAY["RayJob"])["spec"]["rayClusterSpec"] == read(KUBERAY["RayCluster"])["spec"]
 
 
+def test_kubernetes_has_the_groups_the_storage_and_the_key_of_wandb():
+    spec = read(KUBERAY["RayCluster"])["spec"]
+    assert spec["enableInTreeAutoscaling"]
+    groups = {group["groupName"]: group for group in spec["workerGroupSpecs"]}
+    assert groups.keys() == {"student", "teacher", "data"}
+    assert [name for name, group in groups.items() if "teacher_node" in group.get("resources", {})] == ["teacher"]
+    claim = read(CLUSTER / "kuberay" / "storage.yaml")
+    for group in (spec["headGroupSpec"], *groups.values()):
+        pod = group["template"]["spec"]
+        claims = [volume["persistentVolumeClaim"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
+        assert claims == [{"claimName": claim["metadata"]["name"]}]
+    keys = [variable for variable in pod_variables(groups["student"]) if variable["name"] == "WANDB_API_KEY"]
+    assert [variable["valueFrom"]["secretKeyRef"]["name"] for variable in keys] == ["wandb"]
+
+
+def pod_variables(group: dict[str, Any]) -> list[dict[str, Any]]:
+    return [variable for container in group["template"]["spec"]["containers"] for variable in container.get("env", [])]
+
+
 @pytest.mark.parametrize("file", CLOUDS, ids=lambda file: file.stem)
 def test_ray_up_takes_the_clouds_files(file):
     config = prepare_config(read(file))
@@ -132,6 +151,7 @@ def test_the_image_is_built_as_hadolint_advises():
     text = (CLUSTER / "Dockerfile").read_text()
     assert re.search(r"^USER 1000$", text, re.MULTILINE)
     assert "-c constraints.txt" in text
+    assert re.search(r'^ARG COMMIT=\nRUN echo "\${COMMIT}" > COMMIT$', text, re.MULTILINE), "which runs record"
 
 
 def test_the_image_is_sent_what_it_copies_and_nothing_else():
@@ -187,7 +207,7 @@ def test_the_slurm_script_trains_on_its_nodes(slurm, make_config, random_teacher
     """The script itself, with a srun that starts everything here: a student on the first node, teachers on the last."""
     file, log = tmp_path / "config.yaml", tmp_path / "log"
     file.write_text(make_config(teachers=random_teachers).to_yaml())
-    overrides = ["train.resources={cpu: 1, labels: {role: student}}", "model.norm=group"]
+    overrides = ["train.resources={cpu: 1, labels: {role: student}}"]
     overrides += ["teachers.resources={cpu: 0.5, custom: {teacher_node: 0.5}}"]
     with log.open("w") as output:
         done = subprocess.run(

@@ -151,3 +151,13 @@ def test_paths_are_made_absolute_and_uris_kept(tmp_path, monkeypatch):
     assert absolute.train.run == str(tmp_path / "runs" / "a")
     assert absolute.teachers.store == str(tmp_path / "targets")
     assert config.train.run == "runs/a", "the original is left alone"
+
+
+def test_a_part_given_by_some_of_its_keys_keeps_its_own_defaults(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("data: {path: d}\nmodel: {backbone: resnet18}\ntrain: {run: r, steps: 1}\n")
+    labels = ["{labels: {role: a}}", "{labels: {role: b}}"]
+    config = load_config(file, [f"data.resources={labels[0]}", f"teachers.resources={labels[1]}"])
+    assert (config.data.resources.cpu, config.data.resources.labels) == (0.25, {"role": "a"})
+    assert (config.teachers.resources.cpu, config.teachers.resources.labels) == (0.5, {"role": "b"})
+    assert load_config(file, ["teachers.resources={cpu: 2}"]).teachers.resources.cpu == 2

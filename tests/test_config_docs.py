@@ -12,7 +12,14 @@ def test_the_page_is_what_the_models_say():
 
 def test_every_field_is_described():
     found = list(sections("", Config))
-    assert "distill.seg" in dict(found)
-    values = [(path, name, field) for path, section in found for name, field in section.model_fields.items()]
+    assert "distill.seg" in [path for path, *_ in found]
+    values = [(path, name, field) for path, section, _ in found for name, field in section.model_fields.items()]
     lacking = [f"{path}.{name}" for path, name, field in values if not field.description]
     assert not lacking
+
+
+def test_defaults_are_those_of_the_place():
+    for part in config_page().split("\n## "):
+        if part.startswith(("data.resources", "teachers.resources", "train.resources")):
+            cpu = {"data": "0.25", "teachers": "0.5", "train": "1.0"}[part.split(".")[0]]
+            assert f"| `cpu` | number, ≥ 0 | `{cpu}` |" in part

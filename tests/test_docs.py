@@ -14,7 +14,7 @@ from multas_ray.model.weights import load_network
 from tests.shared import ROOT
 
 GUIDES = [ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "docs/method.md", ROOT / "docs/from_multas.md"]
-KEYS = {f"{path}.{name}".strip(".") for path, section in sections("", Config) for name in section.model_fields}
+KEYS = {f"{path}.{name}".strip(".") for path, section, _ in sections("", Config) for name in section.model_fields}
 each_guide = pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.relative_to(ROOT)))
 
 

@@ -11,6 +11,7 @@ from multas_ray.config import Resources
 from multas_ray.errors import UserError
 from multas_ray.placement import Ask, Node, asks, check_placement, label_matches, unplaced
 from tests.cluster import end_of, job
+from tests.shared import ROOT
 
 HEAD, GPU = Node({"CPU": 4.0}), Node({"CPU": 8.0, "GPU": 2.0}, {"role": "student"})
 
@@ -70,6 +71,15 @@ def test_an_autoscaler_may_start_what_is_not_there_yet(monkeypatch, capsys):
     assert "train.resources: 1 x {CPU: 1, GPU: 1}: waits for the autoscaler" in capsys.readouterr().out
     check_placement([ask(1)], lambda: [HEAD])
     assert not capsys.readouterr().out
+
+
+def test_what_the_largest_cluster_of_ray_up_has_no_room_for_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(placement, "RAY_UP", ROOT / "cluster" / "aws.yaml")
+    gpus = {"cpu": 6, "gpu": 1, "labels": {"role": "student"}}
+    check_placement([ask(8, **gpus)], lambda: [HEAD])
+    assert "8 x {CPU: 6, GPU: 1} on nodes labelled {role: student}: waits" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"9 x .* whose autoscaler may start 8 x {CPU: 8, GPU: 1} labelled .*student"):
+        check_placement([ask(9, **gpus)], lambda: [HEAD])
 
 
 def test_what_is_large_is_placed_before_what_is_small():

@@ -81,7 +81,7 @@ def export(checkpoint: Location, out: Location, *, onnx: bool = True) -> dict[st
         raise UserError(f"{folder}: holds something else than an export; choose another folder")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if onnx and missing:
-        raise UserError(f"ONNX needs the package {missing[0]}: pip install 'multas-ray[export]', or say --no-onnx")
+        raise UserError(f"ONNX needs the package {missing[0]}: pip install -e '.[export]', or say --no-onnx")
     network, meta = load_network(checkpoint)
     network.adapters = None
     meta = meta.model_copy(update={"model": meta.model.model_copy(update={"adapter": None, "pretrained": False})})

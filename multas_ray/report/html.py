@@ -84,6 +84,7 @@ def run_report(run: Location) -> StoragePath:
         "Metrics by class [%]": class_table(columns),
         "Time of a training step": _time_shares(lines),
         "Slowest workers": _stragglers(lines, run),
+        "Teachers": _teachers(lines),
         "What ran": _attempts(run),
     }
     figures = {"Learning curves": learning_curves({run.name: lines})} if lines else {}
@@ -185,6 +186,17 @@ def _stragglers(lines: Records, run: StoragePath) -> Records:
             }
         )
     return sorted(rows, key=lambda row: row["seconds a step"], reverse=True)
+
+
+def _teachers(lines: Records) -> Records:
+    """The pool's figures, a row a teacher, as they were logged last."""
+    newest = next((line for line in reversed(lines) if any(key.startswith("teacher/") for key in line)), {})
+    rows: dict[str, dict[str, Any]] = {}
+    for key, value in newest.items():
+        if key.startswith("teacher/"):
+            _, task, figure = key.split("/")
+            rows.setdefault(task, {"teacher": task})[figure] = value
+    return list(rows.values())
 
 
 def _attempts(run: StoragePath) -> Records:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from multas_ray.report.statistics import estimate
+from multas_ray.report.statistics import estimate, paired_difference
 
 Line = Mapping[str, Any]
 """One line of metrics.jsonl."""
@@ -149,20 +149,17 @@ def class_differences(
     single: Mapping[str, Mapping[int, float]],
     order: Sequence[str],
 ) -> bytes:
-    """Bars by class: what an arm's mean has over the single-task networks', a panel a task.
+    """Bars by class: what an arm has over the single-task networks of the same seeds, in the mean; a panel a task.
 
     Args:
         arms: name -> metric -> seed -> value; those of classes are det/AP/<class> and seg/IoU/<class>, in percent.
         single: the same of the single-task networks.
         order: all arms, so that each has one colour in all figures.
     """
-    means = {key: estimate(list(values.values())).mean for key, values in single.items()}
-    shown = {
-        name: {
-            key: estimate(list(values.values())).mean - means[key] for key, values in metrics.items() if key in means
-        }
-        for name, metrics in arms.items()
-    }
+    shown: dict[str, dict[str, float]] = {}
+    for name, metrics in arms.items():
+        pairs = {key: paired_difference(values, single.get(key, {})) for key, values in metrics.items()}
+        shown[name] = {key: pair.mean for key, pair in pairs.items() if pair is not None}
     titles = {"det/AP/": "det/AP by class, difference", "seg/IoU/": "seg/IoU by class, difference"}
     return _class_panels(shown, titles, None, order)
 

@@ -30,14 +30,13 @@ SINGLE = ("det", "seg")
 
 
 def disagreements(study: Study, trials: Mapping[str, Trial], arms: Sequence[str]) -> bytes | None:
-    """A PNG with a row an image and a column an arm, of the first seed for which all these arms' networks are there;
-    None if there is none, or nothing to compare."""
-    for seed in study.seeds:
-        own = {arm: trials[f"{arm}-{seed}"] for arm in arms}
-        if len(arms) > 1 and all(map(has_network, own.values())):
-            networks = {arm: load_network(trial.config.train.run)[0] for arm, trial in own.items()}
-            return _draw(own[arms[0]], networks)
-    return None
+    """A PNG with a row an image and a column an arm, of the seed for which most of these arms' networks are there; None
+    if there is nothing to compare."""
+    by_seed = [[trials[f"{arm}-{seed}"] for arm in arms] for seed in study.seeds]
+    own = max(([trial for trial in all_arms if has_network(trial)] for all_arms in by_seed), key=len)
+    if len(own) < 2:
+        return None
+    return _draw(own[0], {trial.arm: load_network(trial.config.train.run)[0] for trial in own})
 
 
 def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes:

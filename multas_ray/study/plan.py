@@ -1,6 +1,6 @@
 """What a study consists of: arms, each the common configuration with some changes, trained with several seeds."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -88,6 +88,8 @@ def lay_out(study: Study) -> dict[str, Trial]:
                 # Teachers of another seed have other targets.
                 tree["teachers"].setdefault("store", (run_folder(study, name) / "targets").uri)
             tree["tracking"] = tree.get("tracking", {}) | {"group": study.name}
+            # Trials start in folders of their own, where other paths mean something else.
+            tree = change_paths(tree, lambda path: StoragePath(path).uri)
             try:
                 config = parse_config(tree).absolute()
             except UserError as error:
@@ -128,6 +130,27 @@ def _with_runs(tree: Any, study: Study, seed: int) -> Any:
     if isinstance(tree, str) and tree.startswith(ARM_RUN):
         return run_folder(study, f"{tree.removeprefix(ARM_RUN)}-{seed}").uri
     return tree
+
+
+def change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A configuration's tree itself, each path in it changed."""
+    for *sections, key in PATHS:
+        section: Any = tree
+        for name in sections:
+            section = section.get(name) or {}
+        if section.get(key) is not None:
+            section[key] = change(section[key])
+    return tree
+
+
+PATHS = (
+    ("data", "path"),
+    ("train", "run"),
+    ("teachers", "det", "checkpoint"),
+    ("teachers", "seg", "checkpoint"),
+    ("teachers", "store"),
+)
+"""Settings that are paths."""
 
 
 def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from multas_ray.job import first_line, root_cause, start_ray
 from multas_ray.report.html import report_page
 from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
 from multas_ray.storage import StoragePath
+from multas_ray.study.plan import change_paths
 from multas_ray.study.search import parse_search
-from multas_ray.study.trials import change_paths, trials_that_fit
+from multas_ray.study.trials import trials_that_fit
 from multas_ray.train.run import cpus_needed, train
 from multas_ray.train.tracking import read_metrics
 
@@ -72,6 +73,11 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
     example = sweep.config({path: domain.sample() for path, domain in space.items()}, (out / "example").uri).absolute()
     if example.evaluate.every_steps is None and sweep.scheduler != "none":
         raise UserError(f"--scheduler {sweep.scheduler}: compares trials on the way: set evaluate.every_steps")
+    task = sweep.metric.partition("/")[0]
+    if sweep.metric != "score" and task not in example.model.tasks:
+        raise UserError(
+            f"--metric {sweep.metric}: {task} is not trained (model.tasks: {', '.join(example.model.tasks)})"
+        )
     _check_folder(out, sweep)
     room = sweep.parallel or trials_that_fit(example)
     start_ray(room * cpus_needed(example) + 1)
@@ -102,9 +108,13 @@ def _tuner(sweep: Sweep, space: Mapping[str, Any], room: int, example: Config) -
             while not training.done():
                 wait([training], timeout=LOOK_EVERY_S)
                 for line in _evaluations(config.train.run, after=reported):
-                    reported = line["step"]
-                    tune.report({"step": line["step"], sweep.metric: line[sweep.metric]})
+                    # Of the last one Tune hears when the run is finished, as it may stop a trial at any report.
+                    if line["step"] < config.train.steps:
+                        reported = line["step"]
+                        tune.report({"step": line["step"], sweep.metric: line[sweep.metric]})
             training.result()
+            for line in _evaluations(config.train.run, after=reported):
+                tune.report({"step": line["step"], sweep.metric: line[sweep.metric]})
 
     # The trial only waits for the workers, which have their own share.
     trainable = tune.with_resources(run, {"cpu": 0.01})
@@ -138,8 +148,15 @@ def _scheduler(sweep: Sweep, config: Config) -> TrialScheduler:
     if sweep.scheduler == "asha":
         return ASHAScheduler(time_attr="step", max_t=steps, grace_period=min(every, steps), reduction_factor=3)
     if sweep.scheduler == "median":
-        return MedianStoppingRule(time_attr="step", grace_period=min(every, steps), min_samples_required=3)
+        return _Median(time_attr="step", grace_period=min(every, steps), min_samples_required=3)
     return FIFOScheduler()
+
+
+class _Median(MedianStoppingRule):
+    """Ray's, without its pauses: while there is little to compare with, it would end and start trials in turns."""
+
+    def _on_insufficient_samples(self, *arguments: Any) -> str:
+        return TrialScheduler.CONTINUE
 
 
 def _evaluations(run: str, after: int) -> list[dict[str, Any]]:
@@ -149,7 +166,10 @@ def _evaluations(run: str, after: int) -> list[dict[str, Any]]:
 def _check_folder(out: StoragePath, sweep: Sweep) -> None:
     """Remember what is searched, or check that the folder's search is the same."""
     file = out / "search.json"
-    wanted = {"search": sorted(sweep.search), "scheduler": sweep.scheduler, "metric": sweep.metric, "tree": sweep.tree}
+    wanted = {
+        **{"search": sorted(sweep.search), "trials": sweep.trials, "seed": sweep.seed},
+        **{"scheduler": sweep.scheduler, "metric": sweep.metric, "tree": sweep.tree},
+    }
     if not file.exists():
         file.write_text(json.dumps(wanted, indent=1) + "\n")
         return

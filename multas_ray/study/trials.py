@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from time import sleep
 from typing import Any
 
@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from multas_ray.config import Config
 from multas_ray.errors import RunError, UserError
-from multas_ray.job import cluster_cores, cluster_gpus, first_line, root_cause, start_ray
+from multas_ray.job import cluster_cores, cluster_gpus, first_line, on_cluster, root_cause, start_ray
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import count_parameters
 from multas_ray.model.weights import load_network
 from multas_ray.storage import StoragePath
-from multas_ray.study.plan import Study, Trial, lay_out
+from multas_ray.study.plan import Study, Trial, change_paths, lay_out
 from multas_ray.teacher.precompute import precompute
 from multas_ray.train.console import follow
 from multas_ray.train.run import cpus_needed, first_difference, train
@@ -71,10 +71,19 @@ def read_results(study: Study, trials: Mapping[str, Trial]) -> dict[str, Result]
         changed = first_difference(Config.model_validate(portable(trial.config)), kept)
         if kept.train.steps != trial.config.train.steps:
             changed = "train.steps"
+        mine, theirs = (config.evaluate.model_dump(exclude=UNSCORED) for config in (trial.config, kept))
+        changed = changed or next((f"evaluate.{key}" for key in mine if mine[key] != theirs[key]), None)
         if changed is not None:
-            raise UserError(f"{file}: is of another {changed}; delete it, or give the arm another name")
+            raise UserError(
+                f"{file}: is of another {changed}; give the arm another name, or delete the result, its run folder "
+                f"{trial.config.train.run} and those of its students"
+            )
         found[name] = result
     return found
+
+
+UNSCORED = {"every_steps", "pictures"}
+"""Settings of the evaluation that do not change what a result holds."""
 
 
 def _result_file(study: Study, name: str) -> StoragePath:
@@ -84,27 +93,6 @@ def _result_file(study: Study, name: str) -> StoragePath:
 def portable(config: Config) -> dict[str, Any]:
     """A configuration's tree with paths cut to their last part: where things are differs from machine to machine."""
     return change_paths(config.model_dump(mode="json"), lambda path: StoragePath(path).name)
-
-
-def change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """A configuration's tree itself, each path in it changed."""
-    for *sections, key in PATHS:
-        section: Any = tree
-        for name in sections:
-            section = section.get(name) or {}
-        if section.get(key) is not None:
-            section[key] = change(section[key])
-    return tree
-
-
-PATHS = (
-    ("data", "path"),
-    ("train", "run"),
-    ("teachers", "det", "checkpoint"),
-    ("teachers", "seg", "checkpoint"),
-    ("teachers", "store"),
-)
-"""Settings that are paths."""
 
 
 def _missing(trials: Mapping[str, Trial], wanted: Iterable[Trial], finished: Mapping[str, Result]) -> list[Trial]:
@@ -117,9 +105,10 @@ def _missing(trials: Mapping[str, Trial], wanted: Iterable[Trial], finished: Map
 
 
 def has_network(trial: Trial) -> bool:
-    """Whether a trial's run is finished and still there."""
+    """Whether a trial's run has all of its steps and is still there."""
     run = StoragePath(trial.config.train.run)
-    if not (run / "result.json").exists():
+    result = run / "result.json"
+    if not result.exists() or json.loads(result.read_text())["steps"] < trial.config.train.steps:
         return False
     try:
         find_checkpoint(run)
@@ -144,6 +133,9 @@ def trials_that_fit(config: Config) -> int:
         gpus += len(config.distilled()) * teachers.replicas * teachers.resources.gpu
     if gpus:
         fit = min(fit, int(cluster_gpus() / gpus))
+    if on_cluster():
+        # Pools and data tasks too: else many trials' pools might leave none of their workers a CPU.
+        fit = min(fit, cluster_cores() // cpus_needed(config))
     return max(1, fit)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime
@@ -54,12 +55,14 @@ def source_digest(folder: Path) -> str:
 
 
 def commit(checkout: Path) -> str | None:
-    """The git commit that a folder holds, `-dirty` where files of it have been changed; None if it is no checkout.
+    """The git commit that a folder holds, `-dirty` where files of it have been changed; None if nobody says.
 
-    What came with `ray job submit` is none, as Ray leaves .git behind: of that the digest of the source tells.
+    Where the code has come without .git, an image has it in a file COMMIT beside the package (cluster/Dockerfile), and
+    whoever uses `ray job submit` may say it by MULTAS_COMMIT.
     """
     if not (checkout / ".git").exists():
-        return None
+        built = checkout / "COMMIT"
+        return (built.read_text().strip() if built.exists() else os.environ.get("MULTAS_COMMIT")) or None
     describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(describe, capture_output=True, check=True, text=True).stdout.strip()

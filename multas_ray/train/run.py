@@ -319,10 +319,16 @@ FINAL = (UserError, RunError, TypeError, AttributeError, NameError, LookupError,
 
 
 class Watch(UserCallback):
-    """Puts workers' failures on record, and ends a run that a restart would not help."""
+    """Reports on a run while it goes on, puts workers' failures on record, and ends what a restart would not help."""
 
     def __init__(self, run: StoragePath) -> None:
         self.run = run
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called in Ray Train's controller after an evaluation: a report is there while the run goes on."""
+        # What cannot be written now, the workers find out too, who can say it.
+        with contextlib.suppress(OSError):
+            run_report(self.run)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called in Ray Train's controller, which ends the run if this raises."""

@@ -149,7 +149,10 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
         tree: its configuration.
         kind: its job type.
     """
-    if tracking.wandb == "disabled":
+    mode = tracking.wandb
+    if mode == "auto":
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline" if run.local else "disabled"
+    if mode == "disabled":
         return None
     import wandb
 
@@ -157,9 +160,6 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
     id_file = run / "wandb_id"
     if not id_file.exists():
         id_file.write_text(uuid4().hex[:8])
-    mode = tracking.wandb
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
     os.environ.setdefault("WANDB_SILENT", "true")
     if run.local:
         # Where tables wait for `wandb sync`; by default the home folder of a node that may not last.

@@ -34,6 +34,7 @@ def run(tmp_path: Path) -> Path:
     steps = [
         {"step": step, "epoch": 0.1, "lr": 1e-3, "loss/total": 3.0, "loss/seg": 1.0}
         | {"time/step_s": 2.0, "time/data_wait_s": 0.1, "time/teacher_wait_s": 0.5}
+        | {"teacher/det/queue": step / 5, "teacher/seg/restarts": 7}
         for step in (10, 20)
     ]
     lines = [steps[0], {"step": 10} | metrics(1.5), steps[1], {"step": 20} | metrics(0.0)]
@@ -62,6 +63,8 @@ def test_a_run_has_everything_and_needs_no_network(run: Path) -> None:
     assert "1 min 5 s" in page
     assert "<td>5.0%</td>" in page, "waiting for data"
     assert "<td>25.0%</td>" in page, "waiting for teachers"
+    assert "<th>teacher</th><th>queue</th><th>restarts</th>" in page
+    assert "<td>det</td><td>4.00</td>" in page, "the pool's newest figures"
     assert "step_20" in page
     assert "step_10" not in page, "only the newest samples"
     assert page.count('src="data:image/png;base64,') == 3

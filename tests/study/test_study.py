@@ -4,13 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from multas_ray.errors import RunError, UserError
+from multas_ray.evaluate.evaluator import Prediction
+from multas_ray.evaluate.postprocess import Detections
+from multas_ray.job import FAILED
+from multas_ray.report import plots
+from multas_ray.study import pictures
 from multas_ray.study.outcome import write_outcome
+from multas_ray.study.pictures import disagreement, disagreements
 from multas_ray.study.plan import Study, lay_out, load_study
-from multas_ray.study.trials import run_study, trials_that_fit
+from multas_ray.study.trials import has_network, run_study, trials_that_fit
 from multas_ray.train.tracking import read_metrics
+from tests.test_jobs import call
 from tests.train.wandb_file import finished_records
 
 TEACHERS = {"det": {"checkpoint": "arm:det"}, "seg": {"checkpoint": "arm:seg"}}
@@ -62,6 +70,13 @@ def test_a_study_that_cannot_be_run_is_refused(make_study, arms, message):
     assert message in str(caught.value)
 
 
+def test_paths_of_a_study_are_those_of_the_folder_it_was_started_in(make_study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trials = lay_out(make_study({"kd": {"teachers": {"det": {"checkpoint": "runs/det"}, "seg": {"checkpoint": "s"}}}}))
+    teachers = trials["kd-0"].config.teachers
+    assert (teachers.det.checkpoint, teachers.seg.checkpoint) == (str(tmp_path / "runs/det"), str(tmp_path / "s"))
+
+
 def test_a_study_file_with_a_wrong_key_is_refused(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text(
@@ -98,12 +113,19 @@ def test_trials_run_once_and_their_results_stand_for_them(make_study, started_ra
     assert run_study(study).keys() == results.keys()
     assert (tmp_path / "runs" / "det-0" / "metrics.jsonl").stat().st_mtime_ns == before
 
+    longer, scored = make_study(arms), make_study(arms)
+    longer.base["train"]["steps"] = 6
+    assert has_network(lay_out(study)["det-0"])
+    assert not has_network(lay_out(longer)["det-0"]), "students wait for a teacher of all its steps"
+    scored.base["evaluate"]["protocol"] = "voc2012"
+    with pytest.raises(UserError, match=r"trials/\w+-0.json: is of another evaluate.protocol"):
+        run_study(scored)
     changed = make_study(arms | {"det": {"model": {"tasks": ["det"]}, "optim": {"lr": 0.5}}})
     with pytest.raises(UserError, match=r"trials/det-0.json: is of another optim.lr"):
         run_study(changed)
 
 
-def test_a_failed_trial_takes_its_students_with_it_and_no_other(make_study, started_ray, tmp_path):
+def test_a_failed_trial_takes_its_students_with_it_and_no_other(make_study, started_ray, tmp_path, monkeypatch, capsys):
     arms = {
         "det": {"model": {"tasks": ["det"]}, "data": {"train": "absent"}},
         "seg": {"model": {"tasks": ["seg"]}},
@@ -112,6 +134,13 @@ def test_a_failed_trial_takes_its_students_with_it_and_no_other(make_study, star
     with pytest.raises(RunError, match=r"2 of 3 trials failed; det-0: .*no split 'absent'"):
         run_study(make_study(arms))
     assert [file.name for file in (tmp_path / "results" / "trials").iterdir()] == ["seg-0.json"]
+    # The job tells what there is, and then that it failed.
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(make_study(arms).model_dump()))
+    code, lines = call(monkeypatch, capsys, "study.py", "--config", str(file))
+    assert code == FAILED
+    assert lines[-1].startswith("failed: 2 of 2 trials failed; det-0")
+    assert "| seg | 1 |" in (tmp_path / "results" / "study.md").read_text()
 
 
 def fake(arm: str, seed: int, **final: float) -> dict:
@@ -202,3 +231,44 @@ def test_trials_at_a_time_follow_cores_and_gpus(make_config, random_teachers, mo
     pool = {**random_teachers, "resources": {"gpu": 0.5}}
     assert trials_that_fit(make_config(train=own, teachers=pool)) == 2
     assert trials_that_fit(make_config(train=own, teachers=pool | {"pool": "shared"})) == 4
+    # On a cluster each of them asks for a worker's CPU, two teachers' and two data tasks'.
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere")
+    one = make_config(train={"run": "r", "steps": 1}, teachers={**random_teachers, "resources": {"cpu": 0.5}})
+    assert trials_that_fit(one) == 4
+
+
+def test_class_bars_compare_networks_of_the_same_seed(monkeypatch):
+    shown = {}
+    monkeypatch.setattr(plots, "_class_panels", lambda bars, *_: shown.update(bars) or b"")
+    plots.class_differences(
+        {"kd": {"det/AP/cat": {1: 33.0}, "det/AP": {1: 9.0}}}, {"det/AP/cat": {0: 10.0, 1: 30.0}}, ["kd"]
+    )
+    assert shown == {"kd": {"det/AP/cat": 3.0}}
+
+
+def prediction(box_class: int, pixel_class: int) -> Prediction:
+    """One box on the left half, and pixels of one class."""
+    found = Detections(torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.tensor([0.9]), torch.tensor([box_class]))
+    logits = torch.zeros(3, 8, 8)
+    logits[pixel_class] = 1
+    return Prediction(found, logits)
+
+
+def test_disagreement_is_the_share_of_pixels_that_two_arms_give_different_classes():
+    assert disagreement([prediction(0, 1), prediction(0, 1)]) == 0
+    assert disagreement([prediction(0, 1), prediction(1, 1)]) == pytest.approx(0.5)
+    assert disagreement([prediction(0, 1), prediction(0, 2)]) == pytest.approx(1.0)
+    # Two of three pairs differ, in all pixels.
+    assert disagreement([prediction(0, 1), prediction(0, 1), prediction(0, 2)]) == pytest.approx(2 / 3)
+
+
+def test_images_are_compared_where_most_arms_have_their_networks(make_study, monkeypatch):
+    study = make_study({"a": {}, "b": {}, "c": {}}, seeds=[0, 1])
+    there = {"a-0", "a-1", "c-1"}
+    monkeypatch.setattr(pictures, "has_network", lambda trial: trial.name in there)
+    monkeypatch.setattr(pictures, "load_network", lambda run: (Path(run).name, None))
+    monkeypatch.setattr(pictures, "_draw", lambda trial, networks: (trial.name, networks))
+    drawn = disagreements(study, lay_out(study), ["a", "b", "c"])
+    assert drawn == ("a-1", {"a": "a-1", "c": "c-1"})
+    there.clear()
+    assert disagreements(study, lay_out(study), ["a", "b", "c"]) is None

@@ -1,15 +1,21 @@
 """A search: how its space is written, and what it finds."""
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 
-from multas_ray.config_file import load_config
+from multas_ray.config_file import load_config, parse_config
 from multas_ray.errors import UserError
 from multas_ray.report.sweep_plots import axis_scale, best_so_far, parallel_coordinates
 from multas_ray.study.search import parse_search
-from multas_ray.study.sweep import Sweep, run_sweep
+from multas_ray.study.sweep import Sweep, _scheduler, run_sweep
 
 
 def test_a_search_space_is_read_from_text():
@@ -74,6 +80,22 @@ def test_a_search_that_cannot_be_run_is_refused(tree, tmp_path):
         run_sweep(Sweep(tree, ["optim.rate=uniform(0,1)"], out, trials=1))
     with pytest.raises(UserError, match=r"set evaluate.every_steps"):
         run_sweep(Sweep(tree | {"evaluate": {}}, ["optim.lr=uniform(0.1,1)"], out, trials=1))
+    single = tree | {"model": tree["model"] | {"tasks": ["seg"]}}
+    with pytest.raises(UserError, match=r"--metric det/AP: det is not trained \(model.tasks: seg\)"):
+        run_sweep(Sweep(single, ["optim.lr=uniform(0.1,1)"], out, trials=1, metric="det/AP"))
+
+
+def test_median_stopping_ends_the_poor_and_pauses_nobody(tree):
+    scheduler = _scheduler(Sweep(tree, [], "out", trials=5, scheduler="median"), parse_config(deepcopy(tree)))
+    scheduler.set_search_properties("score", "max")
+    waiting = SimpleNamespace(status=Trial.PENDING)
+    controller = SimpleNamespace(get_live_trials=lambda: [waiting])
+    trials = [Mock(trial_id=name) for name in "abcd"]
+    decisions = []
+    for trial, value in zip(trials, (10.0, 20.0, 30.0, 5.0), strict=True):
+        scheduler.on_trial_add(controller, trial)
+        decisions.append(scheduler.on_trial_result(controller, trial, {"step": 2, "score": value}))
+    assert decisions == [TrialScheduler.CONTINUE] * 3 + [TrialScheduler.STOP]
 
 
 @pytest.mark.slow
@@ -93,7 +115,10 @@ def test_a_search_finds_the_rate_that_learns_and_stops_the_other_early(tree, sta
     assert best.optim.lr == 0.003
     assert Path(best.train.run).parent == out
     assert "<img" in (out / "sweep.html").read_text()
+    assert (out / result["best"]["name"] / "result.json").exists(), "not stopped between its last step and its end"
     # What is finished is not run again.
     assert run_sweep(sweep) == result
     with pytest.raises(UserError, match="holds a search with another metric"):
-        run_sweep(Sweep(tree, sweep.search, str(out), trials=3, metric="det/AP"))
+        run_sweep(Sweep(tree, sweep.search, str(out), trials=3, metric="det/AP", seed=11))
+    with pytest.raises(UserError, match="holds a search with another trials"):
+        run_sweep(replace(sweep, trials=4))

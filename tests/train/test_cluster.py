@@ -115,6 +115,10 @@ def submit(address: str, *arguments: str, checkout: Path = ROOT, wait: bool = Tr
     return done.returncode, output, re.search(r"raysubmit_\w+", output)[0]
 
 
+def last_line(client: JobSubmissionClient, number: str) -> str:
+    return client.get_job_logs(number).strip().splitlines()[-1]
+
+
 def test_a_submitted_job_trains_is_followed_and_tells_its_exit_code(head, make_config, tmp_path):
     config = make_config(train={"run": str(tmp_path / "run"), "steps": 6, "batch_size": 8, "log_every_steps": 1})
     file = tmp_path / "config.yaml"
@@ -128,13 +132,14 @@ def test_a_submitted_job_trains_is_followed_and_tells_its_exit_code(head, make_c
 
     code, output, number = submit(head, "python", "jobs/train.py", "--config", str(file), "data.path=/nowhere")
     assert code == 1
-    assert "error: /nowhere: no data set here" in output
+    assert "error: /nowhere: no data set here" in output, "the command line's"
+    assert last_line(client, number).startswith("error: /nowhere: no data set here"), "the job's"
     assert client.get_job_info(number).driver_exit_code == 2
     diverging = ["train.run=" + str(tmp_path / "bad"), "optim.lr=1e12", "train.max_bad_steps=0", "optim.name=sgd"]
     diverging += ["optim.clip_norm=null", "train.steps=30"]
     code, output, number = submit(head, "python", "jobs/train.py", "--config", str(file), *diverging)
     assert code == 1
-    assert "failed: the loss or its gradient was not finite in 1 steps" in output
+    assert last_line(client, number).startswith("failed: the loss or its gradient was not finite in 1 steps")
     assert client.get_job_info(number).driver_exit_code == 1
 
 

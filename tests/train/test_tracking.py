@@ -5,7 +5,7 @@ import torch
 
 from multas_ray.storage import StoragePath
 from multas_ray.train.samples import SamplePictures
-from multas_ray.train.tracking import METRICS, Tracker, read_metrics
+from multas_ray.train.tracking import METRICS, Tracker, read_metrics, start_wandb
 from tests.train.wandb_file import finished_records
 
 ATTEMPT = {"from_step": 0, "code": {"commit": "0" * 40, "digest": "1" * 64}}
@@ -28,6 +28,13 @@ def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3]
     assert read_metrics(tmp_path)[-1]["loss/total"] == 30.0
     assert not (tmp_path / "wandb_id").exists(), "W&B is disabled"
+
+
+def test_wandb_is_not_left_on_a_node_of_a_run_in_a_bucket(make_config, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setattr(StoragePath, "local", False)
+    assert start_wandb(StoragePath(tmp_path), make_config(tracking={"wandb": "auto"}).tracking, {}) is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp_path, monkeypatch):

@@ -1,0 +1,31 @@
+"""The jobs that use a trained network, as they are called."""
+
+import json
+
+import pytest
+
+from multas_ray.job import OK
+from tests.test_jobs import call
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "left"),
+    [
+        ("evaluate.py", ["--data", "{scenes}", "--protocol", "voc2012", "--worst", "2"], "result.json"),
+        ("predict.py", ["--images", "{photos}/*.png", "--no-overlays"], "predictions.json"),
+        ("export.py", ["--no-onnx"], "meta.json"),
+    ],
+)
+def test_a_job_does_what_it_is_told(
+    started_ray, monkeypatch, capsys, checkpoint, scenes_path, photos, tmp_path, job, arguments, left
+):
+    out = tmp_path / "out"
+    own = [argument.format(scenes=scenes_path, photos=photos) for argument in arguments]
+    code, lines = call(monkeypatch, capsys, job, "--checkpoint", checkpoint, "--out", str(out), *own)
+    assert code == OK, lines
+    told = json.loads((out / left).read_text())
+    if job == "evaluate.py":
+        assert (told["protocol"], told["split"]) == ("voc2012", "val")
+    if job == "predict.py":
+        assert {image["file_name"] for image in told["images"]} == {f"photo{number}" for number in range(4)}
+        assert not (out / "overlays").exists()
