@@ -141,3 +141,39 @@ def test_each_part_runs_on_nodes_with_its_labels(cluster, make_config, random_te
     assert time.monotonic() - began < 60
     last = output.strip().splitlines()[-1]
     assert re.fullmatch(r"error: train.resources: 1 x .*GPU: 1.*no room in the cluster, which has .*", last), output
+
+
+POOL = """
+import ray
+from multas_ray.config import Resources, TeachersConfig
+from multas_ray.job import start_ray
+from multas_ray.placement import Ask, check_placement
+from multas_ray.teacher.pool import start_pool
+from ray.util.state import list_actors
+from tests.teacher.test_pool import Slow
+
+resources = Resources(cpu=0.5, gpu=0.5, custom={"teacher_node": 0.5})
+start_ray()
+students = Ask("train.resources", 1, Resources(gpu=1))
+check_placement([students, Ask("teachers.resources", 2, resources)])
+pool = start_pool(TeachersConfig(resources=resources), {"det": Slow(0), "seg": Slow(0)})
+print(*(actor.node_id for actor in list_actors() if "TeacherActor" in actor.class_name and actor.state == "ALIVE"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_teachers_share_the_gpu_of_their_own_kind_of_node(cluster, make_config, tmp_path):
+    """On raylets that claim GPUs: the teachers' node has another resource, too."""
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    teachers = cluster.add_node(num_cpus=2, num_gpus=1, resources={"teacher_node": 1})
+    assert end_of(job(cluster, "-c", POOL)).split()[-2:] == [teachers.node_id] * 2
+    file = tmp_path / "config.yaml"
+    file.write_text(make_config().to_yaml())
+    refused = job(cluster, "jobs/train.py", "--config", str(file), "train.workers=3", "train.resources.gpu=1")
+    output, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 2
+    last = output.strip().splitlines()[-1]
+    assert "train.resources: 3 x {CPU: 1, GPU: 1}: no room in the cluster, which has" in last
+    assert re.search(r"GPU: 1\b", last.split("which has")[1]), last
+    assert "teacher_node: 1" in last

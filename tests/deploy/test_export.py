@@ -5,12 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import multas_ray
+from multas_ray.config import EvaluateConfig, ModelConfig
 from multas_ray.deploy import export as exporting
 from multas_ray.deploy.export import export
 from multas_ray.errors import RunError, UserError
-from multas_ray.model.checkpoint import weights_digest
+from multas_ray.model.checkpoint import Meta, weights_digest
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.model.weights import write_checkpoint
 from multas_ray.storage import StoragePath
 
 
@@ -57,6 +61,28 @@ def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monke
     with pytest.raises(RunError, match="differ from PyTorch's"):
         export(checkpoint, tmp_path / "worse")
     assert not (tmp_path / "worse").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "outputs"),
+    [
+        ({"tasks": ["det"], "backbone": "resnet18", "width": 16}, {"scores", "boxes"}),
+        ({"tasks": ["seg"], "backbone": "efficientnet_lite0", "width": 16}, {"logits"}),
+        ({"tasks": ["det", "seg"], "backbone": "resnet18", "preset": "paper"}, {"scores", "boxes", "logits"}),
+    ],
+    ids=["detection", "segmentation", "paper"],
+)
+def test_onnx_of_other_networks_is_pytorch_s_too(settings, outputs, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    config = ModelConfig(pretrained=False, **settings)
+    network = MultiTaskNet(config, ["cat", "dog"], ["background", "cat", "dog"])
+    classes = {"det_classes": list(network.det_classes), "seg_classes": list(network.seg_classes)}
+    meta = Meta(step=1, model=network.config, size=64, evaluate=EvaluateConfig(), metrics={}, **classes)
+    write_checkpoint(tmp_path / "checkpoint", network.state_dict(), {}, meta)
+    assert export(tmp_path / "checkpoint", tmp_path / "out")["difference"] < 1e-3
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert {output.name for output in session.get_outputs()} == outputs
 
 
 def test_a_folder_of_something_else_is_left_alone(checkpoint, tmp_path):
