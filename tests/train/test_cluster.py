@@ -164,10 +164,15 @@ def test_a_stopped_job_leaves_a_checkpoint_that_the_next_goes_on_from(head, make
     run, steps = tmp_path / "run", 400
     train = {"run": str(run), "steps": steps, "batch_size": 8, "log_every_steps": 1, "checkpoint_every_steps": 10}
     file = tmp_path / "config.yaml"
-    file.write_text(make_config(train=train).to_yaml())
+    file.write_text(make_config(train=train, evaluate={"every_steps": 20}).to_yaml())
     code, output, number = submit(head, "python", "jobs/train.py", "--config", str(file), wait=False)
     assert code == 0, output
     wait_for_step(str(run), 25)
+    end = time.monotonic() + 60
+    while not (run / "report.html").exists():
+        assert time.monotonic() < end, "a report while the run goes on"
+        time.sleep(0.2)
+    assert "not finished" in (run / "report.html").read_text()
     client = JobSubmissionClient(head)
     client.stop_job(number)
     end = time.monotonic() + 60
