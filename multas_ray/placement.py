@@ -168,17 +168,19 @@ def autoscaled() -> bool:
 
 
 def startable() -> list[Node]:
-    """The most nodes that a cluster of `ray up` may have beside its head; KubeRay does not tell, and there are none."""
+    """The most nodes that a cluster of `ray up` may have; none where that is not known, as on KubeRay, or where nodes
+    find out their resources themselves."""
     if not RAY_UP.expanduser().exists():
         return []
     cluster = yaml.safe_load(RAY_UP.expanduser().read_text())
-    kinds = {name: kind for name, kind in cluster["available_node_types"].items() if name != cluster["head_node_type"]}
     most = cluster.get("max_workers", 2)
-    return [
-        Node(kind.get("resources", {}), kind.get("labels", {}))
-        for kind in kinds.values()
-        for _ in range(min(kind.get("max_workers", most), most))
-    ]
+    found: list[Node] = []
+    for name, kind in cluster["available_node_types"].items():
+        if not kind.get("resources"):
+            return []
+        count = 1 if name == cluster["head_node_type"] else min(kind.get("max_workers", most), most)
+        found += [Node(kind["resources"], kind.get("labels", {}))] * count
+    return found
 
 
 def _mapping(values: Mapping[str, object]) -> str:

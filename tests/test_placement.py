@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+import yaml
 
 from multas_ray import placement
 from multas_ray.config import Resources
@@ -73,13 +74,24 @@ def test_an_autoscaler_may_start_what_is_not_there_yet(monkeypatch, capsys):
     assert not capsys.readouterr().out
 
 
-def test_what_the_largest_cluster_of_ray_up_has_no_room_for_is_refused(monkeypatch, capsys):
+def test_what_the_largest_cluster_of_ray_up_has_no_room_for_is_refused(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(placement, "RAY_UP", ROOT / "cluster" / "aws.yaml")
     gpus = {"cpu": 6, "gpu": 1, "labels": {"role": "student"}}
     check_placement([ask(8, **gpus)], lambda: [HEAD])
     assert "8 x {CPU: 6, GPU: 1} on nodes labelled {role: student}: waits" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"9 x .* whose autoscaler may start 8 x {CPU: 8, GPU: 1} labelled .*student"):
+    with pytest.raises(UserError, match=r"9 x .* whose autoscaler may start .*8 x {CPU: 8, GPU: 1} labelled .*student"):
         check_placement([ask(9, **gpus)], lambda: [HEAD])
+    # The head counts where it has CPUs; nodes that find out their own resources may have any.
+    for head, room in (({"CPU": 64}, True), ({"CPU": 63}, False), ({}, True)):
+        cluster = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
+        cluster["available_node_types"]["head"]["resources"] = head
+        (tmp_path / "up.yaml").write_text(yaml.safe_dump(cluster))
+        monkeypatch.setattr(placement, "RAY_UP", tmp_path / "up.yaml")
+        if room:
+            check_placement([ask(1, cpu=64)], lambda: [HEAD])
+        else:
+            with pytest.raises(UserError, match="whose autoscaler may start"):
+                check_placement([ask(1, cpu=64)], lambda: [HEAD])
 
 
 def test_what_is_large_is_placed_before_what_is_small():
