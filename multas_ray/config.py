@@ -83,7 +83,8 @@ class DataConfig(Section):
     workers: int | None = Field(None, ge=1)
     """Parallel Ray Data tasks of the training stream. Default: half the cores of the cluster, or of a local machine."""
     resources: Resources = Resources(cpu=0.25)
-    """Of each task."""
+    """Of each task of the training stream. An evaluation's tasks go to the same places and reserve no CPU: the others
+    have nothing to do meanwhile."""
     shuffle_window: int = Field(16, ge=1)
     """Row groups that are shuffled together, after the row groups of the split have been shuffled."""
 

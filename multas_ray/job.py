@@ -180,6 +180,15 @@ def on_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS")) and LOCAL not in os.environ
 
 
+def warn_if_passing(setting: str, path: str) -> None:
+    """Say so where results are to lie in what Ray has unpacked of a submitted job, on one node and for a while."""
+    if UNPACKED in path:
+        print(f"{setting}: {path} goes when the job is over; give an absolute path that all nodes share, or a bucket")
+
+
+UNPACKED = "/runtime_resources/working_dir_files/"
+
+
 def cluster_cores() -> int:
     """CPUs that do work: of the cluster, or the cores of this machine where Ray was started on it (see `start_ray`)."""
     if on_cluster():

@@ -20,8 +20,6 @@ def set_data_context() -> None:
     context.target_max_block_size = 1
     context.custom_execution_callback_classes = [Unhurried]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, ShortQueues])
-    # A training stream that is full makes no progress while the workers evaluate: that must never count as stuck.
-    context.execution_no_progress_timeout_s = -1
 
 
 class Unhurried(ExecutionCallback):

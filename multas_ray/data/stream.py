@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.train import DataConfig
 
 from multas_ray.config import AugmentConfig, Resources
@@ -60,14 +61,20 @@ def stream(
     }
     options: dict[str, Any] = {"batch_size": None, "zero_copy_batch": True} | resources.options()
     if isinstance(plan, EvaluationPlan):
-        # Short and often: tasks find processes that are there.
+        # Short and often: tasks find processes that are there. The training stream's actors, which may hold all CPUs,
+        # have nothing to do meanwhile: reserving some beside theirs, an evaluation might wait for ever.
         tasks = ray.data.TaskPoolStrategy(size=parallel)
-        source = ray.data.range(chunks, override_num_blocks=max(1, chunks))
-        return source.map_batches(partial(make_chunk, **settings), compute=tasks, **options)
-    # Long: actors keep what they have read, and one task tells the chunks' numbers, so that nothing grows with the run.
+        source = ray.data.from_items([{"id": number} for number in range(chunks)], override_num_blocks=max(1, chunks))
+        return source.map_batches(partial(make_chunk, **settings), compute=tasks, **options | {"num_cpus": 0})
+    # Long: actors keep what they have read. One task tells the chunks' numbers, as they are asked for, so that nothing
+    # grows with the run; it lasts as long as the stream, and reserves nothing for its waiting.
     actors = ray.data.ActorPoolStrategy(size=parallel, max_tasks_in_flight_per_actor=TASKS_AN_ACTOR)
-    source = ray.data.range(chunks, override_num_blocks=1)
-    return source.map_batches(ChunkMaker, fn_constructor_kwargs=settings, compute=actors, **options)
+    numbers = RangeDatasource(n=chunks, block_format="arrow", column_name="id")
+    source = ray.data.read_datasource(numbers, num_cpus=0, override_num_blocks=1)
+    dataset = source.map_batches(ChunkMaker, fn_constructor_kwargs=settings, compute=actors, **options)
+    # A stream that is full makes no progress while the workers evaluate: that must never count as stuck.
+    dataset.context.execution_no_progress_timeout_s = -1
+    return dataset
 
 
 def chunk_length(plan: Plan | EvaluationPlan, workers: int) -> int:

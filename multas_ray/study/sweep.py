@@ -14,7 +14,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from multas_ray.config import Config
 from multas_ray.config_file import parse_config
 from multas_ray.errors import RunError, UserError
-from multas_ray.job import first_line, root_cause, start_ray
+from multas_ray.job import first_line, root_cause, start_ray, warn_if_passing
 from multas_ray.report.html import report_page
 from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
 from multas_ray.storage import StoragePath
@@ -78,6 +78,7 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
         raise UserError(
             f"--metric {sweep.metric}: {task} is not trained (model.tasks: {', '.join(example.model.tasks)})"
         )
+    warn_if_passing("--out", out.uri)
     _check_folder(out, sweep)
     room = sweep.parallel or trials_that_fit(example)
     start_ray(room * cpus_needed(example) + 1)

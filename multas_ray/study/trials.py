@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from multas_ray.config import Config
 from multas_ray.errors import RunError, UserError
-from multas_ray.job import cluster_cores, cluster_gpus, first_line, on_cluster, root_cause, start_ray
+from multas_ray.job import cluster_cores, cluster_gpus, first_line, on_cluster, root_cause, start_ray, warn_if_passing
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import count_parameters
 from multas_ray.model.weights import load_network
@@ -45,6 +45,8 @@ def run_study(study: Study, arms: Sequence[str] | None = None) -> dict[str, Resu
     unknown = [arm for arm in arms or () if arm not in study.arms]
     if unknown:
         raise UserError(f"--arms {unknown[0]}: no arm of the study ({', '.join(study.arms)})")
+    for setting in ("runs", "results"):
+        warn_if_passing(setting, StoragePath(getattr(study, setting)).uri)
     finished = read_results(study, trials)
     wanted = [trial for trial in trials.values() if arms is None or trial.arm in arms]
     missing = _missing(trials, wanted, finished)

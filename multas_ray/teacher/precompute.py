@@ -1,6 +1,7 @@
 """Fill a store of soft targets: a Ray Data job over the training rows that are distilled, some augmentations each."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
@@ -76,7 +77,7 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
     written = images = size = 0
     progress(0, len(todo))
     if todo:
-        start_ray(len(specs) + 2)
+        start_ray(math.ceil(config.teachers.replicas * config.teachers.resources.cpu) + 2)
         teachers = Ask("teachers.resources", 1, config.teachers.resources)
         check_placement([teachers, Ask("data.resources", 1, config.data.resources)])
         for row in _job(config, index, info, specs, todo).iter_rows():
@@ -100,7 +101,7 @@ def _job(
     assert teachers.store is not None
     make = partial(make_views, todo=todo, index=index, wanted=needs(index, info), info=info)
     return (
-        ray.data.range(len(todo), override_num_blocks=len(todo))
+        ray.data.from_items([{"id": number} for number in range(len(todo))], override_num_blocks=len(todo))
         .map_batches(
             make,
             batch_size=None,

@@ -23,7 +23,7 @@ from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import Addition, PlannedData, Source
 from multas_ray.data.weak import WeakAnnotations, weak_tasks
 from multas_ray.errors import RunError, UserError
-from multas_ray.job import data_tasks, first_line, root_cause, start_ray
+from multas_ray.job import data_tasks, first_line, root_cause, start_ray, warn_if_passing
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
@@ -64,6 +64,7 @@ def train(config: Config) -> dict[str, Any]:
     finished = prepare_folder(run, config)
     if finished is not None:
         return finished
+    warn_if_passing("train.run", config.train.run)
 
     newest, _ = newest_checkpoint(run)
     before = None if newest is None else read_meta(newest)
@@ -243,10 +244,12 @@ def _result(run: StoragePath) -> dict[str, Any] | None:
 def cpus_needed(config: Config) -> int:
     """Logical CPUs that a run asks of Ray."""
     teachers = len(config.distilled()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
-    # Two more: data tasks of the training and the validation stream must always find room.
-    return (
-        math.ceil(config.train.most_workers * config.train.resources.cpu + teachers * config.teachers.resources.cpu) + 2
+    asked = (
+        config.train.most_workers * config.train.resources.cpu,
+        teachers * config.teachers.resources.cpu,
+        (config.data.workers or data_tasks()) * config.data.resources.cpu,
     )
+    return math.ceil(sum(asked))
 
 
 def _trainer(

@@ -1,6 +1,7 @@
 """The stream as workers get it: through Ray Data and streaming_split."""
 
 import gc
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from multas_ray.data.batch import pack, unpack
 from multas_ray.data.collate import make_batch, original_masks
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
-from multas_ray.data.stream import read_batches, stream
+from multas_ray.data.stream import PlannedData, Source, read_batches, stream
 
 STEPS = 56
 
@@ -118,3 +119,32 @@ def test_a_packed_batch_is_freed():
     del table
     gc.collect()
     assert alive() is None
+
+
+def test_an_evaluation_finds_room_while_the_training_stream_holds_all_cpus(started_ray, scenes_path):
+    """The training stream is longer than what is listed ahead, so that the task which lists it is there too."""
+
+    @ray.remote
+    class Other:
+        def ready(self) -> None: ...
+
+    index = read_index(scenes_path, "train")
+    masks = ("none", "det", "seg", "both")
+    long = lay_plan(index, usable=masks, mixing=None, batch_size=8, steps=100_000, seed=3, sizes=(32,), window=4)
+    config = PlannedData(parallel=2, resources=Resources(cpu=0.25))
+    others = [Other.options(num_cpus=share).remote() for share in [1] * 7 + [0.5]]
+    ray.get([other.ready.remote() for other in others])
+    (shard,) = config.configure(
+        {"train": Source(long), "val": Source(EvaluationPlan(read_index(scenes_path, "val"), batch_size=4, size=32))}, 1
+    )
+    training = read_batches(shard["train"])
+    next(training)
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) > 0:
+        assert time.monotonic() < deadline, "both of the stream's actors"
+        time.sleep(0.1)
+    rows = np.concatenate([batch["rows"] for batch in read_batches(shard["val"])])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(11))
+    training.close()
+    for other in others:
+        ray.kill(other)

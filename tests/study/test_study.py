@@ -1,6 +1,8 @@
 """A study: its plan, its runs, its outcome."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,10 @@ from multas_ray.study.pictures import disagreement, disagreements
 from multas_ray.study.plan import Study, lay_out, load_study
 from multas_ray.study.trials import has_network, run_study, trials_that_fit
 from multas_ray.train.tracking import read_metrics
+from tests.shared import ROOT
 from tests.test_jobs import call
+from tests.train.test_failures import kill_family
+from tests.train.test_run import wait_for_step
 from tests.train.wandb_file import finished_records
 
 TEACHERS = {"det": {"checkpoint": "arm:det"}, "seg": {"checkpoint": "arm:seg"}}
@@ -143,6 +148,40 @@ def test_a_failed_trial_takes_its_students_with_it_and_no_other(make_study, star
     assert "| seg | 1 |" in (tmp_path / "results" / "study.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_study_goes_on_with_what_was_cut_short(make_study, tmp_path):
+    arms = {
+        "det": {"model": {"tasks": ["det"]}, "train": {"steps": 10}},
+        "seg": {"model": {"tasks": ["seg"]}, "train": {"steps": 10}},
+        "kd": {"teachers": {**TEACHERS, "placement": "stored"}, "train": {"steps": 60, "checkpoint_every_steps": 5}},
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(make_study(arms, parallel=2, stored_views=1).model_dump()))
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "jobs/study.py", "--config", str(file)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=(tmp_path / "log").open("a"), stderr=subprocess.STDOUT)
+
+    study = start()
+    wait_for_step(str(tmp_path / "runs" / "kd-0"), 12, seconds=300)
+    kill_family(study)
+    trials = tmp_path / "results" / "trials"
+    assert {result.name for result in trials.iterdir()} == {"det-0.json", "seg-0.json"}
+    kept = {result: result.stat().st_mtime_ns for result in trials.iterdir()}
+    assert start().wait(400) == 0, (tmp_path / "log").read_text()
+    assert {result: result.stat().st_mtime_ns for result in kept} == kept
+    attempts = {
+        name: [json.loads(line) for line in (tmp_path / "runs" / name / "attempts.jsonl").read_text().splitlines()]
+        for name in ("det-0", "seg-0", "kd-0")
+    }
+    assert {name: len(lines) for name, lines in attempts.items()} == {"det-0": 1, "seg-0": 1, "kd-0": 2}
+    assert attempts["kd-0"][1]["from_step"] >= 5
+    steps = [line["step"] for line in read_metrics(tmp_path / "runs" / "kd-0") if "loss/total" in line]
+    assert steps == list(range(1, 61))
+    assert "Images on which the arms disagree most" in (tmp_path / "runs" / "study.html").read_text()
+
+
 def fake(arm: str, seed: int, **final: float) -> dict:
     """A result as `run_study` keeps them."""
     curve = [{"step": step, **{name: value * step / 20 for name, value in final.items()}} for step in (10, 20)]
@@ -231,10 +270,10 @@ def test_trials_at_a_time_follow_cores_and_gpus(make_config, random_teachers, mo
     pool = {**random_teachers, "resources": {"gpu": 0.5}}
     assert trials_that_fit(make_config(train=own, teachers=pool)) == 2
     assert trials_that_fit(make_config(train=own, teachers=pool | {"pool": "shared"})) == 4
-    # On a cluster each of them asks for a worker's CPU, two teachers' and two data tasks'.
+    # On a cluster each of them asks for a worker's CPU, half of one for each teacher, and a quarter for its data task.
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     one = make_config(train={"run": "r", "steps": 1}, teachers={**random_teachers, "resources": {"cpu": 0.5}})
-    assert trials_that_fit(one) == 4
+    assert trials_that_fit(one) == 5
 
 
 def test_class_bars_compare_networks_of_the_same_seed(monkeypatch):

@@ -1,6 +1,9 @@
 """A search: how its space is written, and what it finds."""
 
 import json
+import subprocess
+import sys
+import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,9 @@ from multas_ray.errors import UserError
 from multas_ray.report.sweep_plots import axis_scale, best_so_far, parallel_coordinates
 from multas_ray.study.search import parse_search
 from multas_ray.study.sweep import Sweep, _scheduler, run_sweep
+from multas_ray.train.tracking import read_metrics
+from tests.shared import ROOT
+from tests.train.test_failures import kill_family
 
 
 def test_a_search_space_is_read_from_text():
@@ -122,3 +128,39 @@ def test_a_search_finds_the_rate_that_learns_and_stops_the_other_early(tree, sta
         run_sweep(Sweep(tree, sweep.search, str(out), trials=3, metric="det/AP", seed=11))
     with pytest.raises(UserError, match="holds a search with another trials"):
         run_sweep(replace(sweep, trials=4))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_search_of_trials_side_by_side_goes_on(tree, tmp_path):
+    tree["train"] |= {"steps": 40, "checkpoint_every_steps": 5}
+    tree["evaluate"]["every_steps"] = 20
+    file, out = tmp_path / "config.yaml", tmp_path / "sweep"
+    file.write_text(parse_config(tree).to_yaml())
+
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "jobs/sweep.py", "--config", str(file), "--out", str(out), "--trials", "4"]
+        command += ["--parallel", "2", "--scheduler", "none", "--search", "optim.lr=loguniform(1e-4,1e-2)"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=(tmp_path / "log").open("a"), stderr=subprocess.STDOUT)
+
+    def finished() -> dict[Path, int]:
+        return {result: result.stat().st_mtime_ns for result in out.glob("*/result.json")}
+
+    search = start()
+    end = time.monotonic() + 400
+    while not finished():
+        assert search.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    kill_family(search)
+    done = finished()
+    assert len(done) < 4
+    assert start().wait(500) == 0, (tmp_path / "log").read_text()
+    trials = json.loads((out / "sweep.json").read_text())["trials"]
+    assert [trial["steps"] for trial in trials] == [40] * 4
+    assert len({trial["parameters"]["optim.lr"] for trial in trials}) == 4
+    assert len(finished()) == 4
+    assert {result: finished()[result] for result in done} == done, "trained once"
+    for trial in trials:
+        steps = [line["step"] for line in read_metrics(out / trial["name"]) if "loss/total" in line]
+        assert steps == list(range(1, 41))

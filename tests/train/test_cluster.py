@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -71,9 +74,24 @@ def test_an_elastic_run_grows_and_shrinks_with_the_cluster(cluster, make_config,
 
 @pytest.fixture
 def head(monkeypatch):
-    """A head that `ray start` has started, and the address of its dashboard."""
-    for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}.items():
-        monkeypatch.setenv(name, value)
+    """A head that `ray start` has started and that asks for no token: the address of its dashboard."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with started_head(monkeypatch) as address:
+        yield address
+
+
+@pytest.fixture
+def locked_head(monkeypatch):
+    """One that asks for a token, which RAY_AUTH_TOKEN holds."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    with started_head(monkeypatch) as address:
+        yield address
+
+
+@contextmanager
+def started_head(monkeypatch) -> Iterator[str]:
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     port, dashboard = free_port(), free_port()
     started = subprocess.Popen(
@@ -87,17 +105,16 @@ def head(monkeypatch):
     )
     address = f"http://127.0.0.1:{dashboard}"
     end = time.monotonic() + 90
-    while True:
-        try:
-            JobSubmissionClient(address).list_jobs()
-            break
-        except (RuntimeError, ConnectionError):
-            assert time.monotonic() < end, started.stdout.read() if started.poll() is not None else "no dashboard"
-            time.sleep(1)
-    yield address
-    family = psutil.Process(started.pid).children(recursive=True)
-    for process in [*family, psutil.Process(started.pid)]:
-        process.kill()
+    # In a process of its own: Ray reads the token once a process.
+    while subprocess.run(["ray", "job", "list", "--address", address], capture_output=True).returncode != 0:
+        assert time.monotonic() < end, started.stdout.read() if started.poll() is not None else "no dashboard"
+        time.sleep(0.5)
+    try:
+        yield address
+    finally:
+        family = psutil.Process(started.pid).children(recursive=True)
+        for process in [*family, psutil.Process(started.pid)]:
+            process.kill()
 
 
 def free_port() -> int:
@@ -150,14 +167,44 @@ def test_a_submitted_checkout_brings_its_code_and_nothing_else(head, tmp_path):
         (checkout / name).mkdir(parents=True)
         (checkout / name / "file").write_text("x")
     listing = "import os; print('sent', *sorted(f'{p}/{f}'[2:] for p, _, files in os.walk('.') for f in files))"
+    listing += "; from multas_ray.job import warn_if_passing; from multas_ray.storage import StoragePath"
+    listing += "; warn_if_passing('train.run', StoragePath('runs/kd').uri)"
     code, output, _ = submit(head, "python", "-c", listing, checkout=checkout)
     assert code == 0, output
+    assert re.search(r"^train.run: /.*/runs/kd goes when the job is over; give", output, re.MULTILINE)
     sent = re.search(r"^sent (.*)$", output, re.MULTILINE)[1].split()
     tracked = subprocess.check_output(["git", "ls-files"], cwd=checkout, text=True).splitlines()
-    left = {"tests", "docs", "cluster"}
+    left = {"tests", "cluster"}
     code_files = {file for file in tracked if file.split("/")[0] not in left}
     assert set(sent) - code_files == {"runs.py/file"}, "what has no name of data, environments or runs is the user's"
-    assert {"jobs/train.py", "multas_ray/config.py", "pyproject.toml"} <= set(sent)
+    finished = "docs/results/animals/trials/det-0.json"
+    assert {"jobs/train.py", "multas_ray/config.py", "pyproject.toml", finished} <= set(sent)
+
+
+def test_a_cluster_with_a_token_runs_a_clean_checkout_for_those_who_have_it(
+    locked_head, make_config, monkeypatch, tmp_path
+):
+    checkout = tmp_path / "checkout"
+    subprocess.run(["git", "clone", "--quiet", ROOT, checkout], check=True)
+    (checkout / "config.yaml").write_text(make_config(train={"run": str(tmp_path / "run"), "steps": 6}).to_yaml())
+    command = ["python", "jobs/train.py", "--config", "config.yaml"]
+    code, output, _ = submit(locked_head, *command, checkout=checkout)
+    assert code == 0, output
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 6
+    assert os.environ["RAY_AUTH_TOKEN"] not in output
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert not any(os.environ["RAY_AUTH_TOKEN"].encode() in file.read_bytes() for file in files)
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    refused = subprocess.run(
+        ["ray", "job", "submit", "--address", locked_head, "--working-dir", ".", "--", *command],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode != 0
+    assert "token authentication is enabled" in refused.stderr
+    assert len((tmp_path / "run" / "attempts.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_stopped_job_leaves_a_checkpoint_that_the_next_goes_on_from(head, make_config, tmp_path):

@@ -44,10 +44,14 @@ def start_counting(config, folder: Path, *overrides: str) -> subprocess.Popen:
 def kill_family(job: subprocess.Popen, name: str = "") -> None:
     """SIGKILL of the job's processes that have this in their names, of all of them without a name."""
     family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
-    found = [process for process in family if name in " ".join(process.cmdline())]
+    found = 0
+    for process in family:
+        # Ray's processes without work come and go.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                process.kill()
+                found += 1
     assert found, f"no process {name}"
-    for process in found:
-        process.kill()
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:

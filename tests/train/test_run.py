@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from multas_ray.data import scenes
 from multas_ray.errors import UserError
 from multas_ray.job import root_cause
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
@@ -40,9 +41,12 @@ def test_a_run_of_two_workers_leaves_what_it_promises(started_ray, make_config):
     assert [line["step"] for line in logged] == [1, 2, 3, 4]
     assert {"epoch", "lr", "loss/det_box", "loss/det_cls", "loss/seg", "throughput/images_per_s"} <= logged[0].keys()
     assert {"time/step_s", "time/data_wait_s", "time/teacher_wait_s"} <= logged[0].keys()
+    assert {"time/data_wait_share", "time/teacher_wait_share"} <= logged[0].keys()
     scored = [line for line in lines if "score" in line]
     assert [line["step"] for line in scored] == [4]
     assert scored[0]["score"] == pytest.approx(scored[0]["det/AP"] + scored[0]["seg/mIoU"])
+    of_classes = {f"det/AP/{name}" for name in scenes.CLASSES} | {f"seg/IoU/{name}" for name in scenes.CLASSES}
+    assert of_classes <= scored[0].keys()
     assert json.loads((run / "result.json").read_text()) == result
     assert result["steps"] == 4
     assert result["final"]["seg/mIoU"] == scored[0]["seg/mIoU"]

@@ -47,7 +47,7 @@ def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp
     samples.image_ids, samples.rows = ["a.jpg"], [[torch.zeros(3, 4, 4, dtype=torch.uint8)] * 2]
     for start in (0, 2):
         with Tracker(StoragePath(tmp_path), config, start, ATTEMPT) as tracker:
-            tracker.log(start + 1, {"loss/total": 0.5})
+            tracker.log(start + 1, {"loss/total": 0.5, "seg/IoU/cat": 40.0, "time/teacher_wait_share": 0.25})
             tracker.samples(start + 1, samples)
             tracker.table("final", {"seg/mIoU": 55.0})
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
@@ -68,6 +68,10 @@ def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp
         if record.WhichOneof("record_type") == "history"
     ]
     assert [row["step"] for row in history if "loss/total" in row] == [1, 3]
+    # W&B has all that metrics.jsonl has.
+    of_step = {row["step"]: row for row in history if "loss/total" in row}
+    for line in read_metrics(tmp_path):
+        assert {key: of_step[line["step"]][key] for key in line} == line
     logged = {key.split(".")[0] for row in history for key in row}
     assert {"samples", "final"} <= logged
     assert len(list((tmp_path / "samples").glob("*.png"))) == 2, "one an evaluation"
