@@ -47,6 +47,7 @@ def stream(
         augment: None leaves out augmentation and adds the ground truth in original pixels, for evaluation.
         additions: made by the same tasks, after the batch.
         parallel: most tasks at a time.
+        resources: of each task; an evaluation's reserve no CPU.
     """
     set_data_context()
     length = chunk_length(plan, workers)
