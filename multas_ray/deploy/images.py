@@ -26,7 +26,8 @@ class Images:
     """Images to predict on."""
 
     rows: ray.data.Dataset
-    """`image_id` (str) with either `image` (encoded bytes) or `path` (where they are)."""
+    """`image_id` (str) with either `image` (encoded bytes), or `path` (where they are) and `file_name` (the path below
+    the source)."""
     count: int
 
 
@@ -57,8 +58,10 @@ def find_images(source: str, split: str) -> Images:
     paths = [path for path in paths if path.name.lower().endswith(SUFFIXES)]
     if not paths:
         raise UserError(f"{source}: no image ({', '.join(SUFFIXES)}) and no Parquet file here")
-    names = _names(paths, StoragePath(base))
-    rows = [{"image_id": name, "path": path.uri} for name, path in zip(names, paths, strict=True)]
+    rows = [
+        {"image_id": name, "file_name": file_name, "path": path.uri}
+        for path, (name, file_name) in zip(paths, _names(paths, StoragePath(base)), strict=True)
+    ]
     return Images(ray.data.from_items(rows), len(rows))
 
 
@@ -98,9 +101,9 @@ def _base(pattern: str) -> str:
     return str(PurePosixPath(*fixed))
 
 
-def _names(paths: Iterable[StoragePath], base: StoragePath) -> list[str]:
-    """Each image's path below the base without its suffix; with it, where two would be alike."""
+def _names(paths: Iterable[StoragePath], base: StoragePath) -> list[tuple[str, str]]:
+    """Each image's path below the base without its suffix (with it, where two would be alike), and with it."""
     whole = [path.path.removeprefix(f"{base.path}/") if path.path != base.path else path.name for path in paths]
     short = [str(PurePosixPath(name).with_suffix("")) for name in whole]
     count = Counter(short)
-    return [stem if count[stem] == 1 else name for stem, name in zip(short, whole, strict=True)]
+    return [(stem if count[stem] == 1 else name, name) for stem, name in zip(short, whole, strict=True)]

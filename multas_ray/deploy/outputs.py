@@ -73,7 +73,7 @@ def write_coco(file: StoragePath, det_classes: Sequence[str], rows: Iterable[dic
     `COCO(file).loadRes(annotations)` and any reader of COCO instances take it.
 
     Args:
-        rows: image_id, height, width, and boxes (N, 4), labels (N,), scores (N,) in pixels.
+        rows: file_name, height, width, and boxes (N, 4), labels (N,), scores (N,) in pixels.
     """
     categories = [{"id": number, "name": name} for number, name in enumerate(det_classes, start=1)]
     images: list[str] = []
@@ -81,7 +81,7 @@ def write_coco(file: StoragePath, det_classes: Sequence[str], rows: Iterable[dic
     with file.writing() as stream:
         stream.write(b'{"annotations": [\n')
         for number, row in enumerate(rows, start=1):
-            image = {"id": number, "file_name": row["image_id"], "width": row["width"], "height": row["height"]}
+            image = {"id": number, "file_name": row["file_name"], "width": row["width"], "height": row["height"]}
             images.append(json.dumps(image))
             for line in _annotations(number, row):
                 stream.write((",\n" * (count > 0) + json.dumps({"id": count + 1} | line)).encode())

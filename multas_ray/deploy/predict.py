@@ -110,11 +110,12 @@ def read(table: pa.Table, size: int) -> pa.Table:
     torch.set_num_threads(1)
     rows = [_read(row, size) for row in table.to_pylist()]
     types = {"height": pa.int32(), "width": pa.int32(), "pixels": pa.binary(), "error": pa.string()}
-    schema = pa.schema({"image_id": pa.string(), "image": pa.binary(), **types})
+    schema = pa.schema({"image_id": pa.string(), "file_name": pa.string(), "image": pa.binary(), **types})
     return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _read(row: Row, size: int) -> Row:
+    names = {"image_id": row["image_id"], "file_name": row.get("file_name", row["image_id"])}
     try:
         data = row["image"] if "image" in row else StoragePath(row["path"]).read_bytes()
         image = decode_rgb(data)
@@ -122,12 +123,10 @@ def _read(row: Row, size: int) -> Row:
         reason, detail = (error.reason, error.detail) if isinstance(error, Reject) else ("not readable", str(error))
         problem = json.dumps({"image_id": row["image_id"], "reason": reason, "detail": detail})
         empty = {"image": b"", "height": 0, "width": 0, "pixels": bytes(3 * size * size)}
-        return {"image_id": row["image_id"], "error": problem} | empty
+        return names | {"error": problem} | empty
     height, width = image.shape[-2:]
     pixels = network_input(image, size).numpy().tobytes()
-    return {"image_id": row["image_id"], "error": ""} | {
-        **{"image": data, "height": height, "width": width, "pixels": pixels}
-    }
+    return names | {"error": "", "image": data, "height": height, "width": width, "pixels": pixels}
 
 
 class Network:
@@ -169,7 +168,7 @@ FOUND = pa.schema(
 
 def write(row: Row, out: str, size: int, det_classes: Sequence[str], overlays: bool) -> Row:
     """Write an image's files; what is left is its line of the JSON: boxes (N * 4) in its pixels, labels, scores."""
-    result: Row = {name: row[name] for name in ("image_id", "height", "width", "error")}
+    result: Row = {name: row[name] for name in ("file_name", "height", "width", "error")}
     found = Annotation(None, None, None, None)
     if not row["error"]:
         found = annotation(_prediction(row, size), row["height"], row["width"])

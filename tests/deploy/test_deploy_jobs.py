@@ -27,5 +27,5 @@ def test_a_job_does_what_it_is_told(
     if job == "evaluate.py":
         assert (told["protocol"], told["split"]) == ("voc2012", "val")
     if job == "predict.py":
-        assert {image["file_name"] for image in told["images"]} == {f"photo{number}" for number in range(4)}
+        assert {image["file_name"] for image in told["images"]} == {f"photo{number}.png" for number in range(4)}
         assert not (out / "overlays").exists()

@@ -30,7 +30,7 @@ def test_a_folder_of_photos_becomes_coco_json_masks_and_overlays(started_ray, ch
         batch_size=2,
         progress=lambda done, total: told.append((done, total)),
     )
-    names = ["more/grey", "photo0", "photo1", "photo2", "photo3"]
+    names = ["more/grey.png", "photo0.png", "photo1.png", "photo2.png", "photo3.png"]
     assert (counts["images"], counts["rejected"], told[-1]) == (5, 1, (6, 6))
     assert [json.loads(line)["image_id"] for line in (out / "rejected.jsonl").read_text().splitlines()] == ["broken"]
 
@@ -39,16 +39,16 @@ def test_a_folder_of_photos_becomes_coco_json_masks_and_overlays(started_ray, ch
     assert coco.loadRes(coco.dataset["annotations"]).getAnnIds() == list(range(1, counts["detections"] + 1))
     predictor = multas_ray.load(checkpoint, "cpu")
     for image in coco.dataset["images"]:
-        (expected,) = predictor.predict([photos / f"{image['file_name']}.png"])
+        (expected,) = predictor.predict([photos / image["file_name"]])
         found = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
         x, y, width, height = np.array([line["bbox"] for line in found]).T
         np.testing.assert_allclose(np.stack([x, y, x + width, y + height], 1), expected.boxes, atol=0.02)
         assert [line["category_id"] - 1 for line in found] == expected.labels.tolist()
         np.testing.assert_allclose([line["score"] for line in found], expected.scores, atol=1e-4)
-        with Image.open(out / "masks" / f"{image['file_name']}.png") as mask:
+        with Image.open(out / "masks" / image["file_name"]) as mask:
             assert mask.mode == "P"
             assert (np.array(mask) == expected.mask).mean() > 0.999
-        with Image.open(out / "overlays" / f"{image['file_name']}.png") as overlay:
+        with Image.open(out / "overlays" / image["file_name"]) as overlay:
             assert overlay.size == (image["width"], image["height"])
 
 
@@ -72,7 +72,9 @@ def test_a_data_set_a_glob_and_parquet_files_are_sources_too(started_ray, checkp
 def test_images_that_differ_by_suffix_keep_it(started_ray, photos, tmp_path):
     for name in ("a.png", "a.jpg", "b.png"):
         Image.open(photos / "photo0.png").save(tmp_path / name)
-    assert [row["image_id"] for row in find_images(str(tmp_path), "").rows.take_all()] == ["a.jpg", "a.png", "b"]
+    rows = find_images(str(tmp_path), "").rows.take_all()
+    assert [row["image_id"] for row in rows] == ["a.jpg", "a.png", "b"]
+    assert [row["file_name"] for row in rows] == ["a.jpg", "a.png", "b.png"]
 
 
 def test_sources_without_images_are_refused(started_ray, checkpoint, scenes_path, photos, tmp_path):
@@ -92,7 +94,7 @@ def test_parquet_files_of_other_types_are_refused(started_ray, tmp_path):
 
 def test_what_was_predicted_before_stays_until_all_is_there(tmp_path):
     def rows():
-        yield {"image_id": "a", "height": 1, "width": 1, "boxes": [], "labels": [], "scores": []}
+        yield {"file_name": "a", "height": 1, "width": 1, "boxes": [], "labels": [], "scores": []}
         raise OSError("lost")
 
     (tmp_path / "predictions.json").write_text("{}")
