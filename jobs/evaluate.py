@@ -37,9 +37,9 @@ def main() -> None:
             worst=arguments.worst,
             progress=progress,
         )
-    title = f"{result['images']} images of {arguments.data}, split {result['split']}, protocol {result['protocol']}"
+    print(f"{result['images']} images of {arguments.data}, split {result['split']}, protocol {result['protocol']}")
     columns = {result["split"]: result["metrics"]}
-    print_rows(metric_table(columns), title)
+    print_rows(metric_table(columns), "all classes")
     print_rows(class_table(columns), "by class")
     if result["rejected"]:
         Console().print(f"{len(result['rejected'])} images cannot be decoded, see result.json")
