@@ -179,8 +179,14 @@ def work() -> dict[str, str]:
     sleep(1)
     return dict(os.environ)
 
+def command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # or a zombie: it has ended since it was listed
+        return ""
+
 def without_work() -> int:
-    return sum("ray::IDLE" in " ".join(process.cmdline()) for process in psutil.Process().children(recursive=True))
+    return sum("ray::IDLE" in command(process) for process in psutil.Process().children(recursive=True))
 
 start_ray()
 environment, *_ = ray.get([work.remote() for _ in range(4)])
