@@ -170,23 +170,18 @@ def test_rays_daemons_read_the_settings_that_keep_them_quiet():
 
 
 SETTLE = """
-import os, psutil, ray
+import os, ray
 from time import monotonic, sleep
 from multas_ray.job import QUIET_DAEMONS, data_tasks, start_ray
+from tests.processes import named
 
 @ray.remote
 def work() -> dict[str, str]:
     sleep(1)
     return dict(os.environ)
 
-def command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:  # or a zombie: it has ended since it was listed
-        return ""
-
 def without_work() -> int:
-    return sum("ray::IDLE" in command(process) for process in psutil.Process().children(recursive=True))
+    return len(named("ray::IDLE"))
 
 start_ray()
 environment, *_ = ray.get([work.remote() for _ in range(4)])

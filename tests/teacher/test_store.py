@@ -1,9 +1,7 @@
 """The store of soft targets: filled by a Ray Data job, replayed by a run."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,6 +26,7 @@ from multas_ray.teacher.teacher import digests, teacher_specs, to_tensors
 from multas_ray.train.run import check_networks, plan_run, train
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import read_metrics
+from tests.processes import named
 from tests.shared import ROOT
 from tests.teacher.test_teacher import spoil
 
@@ -261,11 +260,10 @@ def test_a_killed_job_leaves_whole_files_and_the_next_computes_the_rest(stored, 
     end = time.monotonic() + 200
     while len(files(config)) < 6 and time.monotonic() < end:
         time.sleep(0.05)
-    family = psutil.Process(job.pid).children(recursive=True)
     # First an actor alone: Ray Data brings it back. Then everything.
-    writers = [process for process in family if "Writer" in " ".join(process.cmdline())]
+    writers = named("Writer", job.pid)
     for process in writers:
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
     at = len(files(config))
     while len(files(config)) < at + 6 and time.monotonic() < end:
         time.sleep(0.05)

@@ -21,6 +21,7 @@ from multas_ray.job import root_cause
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.train.run import train
 from multas_ray.train.tracking import read_metrics
+from tests.processes import named
 from tests.shared import ROOT
 from tests.train.counting import seen
 from tests.train.test_run import losses, wait_for_step
@@ -43,15 +44,11 @@ def start_counting(config, folder: Path, *overrides: str) -> subprocess.Popen:
 
 def kill_family(job: subprocess.Popen, name: str = "") -> None:
     """SIGKILL of the job's processes that have this in their names, of all of them without a name."""
-    family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
-    found = 0
-    for process in family:
-        # Ray's processes without work come and go.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if name in " ".join(process.cmdline()):
-                process.kill()
-                found += 1
+    found = named(name, job.pid) if name else [psutil.Process(job.pid), *named("", job.pid)]
     assert found, f"no process {name}"
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:

@@ -1,8 +1,6 @@
 """Whole runs: Ray Train workers, the stream, the pool, checkpoints, metrics."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +22,7 @@ from multas_ray.model.weights import load_network
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import prepare_folder, train
 from multas_ray.train.tracking import read_metrics
+from tests.processes import named
 from tests.shared import ROOT
 from tests.teacher.test_teacher import spoil
 
@@ -235,10 +234,9 @@ def test_killed_teachers_or_a_killed_worker_do_not_end_the_run(started_ray, make
     def kill(name: str, at: int) -> None:
         wait_for_step(config.train.run, at)
         # Of this session's Ray only: other runs of the machine are not ours to kill.
-        for process in psutil.Process().children(recursive=True):
-            if name in " ".join(process.cmdline()):
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(name)
+        for process in named(name):
+            process.kill()
+            killed.append(name)
 
     def kills() -> None:
         # All replicas of both teachers at once.
