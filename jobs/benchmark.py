@@ -18,7 +18,7 @@ from rich.table import Table
 
 from multas_ray.benchmark import loading
 from multas_ray.benchmark import memory as out_of_core
-from multas_ray.benchmark.losses import PRECISION, SIZE, STEP_BATCH, compare_losses, compare_presets
+from multas_ray.benchmark.losses import SIZE, STEP_BATCH, compare_losses, compare_presets
 from multas_ray.benchmark.overhead import BATCH, compare_rates, overhead_figures
 from multas_ray.benchmark.placements import prepare_images
 from multas_ray.benchmark.teachers import measure_teachers
@@ -43,7 +43,7 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
     Console().print(table)
 
     table = Table("preset", "million parameters", "GMACs an image", "step, seconds")
-    table.title = f"Presets: ResNet-18, {SIZE} px, both tasks, batch {STEP_BATCH}, {PRECISION}, {THREADS} thread"
+    table.title = f"Presets: ResNet-18, {SIZE} px, both tasks, batch {STEP_BATCH}, {THREADS} thread"
     facts = compare_presets()
     for preset, values in facts.items():
         table.add_row(

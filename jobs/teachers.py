@@ -14,6 +14,7 @@ from multas_ray.config_file import load_config
 from multas_ray.errors import UserError
 from multas_ray.job import Parser, on_cluster, run_job, start_ray
 from multas_ray.placement import Ask, check_placement
+from multas_ray.resolve import resolve_precision
 from multas_ray.teacher.pool import pool_status, start_pool, stop_pool
 from multas_ray.teacher.teacher import some_teacher_specs
 
@@ -46,8 +47,8 @@ def start(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     if config.teachers.pool is None:
         raise UserError("teachers.pool: not set; a shared pool needs a name")
-    specs = some_teacher_specs(config)
     connect()
+    specs = some_teacher_specs(resolve_precision(config))
     check_placement([Ask("teachers.resources", len(specs) * config.teachers.replicas, config.teachers.resources)])
     start_pool(config.teachers, specs)
     show(config.teachers.pool)

@@ -335,8 +335,10 @@ class TrainConfig(Section):
     nodes are lost and grows when they come."""
     threads: int = Field(1, ge=1)
     """CPU threads of each worker."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Autocast type of forward and backward passes, also the teachers'."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast type of forward and backward passes, also the teachers'. `auto`: bfloat16 where the workers' device
+    computes it in hardware (GPUs of compute capability 8 and later, CPUs with AVX512-BF16, AMX or their like), else
+    float32; a run that resumes on other hardware keeps the type it began with."""
     seed: int = Field(0, ge=0)
     """Of initial weights, order of rows and augmentation."""
     resume: bool = True

@@ -96,7 +96,8 @@ def make_config(scenes_path: str, tmp_path: Path) -> Callable[..., Config]:
             "data": {"path": scenes_path, "size": 64, "workers": 1},
             "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 16, "norm": "group"},
             "optim": {"warmup_steps": 2},
-            "train": {"run": str(tmp_path / "run"), "steps": 6, "batch_size": 8, "log_every_steps": 1},
+            "train": {"run": str(tmp_path / "run"), "steps": 6, "batch_size": 8, "log_every_steps": 1}
+            | {"precision": "float32"},
             "tracking": {"wandb": "disabled"},
         }
         for name, values in sections.items():

@@ -136,13 +136,12 @@ def ratio(rates: dict[str, list[float]]) -> float:
 
 
 def light_training(data: Path, run: Path, steps: int, log_every: int) -> Config:
-    """The lightest training that the project does here, in a folder made anew: EfficientNet-Lite0, 128 px, bfloat16."""
+    """The lightest training that the project does here, in a folder made anew: EfficientNet-Lite0, 128 px."""
     tree: dict[str, Any] = {
         "data": {"path": str(data), "size": 128},
         "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 96, "anchor_base": 16},
         "train": {
-            **{"run": str(run), "steps": steps, "batch_size": BATCH, "precision": "bfloat16"},
-            "log_every_steps": log_every,
+            **{"run": str(run), "steps": steps, "batch_size": BATCH, "log_every_steps": log_every},
         },
         "evaluate": {"pictures": 0},
         "tracking": {"wandb": "disabled"},

@@ -16,6 +16,7 @@ from multas_ray.loss.detection import detection_losses
 from multas_ray.model.anchors import anchors
 from multas_ray.model.network import MultiTaskNet, count_parameters
 from multas_ray.model.precision import autocast
+from multas_ray.resolve import resolve_precision
 from multas_ray.train.optim import build_optimizer
 from multas_ray.train.step import loss_terms, term_weights, total_loss
 
@@ -24,7 +25,6 @@ CLASSES = 20
 OBJECTS = (3, 9)
 """Fewest and most objects of an image: six in the mean."""
 STEP_BATCH = 4
-PRECISION = "bfloat16"
 
 
 def compare_losses(batch: int, repeats: int) -> dict[str, float]:
@@ -83,9 +83,10 @@ def compare_presets() -> dict[str, dict[str, float]]:
                 "data": {"path": "memory", "size": SIZE},
                 "model": {"preset": preset, "backbone": "resnet18", "pretrained": False},
                 "optim": {"name": "sgd", "lr": 1e-3},
-                "train": {"run": "memory", "steps": 1, "batch_size": STEP_BATCH, "precision": PRECISION},
+                "train": {"run": "memory", "steps": 1, "batch_size": STEP_BATCH},
             }
         )
+        config = resolve_precision(config)
         torch.manual_seed(0)
         network = MultiTaskNet(config.model, [str(c) for c in range(CLASSES)], [str(c) for c in range(CLASSES + 1)])
         counter = FlopCounterMode(display=False)
@@ -107,7 +108,7 @@ def _step(network: MultiTaskNet, config: Config, batch: Mapping[str, np.ndarray]
     network.train()
 
     def step() -> None:
-        with autocast(torch.device("cpu"), PRECISION):
+        with autocast(torch.device("cpu"), config.train.precision):
             terms = loss_terms(network, batch, {}, {}, config, network.anchors(SIZE, SIZE))
         total_loss(terms, weights, workers=1)[0].backward()
         optimizer.step()

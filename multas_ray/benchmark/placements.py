@@ -83,7 +83,7 @@ def configure(out: Path, name: str, overrides: Sequence[str], **sections: dict[s
         "data": {"path": str(out / "data"), "size": SIZE},
         "model": {"backbone": "efficientnet_lite0", "width": 96, "anchor_base": 16},
         "optim": {"lr": 0.0005, "weight_decay": 0.05, "ema_decay": 0.99, "ema_warmup": 100},
-        "train": {"run": str(out / name), "batch_size": 16, "precision": "bfloat16", "log_every_steps": 1},
+        "train": {"run": str(out / name), "batch_size": 16, "log_every_steps": 1},
         "evaluate": {"pictures": 0},
         "tracking": {"wandb": "disabled"},
     }

@@ -207,6 +207,7 @@ def _attempts(run: StoragePath) -> Records:
             "from step": attempt["from_step"],
             "commit": _short(attempt["code"]["commit"]),
             "source": _short(attempt["code"]["digest"]),
+            "precision": attempt.get("precision"),
             **{f"data.{role}": _short(digest) for role, digest in attempt["data"].items()},
             **{f"teachers.{task}": _short(digest) for task, digest in attempt["teachers"].items()},
             **attempt["versions"],

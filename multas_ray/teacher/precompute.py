@@ -20,6 +20,7 @@ from multas_ray.data.plan import Part, mix
 from multas_ray.errors import UserError
 from multas_ray.job import data_tasks, start_ray
 from multas_ray.placement import Ask, check_placement
+from multas_ray.resolve import resolve_precision
 from multas_ray.teacher.store import (
     SCHEMA,
     StoreInfo,
@@ -56,6 +57,7 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
     """
     tree = config.model_dump(mode="json")
     config = parse_config(tree | {"teachers": tree["teachers"] | {"placement": "stored"}}).absolute()
+    config = resolve_precision(config)
     path = config.teachers.store
     assert path is not None
     specs = some_teacher_specs(config)

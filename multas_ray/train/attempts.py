@@ -20,21 +20,25 @@ ATTEMPTS = "attempts.jsonl"
 PACKAGE = Path(multas_ray.__file__).parent
 
 
-def describe_attempt(start: int, splits: Mapping[str, Index], specs: Mapping[Task, TeacherSpec]) -> dict[str, Any]:
+def describe_attempt(
+    start: int, splits: Mapping[str, Index], specs: Mapping[Task, TeacherSpec], precision: str
+) -> dict[str, Any]:
     """What is about to run.
 
     Args:
         start: step that it goes on from.
         splits: the data set's, by their role.
+        precision: what `train.precision` came to.
 
     Returns:
         started (local time), from_step; code: commit (None if it is not known) and digest of the package's source;
-        versions; data and teachers: digests.
+        precision; versions; data and teachers: digests.
     """
     return {
         "started": f"{datetime.now():%F %T}",
         "from_step": start,
         "code": {"commit": commit(PACKAGE.parent), "digest": source_digest(PACKAGE)},
+        "precision": precision,
         "versions": {name: version(name) for name in ("ray", "torch", "torchvision")},
         "data": {role: index.digest for role, index in splits.items()},
         "teachers": {task: spec.digest for task, spec in specs.items()},

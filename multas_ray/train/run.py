@@ -28,11 +28,12 @@ from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
 from multas_ray.report.html import run_report
-from multas_ray.storage import StoragePath
+from multas_ray.resolve import resolve_precision
+from multas_ray.storage import StoragePath, read_lines
 from multas_ray.teacher.pool import start_pool
 from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
 from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
-from multas_ray.train.attempts import describe_attempt, record_attempt
+from multas_ray.train.attempts import ATTEMPTS, describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import log_error, read_metrics
@@ -50,9 +51,10 @@ def train(config: Config) -> dict[str, Any]:
         UserError: configuration, data, teachers or run folder cannot be used.
         ray.train.TrainingFailedError: the workers failed more often than allowed.
     """
-    config = config.absolute()
+    asked = config = config.absolute()
     run = StoragePath(config.train.run)
     info = read_info(config.data.path)
+    config = resolve_precision(config, kept_precision(run, config))
     specs = check_networks(config, info)
     plan = plan_run(config, specs)
     validation = EvaluationPlan(
@@ -61,7 +63,7 @@ def train(config: Config) -> dict[str, Any]:
     for task in config.model.tasks:
         if not len(validation.index.rows([task, "both"])):
             raise UserError(f"data.val: split '{config.data.val}' has no row annotated for {task}, which is trained")
-    finished = prepare_folder(run, config)
+    finished = prepare_folder(run, asked)
     if finished is not None:
         return finished
     warn_if_passing("train.run", config.train.run)
@@ -71,7 +73,7 @@ def train(config: Config) -> dict[str, Any]:
     start = 0 if before is None else before.step
     # The wall clock, as workers on other nodes read it too.
     began = time() - (0 if before is None else before.seconds)
-    attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs)
+    attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs, config.train.precision)
     if start:
         print(f"{run}: goes on from step {start}", flush=True)
     start_ray(cpus_needed(config))
@@ -206,6 +208,23 @@ def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
     return None
 
 
+def kept_precision(run: StoragePath, config: Config) -> str | None:
+    """The precision of what a run folder has been trained for so far; None before its first checkpoint.
+
+    Raises:
+        UserError: another one is asked for.
+    """
+    if newest_checkpoint(run)[0] is None:
+        return None
+    before = load_config(run / CONFIG).train.precision
+    kept = next((line["precision"] for line in reversed(read_lines(run / ATTEMPTS)) if "precision" in line), before)
+    if config.train.precision not in ("auto", kept):
+        raise UserError(
+            f"train.precision: {config.train.precision}, but {run} has been trained in {kept}; choose another folder"
+        )
+    return kept
+
+
 MAY_CHANGE: dict[str, Any] = {
     "data": {"workers", "resources"},
     "teachers": {"pool", "replicas", "resources", "prefetch", "threads"},
@@ -222,6 +241,9 @@ MAY_CHANGE: dict[str, Any] = {
 def first_difference(config: Config, before: Config) -> str | None:
     """Dotted path of the first setting that two configurations of one run must share and do not."""
     mine, theirs = (_leaves(c.model_dump(mode="json", exclude=MAY_CHANGE)) for c in (config, before))
+    if "auto" in (mine["train.precision"], theirs["train.precision"]):
+        # What it came to is compared by `kept_precision`.
+        del mine["train.precision"], theirs["train.precision"]
     for leaves in (mine, theirs):
         # In a pool or inline, teachers answer alike.
         if leaves["teachers.placement"] == "inline":

@@ -52,7 +52,7 @@ def test_the_report_tells_what_ran_at_every_start(scenes_path, tmp_path):
     splits = {role: read_index(scenes_path, role) for role in ("train", "val")}
     run = StoragePath(tmp_path)
     for start in (0, 40):
-        record_attempt(run, describe_attempt(start, splits, {"det": SimpleNamespace(digest="d" * 64)}))
+        record_attempt(run, describe_attempt(start, splits, {"det": SimpleNamespace(digest="d" * 64)}, "bfloat16"))
     lines = [json.loads(line) for line in (tmp_path / ATTEMPTS).read_text().splitlines()]
     assert [line["from_step"] for line in lines] == [0, 40]
     assert len({line["data"][role] for line in lines for role in splits}) == 2, "a digest a split, the same each time"

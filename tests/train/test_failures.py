@@ -76,7 +76,7 @@ def unbroken(scenes_path, tmp_path_factory):
             "data": {"path": scenes_path, "size": 64, "workers": 1},
             "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 16, "norm": "group"},
             "optim": {"warmup_steps": 2},
-            "train": {"run": str(folder / "run"), **STEPS},
+            "train": {"run": str(folder / "run"), **STEPS, "precision": "float32"},
             "tracking": {"wandb": "disabled"},
         }
     )

@@ -44,7 +44,7 @@ def config_of(**sections) -> Config:
         "data": {"path": "memory", "size": SIZE},
         "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 16, "norm": "group"},
         "teachers": {"det": {"checkpoint": "-"}, "seg": {"checkpoint": "-"}},
-        "train": {"run": "-", "steps": 1, "batch_size": 6},
+        "train": {"run": "-", "steps": 1, "batch_size": 6, "precision": "float32"},
     }
     return parse_config(tree | sections)
 

@@ -1,0 +1,59 @@
+"""What a configuration comes to on the hardware it runs on."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import ray
+import torch
+
+from multas_ray.config import Config
+from multas_ray.job import on_cluster, start_ray
+from multas_ray.model.precision import bfloat16_slowdown, has_bfloat16
+from multas_ray.placement import Ask, check_placement
+
+Answer = TypeVar("Answer")
+
+
+def resolve_precision(config: Config, resumed: str | None = None) -> Config:
+    """A copy of a configuration whose `train.precision` is a type: of the student, its teachers and their store alike.
+
+    `auto` becomes what the training workers' device computes in hardware. An explicit bfloat16 that it only emulates is
+    kept, with a line that says what it costs.
+
+    Args:
+        resumed: the precision of the run's earlier attempts, which it keeps on other hardware.
+
+    Raises:
+        UserError: the cluster has no room for a worker.
+    """
+    precision = resumed or config.train.precision
+    if precision == "auto":
+        precision = "bfloat16" if _on_worker(config, has_bfloat16) else "float32"
+    elif precision == "bfloat16":
+        slowdown = _on_worker(config, _slowdown_if_emulated)
+        if slowdown is not None:
+            choice = "the run began with it" if resumed else "auto chooses float32"
+            print(
+                f"train.precision: bfloat16 is emulated here, {slowdown:.1f} times slower than float32; {choice}",
+                flush=True,
+            )
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
+
+
+def _slowdown_if_emulated(device: torch.device) -> float | None:
+    return None if has_bfloat16(device) else bfloat16_slowdown(device)
+
+
+def _on_worker(config: Config, question: Callable[[torch.device], Answer]) -> Answer:
+    """Ask where the training workers run: on a cluster, a node that has their resources."""
+    resources = config.train.resources
+    if not on_cluster():
+        return question(torch.device("cuda" if resources.gpu and torch.cuda.is_available() else "cpu"))
+
+    @ray.remote(**resources.options())
+    def ask() -> Answer:
+        return question(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
+
+    start_ray()
+    check_placement([Ask("train.resources", 1, resources)])
+    return ray.get(ask.remote())
