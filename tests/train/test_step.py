@@ -44,9 +44,9 @@ def config_of(**sections) -> Config:
         "data": {"path": "memory", "size": SIZE},
         "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 16, "norm": "group"},
         "teachers": {"det": {"checkpoint": "-"}, "seg": {"checkpoint": "-"}},
-        "train": {"run": "-", "steps": 1, "batch_size": 6, "precision": "float32"},
-    }
-    return parse_config(tree | sections)
+        "train": {"run": "-", "steps": 1, "batch_size": 6},
+    } | sections
+    return parse_config(tree | {"train": {"precision": "float32"} | tree["train"]})
 
 
 def batch_of(masks: list[str], seed: int = 0) -> dict[str, np.ndarray]:
