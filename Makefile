@@ -41,7 +41,7 @@ format: $(READY)
 # fails is taken back by pip, unless it was killed.
 $(READY): pyproject.toml constraints.txt $(if $(shell $(WHOLE) && echo whole),,remake)
 	@if $(WHOLE); then echo "bringing .venv up to date"; mv $@ $(BEFORE); \
-	else echo "installing into .venv with $(FOUND): about 6 GB, 3 to 6 minutes"; \
+	else echo "installing into .venv with $(FOUND): about 6.5 GB, 3 to 6 minutes"; \
 	    rm -rf .venv; "$(FOUND)" -m venv .venv; fi
 	@{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
 	    -e '.[dev,export,pretrained]' 2>&1; echo "exit $$?"; } | { while read -r line; do case "$$line" in \
