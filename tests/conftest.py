@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from hypothesis import settings
 from ray.cluster_utils import Cluster
 
 from multas_ray.config import Config, ModelConfig
@@ -24,6 +25,10 @@ TRAIN_ROWS, VAL_ROWS = 50, 11
 os.environ.setdefault("WANDB_MODE", "offline")
 # Threads of several busy processes get into each other's way.
 torch.set_num_threads(1)
+# Hypothesis' own profile for CI draws the same examples each time, so that a failure is one of the change.
+settings.register_profile("few", deadline=None, max_examples=20)
+settings.register_profile("many", settings.get_profile("ci"), deadline=None, max_examples=200)
+settings.load_profile("many" if os.environ.get("CI") == "true" else "few")
 
 
 def _partly_annotated(rows: Iterator[Row]) -> Iterator[Row]:

@@ -19,7 +19,6 @@ def test_every_field_is_described():
 
 
 def test_defaults_are_those_of_the_place():
-    for part in config_page().split("\n## "):
-        if part.startswith(("data.resources", "teachers.resources", "train.resources")):
-            cpu = {"data": "0.25", "teachers": "0.5", "train": "1.0"}[part.split(".")[0]]
-            assert f"| `cpu` | number, ≥ 0 | `{cpu}` |" in part
+    parts = {part.split(maxsplit=1)[0]: part for part in config_page().split("\n## ")}
+    for place, cpu in {"data": "0.25", "teachers": "0.5", "train": "1.0"}.items():
+        assert f"| `cpu` | number, ≥ 0 | `{cpu}` |" in parts[f"{place}.resources"]

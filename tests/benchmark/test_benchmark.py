@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
+import pytest
 import torch
 
-from multas_ray.benchmark import published
+from multas_ray.benchmark import published, simulated
 from multas_ray.benchmark.placements import prepare_images
 from multas_ray.benchmark.simulated import CLASSES, Case, SimulatedTeacher, simulate, start_simulated_pool
 from multas_ray.benchmark.timing import alternate, write_figures
@@ -16,7 +16,6 @@ from multas_ray.data.schema import read_info
 from multas_ray.loss.detection import detection_losses
 from multas_ray.model.anchors import anchors
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.report.plots import scaling_curves
 from multas_ray.teacher.teacher import digests
 
 
@@ -56,16 +55,20 @@ def test_figures_are_added_to_those_of_other_benchmarks(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == {"loss": {"z": 3.0}, "data": {"y": 2.0}}
 
 
-def test_simulated_teachers_answer_in_the_shapes_of_real_ones() -> None:
+def test_simulated_teachers_answer_in_the_shapes_of_real_ones_and_take_their_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(simulated, "perf_counter", lambda: 7.0)
+    monkeypatch.setattr(simulated, "sleep", slept.append)
     names = [str(number) for number in range(CLASSES)]
     config = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16)
     images = np.zeros((2, 3, 64, 64), np.uint8)
     with torch.no_grad():
         real = MultiTaskNet(config, names, ["background", *names]).eval()(torch.tensor(images))
     for task, outputs in (("det", ("cls", "box")), ("seg", ("seg",))):
-        began = perf_counter()
         answer = SimulatedTeacher(task, 0.05, 64).load("cpu")(images)
-        assert perf_counter() - began >= 0.05
+        assert slept.pop() == 0.05
         assert {name: answer[name].shape for name in outputs} == {name: tuple(real[name].shape) for name in outputs}
         np.testing.assert_array_equal(answer[f"{task}.digest"], digests(images))
 
@@ -83,8 +86,3 @@ def test_without_real_images_the_benchmark_makes_scenes(tmp_path: Path) -> None:
     assert "generated scenes" in prepare_images(tmp_path / "data", tmp_path / "nowhere")
     info = read_info(str(tmp_path / "data"))
     assert info.splits == {"train": {"det": 800, "seg": 800}, "val": {"both": 64}}
-
-
-def test_the_scaling_picture_is_a_png() -> None:
-    rates = {1: {1: 20.0, 2: 22.0}, 2: {1: 20.0, 2: 40.0}}
-    assert scaling_curves(rates, alone=20.0).startswith(b"\x89PNG")

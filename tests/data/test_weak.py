@@ -65,10 +65,11 @@ def test_a_batch_gets_what_each_annotation_says_of_the_other(make_config, scenes
         assert 0 < covered <= sides.prod(axis=1).sum() + 0.05
     masks = batch["masks"][~batch["has_det"][batch["has_seg"]]]
     for mask, boxes, labels in zip(masks, added["weak_boxes"], added["weak_labels"], strict=True):
-        for (x1, y1, x2, y2), label in zip((boxes * 64).round().astype(int), labels, strict=True):
-            if label >= 0:
-                own = mask[y1:y2, x1:x2] == info.seg_classes.index(info.det_classes[label])
-                assert own.any(axis=0).all() or own.any(axis=1).all()
+        real = labels >= 0
+        assert real.any(), "a scene has an object"
+        for (x1, y1, x2, y2), label in zip((boxes[real] * 64).round().astype(int), labels[real], strict=True):
+            own = mask[y1:y2, x1:x2] == info.seg_classes.index(info.det_classes[label])
+            assert own.any(axis=0).all() or own.any(axis=1).all()
 
     ignoring = make_config(loss={"weak_seg": 1, "weak_inside": "ignore"})
     added = WeakAnnotations(ignoring, info)(batch)

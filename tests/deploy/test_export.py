@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -48,7 +49,6 @@ def test_a_broken_export_is_refused(checkpoint, tmp_path):
 
 
 def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monkeypatch):
-    onnxruntime = pytest.importorskip("onnxruntime")
     told = export(checkpoint, tmp_path / "out")
     assert told["difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
@@ -73,7 +73,6 @@ def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monke
     ids=["detection", "segmentation", "paper"],
 )
 def test_onnx_of_other_networks_is_pytorch_s_too(settings, outputs, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     config = ModelConfig(pretrained=False, **settings)
     network = MultiTaskNet(config, ["cat", "dog"], ["background", "cat", "dog"])

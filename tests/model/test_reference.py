@@ -11,8 +11,8 @@ from multas_ray.config import ModelConfig
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.reference import load_reference_state_dict
+from tests.golden.__main__ import NUMBERS
 from tests.golden.checks import published_weights
-from tests.shared import shared_path
 
 DET, SEG = [str(c) for c in range(20)], [str(c) for c in range(21)]
 
@@ -25,7 +25,7 @@ def network(**changes: object) -> MultiTaskNet:
 @pytest.fixture(scope="module")
 def published() -> dict[str, Tensor]:
     """Weights under the names of a published detection teacher."""
-    with np.load(shared_path("golden", "model_teacher_resnet50_pafpn_det.npz")) as golden:
+    with np.load(NUMBERS / "model_teacher_resnet50_pafpn_det.npz", allow_pickle=False) as golden:
         return published_weights(golden, 3)
 
 

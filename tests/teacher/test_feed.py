@@ -1,14 +1,34 @@
 """Batches with their soft targets."""
 
-import time
+import threading
 
 import numpy as np
 import pytest
 
+from multas_ray.teacher import feed
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
 from multas_ray.teacher.teacher import digests
 
 ALL = np.arange(2)
+PATIENCE = 60
+"""Seconds after which what a test waits for has failed to come."""
+
+
+class Clock:
+    """What the feed measures its waits with, in seconds. It stands still unless a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(feed, "perf_counter", lambda: clock())
+    return clock
 
 
 class Recorder:
@@ -28,9 +48,27 @@ class Recorder:
         return collect
 
 
-def batches(count: int, delay: float = 0.0):
+class Busy(Recorder):
+    """Teachers that take a second for an answer."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def submit(self, batch, rows):
+        collect = super().submit(batch, rows)
+
+        def answer():
+            self.clock.now += 1
+            return collect()
+
+        return answer
+
+
+def batches(count: int, before=lambda: None):
+    """So many batches; the function is called before each of them is there."""
     for number in range(count):
-        time.sleep(delay)
+        before()
         yield {"step": np.asarray(number), "images": np.full((2, 3, 2, 2), number, np.uint8)}
 
 
@@ -43,14 +81,57 @@ def test_requests_run_ahead_within_a_window_and_come_back_in_order(ahead):
     assert teachers.most == ahead + 1
 
 
-def test_the_next_batch_is_made_ready_during_a_step():
-    slow = with_soft_targets(batches(4, delay=0.1), Recorder(), lambda batch: {"seg": ALL}, 1)
-    waits = []
-    for fed in slow:
-        waits.append(fed.data_wait)
-        time.sleep(0.15)
-    assert waits[0] >= 0.1
-    assert max(waits[1:]) < 0.05
+def test_the_next_batch_is_made_ready_during_a_step(clock):
+    """While the training is at work, and asks for nothing, the feed makes a batch; what it takes is no wait."""
+    permits, made = threading.Semaphore(2), threading.Semaphore(0)
+
+    def make():
+        assert permits.acquire(timeout=PATIENCE)
+        clock.now += 3
+        made.release()
+
+    slow = with_soft_targets(batches(6, make), Recorder(), lambda batch: {"seg": ALL}, 1)
+    # The first has its successor in the window.
+    waits = [next(slow).data_wait]
+    assert made.acquire(timeout=PATIENCE)
+    assert made.acquire(timeout=PATIENCE)
+    for _ in range(4):
+        # The step: one batch more is made, of which nobody has asked.
+        permits.release()
+        assert made.acquire(timeout=PATIENCE), "the next batch is made only when it is asked for"
+        waits.append(next(slow).data_wait)
+    assert waits[1:] == [0] * 4
+
+
+def test_waiting_for_data_is_told_apart_from_waiting_for_teachers(clock):
+    def make():
+        clock.now += 3
+
+    fed = with_soft_targets(batches(3, make), Busy(clock), lambda batch: {"seg": ALL}, 0)
+    assert [(item.data_wait, item.teacher_wait) for item in fed] == [(3, 1)] * 3
+
+
+def test_a_wait_for_the_feeds_thread_is_shared_as_the_threads_own_time_was(clock, monkeypatch):
+    permits, reads = threading.Semaphore(0), []
+
+    def read():
+        """The time; when the training begins to wait, which is its every other reading, the thread may go on."""
+        now = clock.now
+        if threading.current_thread() is threading.main_thread():
+            if len(reads) % 2 == 0:
+                # The first batch comes with its successor in the window.
+                permits.release(1 if reads else 2)
+            reads.append(now)
+        return now
+
+    def make():
+        assert permits.acquire(timeout=PATIENCE)
+        clock.now += 3
+
+    monkeypatch.setattr(feed, "perf_counter", read)
+    fed = with_soft_targets(batches(4, make), Busy(clock), lambda batch: {"seg": ALL}, 1)
+    waits = [(item.data_wait, item.teacher_wait) for item, _ in zip(fed, range(3), strict=False)]
+    assert waits == [(6, 1), (3, 1), (3, 1)]
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
@@ -59,16 +140,9 @@ def test_what_goes_wrong_on_the_way_is_raised_where_the_batch_is_due(ahead):
         yield from batches(3)
         raise OSError("the shard is gone")
 
-    feed = with_soft_targets(broken(), Recorder(), lambda batch: {}, ahead)
+    fed = with_soft_targets(broken(), Recorder(), lambda batch: {}, ahead)
     with pytest.raises(OSError, match="the shard is gone"):
-        list(feed)
-
-
-def test_waiting_for_data_is_told_apart_from_waiting_for_teachers():
-    fed = list(with_soft_targets(batches(3, delay=0.05), Recorder(), lambda batch: {}, 0))
-    assert all(item.data_wait >= 0.05 > item.teacher_wait for item in fed)
-    fed = list(with_soft_targets(batches(3, delay=0.05), Recorder(), lambda batch: {}, 1))
-    assert sum(item.data_wait for item in fed) > 0.1 > 10 * sum(item.teacher_wait for item in fed)
+        list(fed)
 
 
 @pytest.mark.parametrize("answer", ["another image's", "one too few", "none"])
@@ -79,9 +153,9 @@ def test_targets_of_other_pixels_are_not_trained_on(answer):
             wrong = {"another image's": digests(batch["images"] + 1), "one too few": right[:1]}
             return lambda: {"seg.digest": wrong[answer]} if answer in wrong else {}
 
-    feed = with_soft_targets(batches(1), Wrong(), lambda batch: {"seg": ALL}, 0)
+    fed = with_soft_targets(batches(1), Wrong(), lambda batch: {"seg": ALL}, 0)
     with pytest.raises(RuntimeError, match="step 0: soft targets of seg are not of this batch's pixels"):
-        next(feed)
+        next(fed)
 
 
 def test_stored_targets_come_with_the_batch():

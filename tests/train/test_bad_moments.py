@@ -141,7 +141,7 @@ def test_a_full_disk_ends_the_run_and_leaves_older_checkpoints(started_ray, make
     # Room for some checkpoints.
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=250m", "tmpfs", str(run)], capture_output=True)
     if mounted.returncode:
-        pytest.skip("no small disk can be mounted here")
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
     try:
         settings = {"run": str(run), "steps": 40, "batch_size": 8, "checkpoint_every_steps": 3, "keep_checkpoints": 9}
         with pytest.raises(Exception, match="cannot be written") as stop:

@@ -70,7 +70,9 @@ def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp
     assert [row["step"] for row in history if "loss/total" in row] == [1, 3]
     # W&B has all that metrics.jsonl has.
     of_step = {row["step"]: row for row in history if "loss/total" in row}
-    for line in read_metrics(tmp_path):
+    lines = read_metrics(tmp_path)
+    assert len(lines) == 2
+    for line in lines:
         assert {key: of_step[line["step"]][key] for key in line} == line
     logged = {key.split(".")[0] for row in history for key in row}
     assert {"samples", "final"} <= logged
