@@ -1,9 +1,9 @@
 # Everything runs from .venv, which is made once and again only when what it is made from changes.
+SHELL := bash
 BIN := .venv/bin
 READY := .venv/.ready
-BEFORE := .venv/.before
-# Written last. A .venv without it was interrupted, and pip takes a half-unpacked package for a whole one: it is made
-# anew, from what pip has kept of its downloads.
+# Written last, and removed before anything is changed. A .venv without it was interrupted, and pip takes a half-unpacked
+# package for a whole one: it is made anew, from what pip has kept of its downloads.
 WHOLE := test -e $(READY) && $(BIN)/python -c '' 2>/dev/null
 
 # The versions that constraints.txt has wheels for; PYTHON=... names another interpreter.
@@ -37,23 +37,16 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# pip says hundreds of lines; of these, what is large, what goes wrong, and how far unpacking has come. An update that
-# fails is taken back by pip, unless it was killed.
+# pip says hundreds of lines: shown are its large files, when it unpacks (a minute or two), and what goes wrong.
+SHOWN := ^(Downloading|Using cached) .* [MG]B\)|^Processing .*\.whl|^Installing collected packages|.*(ERROR|rror:).*
 $(READY): pyproject.toml constraints.txt $(if $(shell $(WHOLE) && echo whole),,remake)
-	@if $(WHOLE); then echo "bringing .venv up to date"; mv $@ $(BEFORE); \
-	else echo "installing into .venv with $(FOUND): about 6.5 GB, 3 to 6 minutes"; \
+	@if $(WHOLE); then echo "bringing .venv up to date"; else \
+	    echo "installing into .venv with $(FOUND): about 6.5 GB, 3 to 6 minutes"; \
 	    rm -rf .venv; "$(FOUND)" -m venv .venv; fi
-	@{ $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
-	    -e '.[dev,export,pretrained]' 2>&1; echo "exit $$?"; } | { while read -r line; do case "$$line" in \
-	    "exit "*) test -z "$$beat" || kill $$beat; exit $${line#exit };; \
-	    "Installing collected packages"*) echo "unpacking"; \
-	        while sleep 15 >/dev/null 2>&1; kill -0 $$$$ 2>/dev/null; do du -sh .venv; done & beat=$$!;; \
-	    Downloading*.metadata*|Using\ cached*.metadata*|*" kB)"|*" bytes)") ;; \
-	    Looking*|Obtaining*|Collecting*|Requirement*|*etadata*|*"build dependencies"*|*"to build"*) ;; \
-	    Processing*|Created*|Building*|Stored*|Checking*|Successfully*|*"is ignored: it is neither"*) ;; \
-	    *) echo "$$line";; esac; done; exit 1; } \
-	    || { status=$$?; test $$status -gt 128 || test ! -e $(BEFORE) || mv $(BEFORE) $@; exit $$status; }
-	@rm -f $(BEFORE); touch $@
+	@rm -f $@
+	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
+	    -e '.[dev,export,pretrained]' 2>&1 | { grep --line-buffered -oE '$(SHOWN)' || true; }
+	@touch $@
 
 clean:
 	rm -f $(READY)

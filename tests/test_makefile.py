@@ -130,7 +130,7 @@ def test_an_installation_shows_that_it_is_under_way(machine: Machine) -> None:
     assert machine.make("demo").stdout.splitlines() == [
         "installing into .venv with python3: about 6.5 GB, 3 to 6 minutes",
         "Downloading torch-2.whl (900.1 MB)",
-        "unpacking",
+        "Installing collected packages",
         ".venv/bin/python jobs/demo.py",
     ]
 
@@ -189,8 +189,7 @@ def test_a_failing_installation_ends_with_pips_words_and_is_tried_again(machine:
     assert "ERROR: no route to host" in done.stdout
     assert machine.make("demo").returncode == 0
     assert machine.calls()[0] == "python3 venv"
-    # In an update pip has put everything back: the venv is as whole as before, and the update still due.
     os.utime(machine.checkout / ".venv" / ".ready", (0, 0))
     assert machine.make("demo", BROKEN="1").returncode == 2
     assert machine.make("demo").returncode == 0
-    assert machine.calls() == ["pip bin half.py", DEMO]
+    assert machine.calls()[0] == "python3 venv", "what an update has left is not trusted"
