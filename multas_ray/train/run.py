@@ -34,6 +34,7 @@ from multas_ray.teacher.store import StoreReader, check_store, describe_store, m
 from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
 from multas_ray.train.attempts import describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
+from multas_ray.train.samples import choose_samples
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import log_error, read_metrics
 
@@ -89,6 +90,7 @@ def train(config: Config) -> dict[str, Any]:
         "det_classes": info.det_classes,
         "seg_classes": info.seg_classes,
         "steps_per_epoch": plan.steps_per_epoch,
+        "samples": choose_samples(validation.index, config.model.tasks, config.evaluate.pictures),
         "teachers": specs,
         "pool": start_pool(config.teachers, specs) if pooled else None,
     }

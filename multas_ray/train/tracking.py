@@ -12,8 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 from multas_ray.config import Config, TrackingConfig
+from multas_ray.report.pictures import with_legend
 from multas_ray.storage import Location, StoragePath, read_lines
-from multas_ray.train.samples import COLUMNS, SamplePictures
+from multas_ray.train.samples import COLUMNS, Samples
 
 METRICS, ERRORS, WORKERS = "metrics.jsonl", "errors.log", "workers.jsonl"
 REJECTED, BAD_STEPS = "rejected.jsonl", "bad_steps.jsonl"
@@ -58,7 +59,7 @@ class Tracker:
         self.rejected |= new
         (self.run / REJECTED).append_text("".join(json.dumps(row) + "\n" for row in new.values()))
 
-    def samples(self, step: int, samples: SamplePictures) -> None:
+    def samples(self, step: int, samples: Samples) -> None:
         """Keep the pictures of an evaluation: as one PNG and, in W&B, as a table with a row an image."""
         picture = samples.picture()
         if picture is None:
@@ -68,7 +69,7 @@ class Tracker:
             import wandb
 
             rows = [
-                [name, *(wandb.Image(picture.permute(1, 2, 0).numpy()) for picture in row)]
+                [name, *(wandb.Image(with_legend(each, samples.palette).permute(1, 2, 0).numpy()) for each in row)]
                 for name, row in zip(samples.image_ids, samples.rows, strict=True)
             ]
             self.wandb.log({"samples": wandb.Table(columns=["image", *COLUMNS], data=rows)}, step=step)

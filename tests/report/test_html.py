@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from multas_ray.report.html import report_page, run_report
-from multas_ray.report.pictures import grid
+from multas_ray.report.pictures import Palette, Picture, grid
 from multas_ray.report.plots import class_bars, learning_curves
 
 CLASSES = ["cat", "dog", "<script>alert(1)</script>"]
+BLACK = Picture(torch.zeros(3, 8, 8, dtype=torch.uint8))
 PNG = b"\x89PNG\r\n\x1a\n"
 LINKS = re.compile(r"""(?:src|href)\s*=\s*["'](?!data:)|@import|url\(|<script""", re.IGNORECASE)
 
@@ -49,7 +50,7 @@ def run(tmp_path: Path) -> Path:
     (folder / "result.json").write_text(json.dumps(result))
     (folder / "config.yaml").write_text("train:\n  run: runs/kd\n")
     for step in (10, 20):
-        (folder / "samples" / f"step_{step}.png").write_bytes(grid([[torch.zeros(3, 8, 8, dtype=torch.uint8)]], []))
+        (folder / "samples" / f"step_{step}.png").write_bytes(grid([[BLACK]], [], Palette([], [])))
     return folder
 
 
