@@ -128,7 +128,8 @@ def _draw_captions(picture: Tensor, boxes: Tensor, captions: Sequence[str], colo
     canvas = to_pil_image(picture)
     draw, font = ImageDraw.Draw(canvas), ImageFont.truetype(FONT, FONT_SIZE)
     height = sum(font.getmetrics())
-    for (x1, y1, _, _), caption, paper in zip(boxes.tolist(), captions, colors, strict=True):
+    # The first, of a prediction its surest, on top.
+    for (x1, y1, _, _), caption, paper in reversed(list(zip(boxes.tolist(), captions, colors, strict=True))):
         width = font.getlength(caption) + 4
         x = max(0, min(x1, canvas.width - width))
         y = max(0, min(y1, canvas.height - height))
