@@ -267,7 +267,7 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def checkpoint_due(step: int, steps_per_epoch: float, every: int | None) -> bool:
-    """Whether an epoch (of at least LEAST_STEPS) has just ended, or so many steps."""
+    """Whether an epoch has just ended (where epochs have fewer than LEAST_STEPS: so many steps), or `every` steps."""
     epoch = max(steps_per_epoch, LEAST_STEPS)
     return int(step / epoch) > int((step - 1) / epoch) or _due(step, every)
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -18,6 +19,7 @@ from multas_ray.train.samples import COLUMNS, Samples
 
 METRICS, ERRORS, WORKERS = "metrics.jsonl", "errors.log", "workers.jsonl"
 REJECTED, BAD_STEPS = "rejected.jsonl", "bad_steps.jsonl"
+SAMPLES, WANDB_ID = "samples", "wandb_id"
 REWRITE_S = 15.0
 """Between two writes of a growing file where storage cannot append."""
 
@@ -64,7 +66,7 @@ class Tracker:
         picture = samples.picture()
         if picture is None:
             return
-        (self.run / "samples" / f"{step:08d}.png").write_bytes(picture)
+        (self.run / SAMPLES / f"{step:08d}.png").write_bytes(picture)
         if self.wandb is not None:
             import wandb
 
@@ -124,6 +126,16 @@ class _Lines:
             self.written, self.at = len(self.text), monotonic()
 
 
+def discard(run: StoragePath) -> None:
+    """Delete what a start that left no checkpoint has written of its own: curve, pictures, report, the W&B run's id.
+    What the folder tells of its history (attempts.jsonl, errors.log), and whatever else is in it, stays."""
+    for name in (METRICS, BAD_STEPS, REJECTED, WORKERS, WANDB_ID, "report.html"):
+        (run / name).delete()
+    for name in (run / SAMPLES).names():
+        if re.fullmatch(r"\d{8}\.png", name):
+            (run / SAMPLES / name).delete()
+
+
 def read_metrics(run: Location) -> list[dict[str, Any]]:
     """The lines of a run's metrics file."""
     return read_lines(StoragePath(run) / METRICS)
@@ -158,7 +170,7 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
     import wandb
 
     # The run's own folder keeps its id, so that every attempt goes on in the same W&B run.
-    id_file = run / "wandb_id"
+    id_file = run / WANDB_ID
     if not id_file.exists():
         id_file.write_text(uuid4().hex[:8])
     os.environ.setdefault("WANDB_SILENT", "true")
