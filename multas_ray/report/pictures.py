@@ -112,14 +112,16 @@ def overlay(
         shown |= {palette.seg_classes[value] for value in tinted}
         pixels = _draw_mask(pixels, mask, tinted, [palette.colors[palette.seg_classes[value]] for value in tinted])
     if boxes is not None and len(boxes):
-        names = [palette.det_classes[label] for label in labels]
+        # The first, of a prediction its surest, on top.
+        names = [palette.det_classes[label] for label in reversed(labels)]
         shown |= set(names)
         colors = [palette.colors[name] for name in names]
         factor = torch.tensor([width, height]) / torch.tensor([image.shape[-1], image.shape[-2]])
         limit = torch.tensor([width, height, width, height]) - 1
         placed = torch.minimum((boxes.cpu().as_subclass(Tensor).float() * factor.repeat(2)).clamp(min=0), limit)
+        placed = placed.flip(0)
         pixels = draw_bounding_boxes(pixels, placed, colors=colors, width=2)
-        pixels = _draw_captions(pixels, placed, captions, colors)
+        pixels = _draw_captions(pixels, placed, captions[::-1], colors)
     return Picture(pixels, frozenset(shown))
 
 
@@ -128,8 +130,7 @@ def _draw_captions(picture: Tensor, boxes: Tensor, captions: Sequence[str], colo
     canvas = to_pil_image(picture)
     draw, font = ImageDraw.Draw(canvas), ImageFont.truetype(FONT, FONT_SIZE)
     height = sum(font.getmetrics())
-    # The first, of a prediction its surest, on top.
-    for (x1, y1, _, _), caption, paper in reversed(list(zip(boxes.tolist(), captions, colors, strict=True))):
+    for (x1, y1, _, _), caption, paper in zip(boxes.tolist(), captions, colors, strict=True):
         width = font.getlength(caption) + 4
         x = max(0, min(x1, canvas.width - width))
         y = max(0, min(y1, canvas.height - height))

@@ -96,6 +96,14 @@ def test_boxes_and_masks_are_scaled_with_their_image(factor: float) -> None:
     assert at(picture, 150, 150) == (GREY,) * 3
 
 
+def test_the_first_box_is_on_top() -> None:
+    boxes = torch.tensor([[50.0, 50.0, 150.0, 150.0], [50.0, 50.0, 150.0, 150.0]])
+    picture = overlay(plain(), OBJECTS, boxes, [1, 0], ["dog 0.73", "cat 0.31"])
+    assert at(picture, 150, 100) == OBJECTS.colors["dog"]
+    assert at(picture, 51, 51) == OBJECTS.colors["dog"], "the caption's paper"
+    assert picture.classes == {"cat", "dog"}
+
+
 def test_captions_at_the_border_stay_in_the_picture() -> None:
     boxes = torch.tensor([[280.0, 180.0, 340.0, 220.0]])
     picture = overlay(plain(), OBJECTS, boxes, [0], ["person 0.55"])
