@@ -37,8 +37,7 @@ class Graph(nn.Module):
     Outputs, of the tasks that the network has:
         scores: (B, A, C) probability of each detection class, every class by itself.
         boxes: (B, A, 4) x1 y1 x2 y2 as fractions of the image's width and height, in [0, 1].
-        logits: (B, C', size/s, size/s), background first; brought to the image's size (bilinear), the largest is the
-            pixel's class.
+        logits: (B, C', size/s, size/s); brought to the image's size (bilinear), the largest is the pixel's class.
     """
 
     def __init__(self, network: MultiTaskNet, size: int) -> None:

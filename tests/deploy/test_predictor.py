@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import multas_ray
+from multas_ray.deploy.predictor import label_map
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import predict
 
@@ -60,6 +62,13 @@ def test_an_image_of_the_networks_size_is_not_changed_on_its_way(checkpoint, pho
     (answer,) = predictor.predict([pixels])
     np.testing.assert_allclose(answer.boxes, 64 * raw.detections.boxes.numpy(), rtol=1e-6)
     assert len(answer.scores) <= 20, "max_detections of the checkpoint's own settings"
+
+
+def test_a_pixel_has_the_class_of_its_largest_logit():
+    logits = torch.randn(7, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(logits[None], (50, 30), mode="bilinear")[0].argmax(0)
+    assert label_map(logits, 50, 30).dtype == torch.uint8
+    assert torch.equal(label_map(logits, 50, 30).long(), expected)
 
 
 @pytest.mark.parametrize(
