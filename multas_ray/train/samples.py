@@ -1,6 +1,6 @@
 """Pictures of what a network sees: ground truth beside prediction, on some images of a split."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,7 @@ def choose_samples(index: Index, tasks: Collection[Task], count: int) -> Index:
 
 
 def draw_samples(network: MultiTaskNet, index: Index, size: int, config: EvaluateConfig) -> Samples:
-    """Draw a split's rows, all at once, but those that cannot be decoded.
+    """Draw a split's rows, but those that cannot be decoded.
 
     Args:
         network: in evaluation mode.
@@ -61,18 +61,16 @@ def draw_samples(network: MultiTaskNet, index: Index, size: int, config: Evaluat
 
 
 def predict_rows(
-    network: MultiTaskNet, index: Index, rows: Iterable[int], size: int, config: EvaluateConfig
-) -> list[tuple[int, Prediction]]:
+    network: MultiTaskNet, index: Index, rows: Sequence[int], size: int, config: EvaluateConfig
+) -> Iterator[tuple[int, Prediction]]:
     """Rows of a split, but those that cannot be decoded, and what a network says of them."""
-    chosen = np.array(list(rows), np.int64)
-    if not len(chosen):
-        return []
-    nothing = np.zeros_like(chosen)
-    batch = make_batch(index, Part(0, 0, size, chosen, nothing, nothing, nothing.astype(np.uint64)), None)
-    if not len(batch["rows"]):
-        return []
-    images = torch.tensor(batch["images"], device=network.mean.device)
-    return list(zip(batch["rows"].tolist(), predict(network, images, config), strict=True))
+    for start in range(0, len(rows), config.batch_size):
+        chosen = np.array(rows[start : start + config.batch_size], np.int64)
+        nothing = np.zeros_like(chosen)
+        batch = make_batch(index, Part(0, 0, size, chosen, nothing, nothing, nothing.astype(np.uint64)), None)
+        if len(batch["rows"]):
+            images = torch.tensor(batch["images"], device=network.mean.device)
+            yield from zip(batch["rows"].tolist(), predict(network, images, config), strict=True)
 
 
 def draw_truth(sample: Sample, palette: Palette) -> Picture:

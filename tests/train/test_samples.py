@@ -45,7 +45,8 @@ def test_samples_are_of_both_kinds_always_the_same_and_of_the_photographs_shape(
     network = network_of(["det", "seg"])
     samples = draw_samples(network, chosen, 64, EvaluateConfig(score_threshold=0.001))
     again = draw_samples(network, choose_samples(index, ["det", "seg"], 8), 64, EvaluateConfig(score_threshold=0.001))
-    assert samples.image_ids == again.image_ids
+    few_at_a_time = draw_samples(network, chosen, 64, EvaluateConfig(score_threshold=0.001, batch_size=3))
+    assert samples.image_ids == again.image_ids == few_at_a_time.image_ids
     assert [name[:-1] for name in samples.image_ids] == masks
     assert samples.picture() == again.picture()
     cat = samples.palette.colors["cat"]
