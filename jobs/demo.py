@@ -11,26 +11,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from multas_ray.config import Config, EvaluateConfig
 from multas_ray.config_file import load_config
 from multas_ray.data import scenes
-from multas_ray.data.collate import make_batch
+from multas_ray.data.collate import decode, read_row
 from multas_ray.data.index import read_index
 from multas_ray.data.partial import apply_partial, draw_partial
-from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.prepare import write_dataset
 from multas_ray.errors import UserError
-from multas_ray.evaluate.evaluator import Prediction, predict
+from multas_ray.evaluate.evaluator import Prediction
 from multas_ray.job import Parser, run_job, start_ray
 from multas_ray.model.weights import load_network
 from multas_ray.report.html import report_page
-from multas_ray.report.pictures import grid
+from multas_ray.report.pictures import Palette, grid
 from multas_ray.report.plots import class_bars, learning_curves
 from multas_ray.train.console import HEADLINE, follow, print_results
 from multas_ray.train.run import train
-from multas_ray.train.samples import draw, draw_truth
+from multas_ray.train.samples import draw_prediction, draw_truth, predict_rows
 from multas_ray.train.tracking import read_metrics
 
 ARMS = {"det": ["det"], "seg": ["seg"], "mtl": ["det", "seg"], "kd": ["det", "seg"]}
@@ -134,19 +131,20 @@ def draw_overlays(out: Path) -> None:
     """Draw some validation scenes: ground truth, single-task, multi-task, distilled."""
     index = read_index(str(out / "data"), "val")
     networks = {name: load_network(str(out / name)) for name in ARMS}
-    plan = EvaluationPlan(index, PICTURES, networks["det"][1].size)
-    batch = make_batch(index, plan.part(0, 0, 1), None)
-    images = torch.tensor(batch["images"])
-    config = EvaluateConfig()
-    found = {name: predict(network, images, config) for name, (network, _) in networks.items()}
+    palette = Palette(scenes.CLASSES, ["background", *scenes.CLASSES])
+    found = {
+        name: [prediction for _, prediction in predict_rows(network, index, range(PICTURES), SIZE, EvaluateConfig())]
+        for name, (network, _) in networks.items()
+    }
     rows = []
     for row in range(PICTURES):
         single = Prediction(found["det"][row].detections, found["seg"][row].logits)
         shown = [single, found["mtl"][row], found["kd"][row]]
-        truth = draw_truth(batch, row, scenes.CLASSES)
-        rows.append([truth, *(draw(batch, row, prediction, scenes.CLASSES) for prediction in shown)])
+        sample = decode(read_row(index, row))
+        found_in = [draw_prediction(sample["image"], prediction, palette) for prediction in shown]
+        rows.append([draw_truth(sample, palette), *found_in])
     titles = ["ground truth", "single-task (det, seg)", "multi-task (mtl)", "distilled (kd)"]
-    (out / "overlays.png").write_bytes(grid(rows, titles, classes=["background", *scenes.CLASSES]))
+    (out / "overlays.png").write_bytes(grid(rows, titles, palette))
 
 
 if __name__ == "__main__":

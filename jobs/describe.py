@@ -9,19 +9,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
 from multas_ray.data.collate import decode, read_row
 from multas_ray.data.describe import SplitCounts, choose, count
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, read_info
 from multas_ray.job import Parser, at_least, run_job
-from multas_ray.report.pictures import captioned, grid, overlay
+from multas_ray.report.pictures import Palette, Picture, captioned, grid
+from multas_ray.train.samples import draw_truth
 
 COLUMNS = 4
 """Pictures side by side."""
-PICTURE_SIDE = 480
-"""Pixels: images smaller than half of this are enlarged twice, others not."""
 
 
 def main() -> None:
@@ -38,12 +36,13 @@ def main() -> None:
     console.print(rows_table(info, counts))
     for split, found in counts.items():
         console.print(classes_table(info, split, found))
+    palette = Palette(info.det_classes, info.seg_classes)
     for split, index in indexes.items():
-        pictures = [draw(index, row, info) for row in choose(index, arguments.samples, arguments.seed)]
+        pictures = [draw(index, row, palette) for row in choose(index, arguments.samples, arguments.seed)]
         file = (arguments.out or Path("runs/describe") / info.name) / f"{split}.png"
         rows = [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(grid(rows, [], classes=info.seg_classes))
+        file.write_bytes(grid(rows, [], palette))
         console.print(f"{split}: pictures in {file}", soft_wrap=True)
 
 
@@ -86,20 +85,10 @@ def numbers(title: str, heads: list[str]) -> Table:
     return table
 
 
-def draw(index: Index, row: int, info: DatasetInfo) -> Tensor:
+def draw(index: Index, row: int, palette: Palette) -> Picture:
     """A row's picture with its annotation, under its id and task mask."""
     values = read_row(index, row)
-    sample = decode(values)
-    boxes, labels = sample.get("boxes"), sample.get("labels")
-    captions = None
-    if labels is not None:
-        captions = [
-            info.det_classes[label] + (" (difficult)" if difficult else "")
-            for label, difficult in zip(labels.tolist(), sample["difficult"].tolist(), strict=True)
-        ]
-    scale = 2 if max(values["height"], values["width"]) * 2 <= PICTURE_SIDE else 1
-    picture = overlay(sample["image"], boxes, captions, labels, sample.get("mask"), scale)
-    return captioned(picture, f"{values['image_id']} · {TASK_MASKS[index.task_mask[row]]}")
+    return captioned(draw_truth(decode(values), palette), f"{values['image_id']} · {TASK_MASKS[index.task_mask[row]]}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--split", default="val", help="of a data set (default: %(default)s)")
     parser.add_argument("--out", required=True, help="folder of what is written: a path or a URI")
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="images at a time (default: %(default)s)")
+    parser.add_argument("--score", type=float, help="the least of a detection (default: all; in overlays, 0.3)")
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures for people to look at")
     add_worker_flags(parser)
     arguments = parser.parse_args()
@@ -33,6 +34,7 @@ def main() -> None:
             workers=Workers(arguments.workers, arguments.gpus, arguments.threads),
             batch_size=arguments.batch_size,
             overlays=not arguments.no_overlays,
+            score=arguments.score,
             progress=progress,
         )
     news = f"{counts['images']} images, {counts['detections']} detections"

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def load(path: str, device: str | None = None) -> "Predictor":
-    """A trained network, ready for images: `load("runs/animals/kd").predict(["photo.jpg"])`.
+    """A trained network, ready for images: `load("runs/animals/kd").predict("photo.jpg")`.
 
     Args:
         path: a run folder (its best checkpoint is taken), a checkpoint folder or an export.

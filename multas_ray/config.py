@@ -342,9 +342,12 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0)
     """Of initial weights, order of rows and augmentation."""
     resume: bool = True
-    """Go on from the run folder's newest checkpoint; false refuses a run folder that holds one."""
+    """Go on from the run folder's newest checkpoint; false refuses a run folder that holds one. A folder without any
+    may be begun anew, also with other settings."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
-    """In addition to one checkpoint an epoch, an evaluation and the end."""
+    """In addition to the checkpoints at the end of each epoch, at each evaluation and at the end. Where an epoch has
+    fewer than 50 steps, every 50 steps take the place of the epoch's end: a checkpoint every few steps would cost more
+    than it saves."""
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the newest stay, besides the best."""
     log_every_steps: int = Field(10, ge=1)

@@ -3,17 +3,26 @@
 import re
 import shlex
 
+import numpy as np
 import pytest
 import torch
 
-from multas_ray.config import Config, ModelConfig
+from multas_ray.config import AugmentConfig, Config, ModelConfig
 from multas_ray.config_docs import sections
 from multas_ray.config_file import load_config
+from multas_ray.data.collate import make_batch
+from multas_ray.data.describe import count
+from multas_ray.data.index import read_index
+from multas_ray.data.plan import EvaluationPlan, lay_plan
+from multas_ray.data.schema import SCHEMA, DatasetInfo, read_info
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.weights import load_network
 from tests.shared import ROOT
 
-GUIDES = [ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "docs/method.md", ROOT / "docs/from_multas.md"]
+GUIDES = [
+    *(ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "docs/method.md", ROOT / "docs/from_multas.md"),
+    *(ROOT / "docs/data.md", ROOT / "docs/onnx.md"),
+]
 KEYS = {f"{path}.{name}".strip(".") for path, section, _ in sections("", Config) for name in section.model_fields}
 each_guide = pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.relative_to(ROOT)))
 
@@ -55,6 +64,38 @@ def test_the_method_names_what_implements_it():
         assert source.exists(), file
         for function in re.findall(r"\w+", functions):
             assert re.search(rf"^(?:def|class) {function}\b", source.read_text(), re.MULTILINE), f"{file}: {function}"
+
+
+def test_the_data_format_is_as_its_page_says(tmp_path, monkeypatch):
+    text = (ROOT / "docs/data.md").read_text()
+    table = re.search(r"## Columns\n(.*?)\n\n\*\*", text, re.DOTALL)[1]
+    columns = [name for line in table.splitlines()[5:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert columns == SCHEMA.names
+    DatasetInfo.model_validate_json(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
+
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    assert names["schema"] == SCHEMA
+    info = read_info("data/mine")
+    assert {split: dict(found.rows) for split, found in counts_of(info).items()} == {
+        "train": {"none": 0, "det": 1, "seg": 1, "both": 0},
+        "val": {"none": 0, "det": 0, "seg": 0, "both": 1},
+    }
+    index = read_index("data/mine", "train")
+    plan = lay_plan(index, usable=["det", "seg"], mixing=None, batch_size=2, steps=1, seed=0, sizes=[64], window=1)
+    batch = make_batch(index, plan.part(0, 0, 1), AugmentConfig())
+    assert sorted(batch["ids"].tolist()) == [b"a", b"b"]
+    assert batch["masks"].shape == (1, 64, 64)
+    validation = EvaluationPlan(read_index("data/mine", "val"), 4, 64)
+    scored = make_batch(validation.index, validation.part(0, 0, 1), None)
+    assert scored["boxes"].tolist() == [[[30, 20, 90, 80]]]
+    assert np.bincount(scored["pixels"]).tolist() == [120 * 160 - 60 * 60, 60 * 60]
+
+
+def counts_of(info):
+    """What jobs/describe.py counts of each split."""
+    return {split: count(read_index("data/mine", split), info, lambda rows: None) for split in info.splits}
 
 
 def test_published_weights_become_a_teacher_as_the_guide_shows(tmp_path, monkeypatch):

@@ -70,10 +70,10 @@ def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> Sp
     return SplitCounts(rows, boxes, difficult, box_images, pixels, pixel_images)
 
 
-def choose(index: Index, samples: int, seed: int) -> list[int]:
-    """Draw rows to look at, as equally from the task masks that occur as their numbers allow, grouped by mask."""
+def choose(index: Index, samples: int, seed: int, masks: Sequence[TaskMask] = TASK_MASKS) -> list[int]:
+    """Draw rows to look at, as equally from these task masks as their numbers allow, grouped by mask."""
     generator = np.random.default_rng(seed)
-    shuffled = [generator.permutation(index.rows([mask])).tolist() for mask in TASK_MASKS]
+    shuffled = [generator.permutation(index.rows([mask])).tolist() for mask in masks]
     # Turn by turn one row of every mask, until there are enough.
     turns = sorted((turn, mask, row) for mask, rows in enumerate(shuffled) for turn, row in enumerate(rows))
     return [row for _, _, row in sorted(turns[:samples], key=lambda chosen: chosen[1])]

@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,6 +40,11 @@ class Index:
         """(n,) int64: the rows whose task mask is one of these, in storage order."""
         wanted = [TASK_MASKS.index(mask) for mask in masks]
         return np.flatnonzero(np.isin(self.task_mask, wanted))
+
+    def take(self, rows: Sequence[int]) -> "Index":
+        """An index of these rows alone, in this order."""
+        columns = {name: getattr(self, name)[list(rows)] for name in ("file", "group", "offset", "task_mask")}
+        return replace(self, **columns)
 
     @cached_property
     def block(self) -> np.ndarray:

@@ -63,7 +63,7 @@ def write_dataset(
         path: local folder of the data set.
         name: its name.
         det_classes: object classes; index = label.
-        seg_classes: pixel classes, background first; index = mask value.
+        seg_classes: pixel classes, `background` first if there is one; index = mask value.
         splits: the rows of each split, read once and in order.
         source: where the rows come from.
         command: the command line that makes it.

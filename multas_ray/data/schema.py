@@ -28,8 +28,8 @@ SCHEMA = pa.schema(
         pa.field("mask", pa.binary(), nullable=True),
     ]
 )
-"""Columns of a shard (see DESIGN of the data contract in README): boxes are x1 y1 x2 y2 in pixels, continuous;
-labels are 0..C_det-1; `mask` is a PNG of uint8 class ids, 0 background and 255 ignore, null where has_seg is false."""
+"""Columns of a shard (docs/data.md): boxes are x1 y1 x2 y2 in pixels, continuous; labels are 0..C_det-1; `mask` is a
+PNG of uint8 class ids, 255 = ignore, null where has_seg is false."""
 
 TaskMask = Literal["det", "seg", "both", "none"]
 """What a row is annotated for."""
@@ -47,7 +47,7 @@ class DatasetInfo(BaseModel):
     det_classes: list[str]
     """Object classes; index = label."""
     seg_classes: list[str]
-    """Pixel classes, background first; index = mask value."""
+    """Pixel classes, with `background` first if there is one; index = mask value."""
     splits: dict[str, dict[TaskMask, int]] = Field(default_factory=dict)
     """Rows of each split by task mask."""
     source: str = ""

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable
@@ -36,8 +37,7 @@ class Graph(nn.Module):
     Outputs, of the tasks that the network has:
         scores: (B, A, C) probability of each detection class, every class by itself.
         boxes: (B, A, 4) x1 y1 x2 y2 as fractions of the image's width and height, in [0, 1].
-        logits: (B, C', size/s, size/s), background first; brought to the image's size (bilinear), the largest is the
-            pixel's class.
+        logits: (B, C', size/s, size/s); brought to the image's size (bilinear), the largest is the pixel's class.
     """
 
     def __init__(self, network: MultiTaskNet, size: int) -> None:
@@ -103,7 +103,14 @@ def export(checkpoint: Location, out: Location, *, onnx: bool = True) -> dict[st
 
 
 def to_onnx(graph: Graph, size: int) -> bytes:
-    """The graph as an ONNX model with a batch of any size."""
+    """The graph as an ONNX model with a batch of any size, that of its inputs and outputs called `batch`.
+
+    Its metadata are JSON: size (pixels), det_classes and seg_classes (lists of names), and stride (input pixels along
+    a pixel of the logits; null without the task seg).
+    """
+    import onnx
+
+    network = graph.network
     stream = io.BytesIO()
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
@@ -120,7 +127,20 @@ def to_onnx(graph: Graph, size: int) -> bytes:
             optimize=False,
             verbose=False,
         )
-    return stream.getvalue()
+    model = onnx.load_from_string(stream.getvalue())
+    # The exporter numbers its symbols, whatever name they are given.
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for axis in value.type.tensor_type.shape.dim[:1]:
+            if axis.dim_param:
+                axis.dim_param = "batch"
+    facts = {
+        "size": size,
+        "det_classes": list(network.det_classes),
+        "seg_classes": list(network.seg_classes),
+        "stride": network.seg_head.stride if network.seg_head is not None else None,
+    }
+    onnx.helper.set_model_props(model, {name: json.dumps(fact) for name, fact in facts.items()})
+    return model.SerializeToString()
 
 
 def difference(graph: Graph, model: bytes, size: int) -> float:

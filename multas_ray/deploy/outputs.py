@@ -7,16 +7,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.io import encode_png
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from multas_ray.deploy.predictor import Annotation
-from multas_ray.report.pictures import SHOWN_SCORE, overlay
+from multas_ray.report.pictures import Palette, with_legend
 from multas_ray.storage import StoragePath
+from multas_ray.train.samples import draw_found
 
 LARGEST_OVERLAY = 1024
 """Pixels: a longer image is shrunk for its overlay."""
@@ -40,24 +38,10 @@ def label_png(mask: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def overlay_png(image: Tensor, found: Annotation, det_classes: Sequence[str]) -> bytes:
-    """The image (3, H, W) uint8 with boxes of SHOWN_SCORE and up, their classes and scores, and the tinted mask."""
-    height, width = image.shape[-2:]
-    factor = min(1.0, LARGEST_OVERLAY / max(height, width))
-    if factor < 1:
-        size = max(1, round(factor * height)), max(1, round(factor * width))
-        image = resize(image, size)
-    mask = None if found.mask is None else torch.tensor(found.mask)
-    if mask is not None and factor < 1:
-        mask = resize(mask[None], image.shape[-2:], InterpolationMode.NEAREST)[0]
-    boxes = captions = labels = None
-    if found.boxes is not None and found.labels is not None and found.scores is not None:
-        shown = found.scores >= SHOWN_SCORE
-        boxes, labels = torch.tensor(found.boxes[shown]) * factor, found.labels[shown].tolist()
-        captions = [
-            f"{det_classes[label]} {score:.2f}" for label, score in zip(labels, found.scores[shown], strict=True)
-        ]
-    return encode_png(overlay(image, boxes, captions, labels, mask, scale=1)).numpy().tobytes()
+def overlay_png(image: Tensor, found: Annotation, palette: Palette, score: float) -> bytes:
+    """The image (3, H, W) uint8 with boxes of this score and up, their classes and scores, the tinted mask, and beneath
+    it the colours of the classes that are there."""
+    return encode_png(with_legend(draw_found(image, found, palette, score, LARGEST_OVERLAY), palette)).numpy().tobytes()
 
 
 def safe_name(image_id: str) -> str:

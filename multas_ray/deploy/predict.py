@@ -1,7 +1,7 @@
 """Predictions for many images: a Ray Data job of reading tasks, network actors and writing tasks."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,14 @@ import torch
 from multas_ray.data.row import Reject
 from multas_ray.deploy.images import Images, find_images
 from multas_ray.deploy.outputs import label_png, overlay_png, safe_name, write_coco
-from multas_ray.deploy.predictor import Annotation, Predictor, annotation, decode_rgb, network_input
+from multas_ray.deploy.predictor import Annotation, Predictor, annotation, check_score, decode_rgb, network_input
 from multas_ray.deploy.workers import CPUS_PER_TASK, ONE, Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.evaluate.postprocess import Detections
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.weights import load_network
+from multas_ray.report.pictures import SHOWN_SCORE, Palette
 from multas_ray.storage import StoragePath
 
 Row = dict[str, Any]
@@ -38,6 +39,7 @@ def predict_images(
     workers: Workers = ONE,
     batch_size: int = 16,
     overlays: bool = True,
+    score: float | None = None,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, int]:
     """Write what a network finds in images into a folder.
@@ -47,17 +49,21 @@ def predict_images(
         source, split: see `find_images`.
         out: gets predictions.json (COCO), masks/<image>.png (class ids), overlays/<image>.png, and rejected.jsonl with
             images that cannot be decoded.
+        score: the least of a detection in predictions.json and the overlays, 0 to 1; None: the file has all, the
+            overlays those of SHOWN_SCORE and up.
         progress: told of every image.
 
     Returns:
         images, detections and rejected: how many.
 
     Raises:
-        UserError: checkpoint or images cannot be used, or no image can be decoded.
+        UserError: checkpoint, images or score cannot be used, or no image can be decoded.
     """
+    check_score(score or 0)
     # The actors must all load the same one.
     chosen = find_checkpoint(checkpoint)
     network, meta = load_network(chosen)
+    palette = Palette(network.det_classes, network.seg_classes)
     folder = StoragePath(out)
     workers.start()
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -66,7 +72,8 @@ def predict_images(
     counts = {"images": 0, "detections": 0, "rejected": 0}
 
     def found() -> Iterator[Row]:
-        done = _job(images, chosen.uri, meta.size, network.det_classes, folder, workers, batch_size, overlays)
+        writing = partial(write, out=folder.uri, size=meta.size, palette=palette, overlays=overlays, score=score)
+        done = _job(images, chosen.uri, meta.size, workers, batch_size, writing)
         for row in done.iter_rows():
             if row["error"]:
                 counts["rejected"] += 1
@@ -88,19 +95,17 @@ def _job(
     images: Images,
     checkpoint: str,
     size: int,
-    det_classes: Sequence[str],
-    out: StoragePath,
     workers: Workers,
     batch_size: int,
-    overlays: bool,
+    writing: Callable[[Row], Row],
 ) -> ray.data.Dataset:
-    """One row an image: see `write`."""
+    """One row an image, as `write` leaves it."""
     return (
         # Not a number of blocks, which would wait for all images.
         images.rows.repartition(target_num_rows_per_block=batch_size)
         .map_batches(partial(read, size=size), batch_size=None, batch_format="pyarrow", num_cpus=CPUS_PER_TASK)
         .map_batches(Network, fn_constructor_args=(checkpoint, workers), **workers.options())
-        .map(partial(write, out=out.uri, size=size, det_classes=det_classes, overlays=overlays), num_cpus=CPUS_PER_TASK)
+        .map(writing, num_cpus=CPUS_PER_TASK)
     )
 
 
@@ -166,17 +171,18 @@ FOUND = pa.schema(
 )
 
 
-def write(row: Row, out: str, size: int, det_classes: Sequence[str], overlays: bool) -> Row:
+def write(row: Row, out: str, size: int, palette: Palette, overlays: bool, score: float | None) -> Row:
     """Write an image's files; what is left is its line of the JSON: boxes (N * 4) in its pixels, labels, scores."""
     result: Row = {name: row[name] for name in ("file_name", "height", "width", "error")}
     found = Annotation(None, None, None, None)
     if not row["error"]:
-        found = annotation(_prediction(row, size), row["height"], row["width"])
+        found = annotation(_prediction(row, size), row["height"], row["width"], score or 0)
         name = safe_name(row["image_id"])
         if found.mask is not None:
             (StoragePath(out) / MASKS / f"{name}.png").write_bytes(label_png(found.mask))
         if overlays:
-            picture = overlay_png(decode_rgb(row["image"]), found, det_classes)
+            shown = SHOWN_SCORE if score is None else score
+            picture = overlay_png(decode_rgb(row["image"]), found, palette, shown)
             (StoragePath(out) / OVERLAYS / f"{name}.png").write_bytes(picture)
     for name in ("boxes", "labels", "scores"):
         values = getattr(found, name)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Annotation:
     scores: np.ndarray | None
     """(N,) float32 in [0, 1]."""
     mask: np.ndarray | None
-    """(H, W) uint8: index in `Predictor.seg_classes`, 0 = background."""
+    """(H, W) uint8: index in `Predictor.seg_classes`."""
 
 
 class Predictor:
@@ -56,22 +57,40 @@ class Predictor:
         self.det_classes, self.seg_classes = network.det_classes, network.seg_classes
         self.size, self.settings = meta.size, meta.evaluate
 
-    def predict(self, images: Sequence[ImageLike], batch_size: int = 16) -> list[Annotation]:
-        """Boxes, labels, scores and masks of images of any sizes. Detections are those that the evaluation of the
-        training run would score (`evaluate.score_threshold`, `nms`, `max_detections`): choose among them by score.
+    # A str is a sequence of str too: here, always a file.
+    @overload
+    def predict(self, images: ImageLike, batch_size: int = 16, score: float = 0) -> Annotation: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, images: Sequence[ImageLike], batch_size: int = 16, score: float = 0) -> list[Annotation]: ...
+
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], batch_size: int = 16, score: float = 0
+    ) -> Annotation | list[Annotation]:
+        """Boxes, labels, scores and mask of an image of any size, or, for a list of images, a list of them.
+
+        Args:
+            images: one, or several of any sizes.
+            batch_size: images at a time.
+            score: the least of a detection, 0 to 1. Those of 0 are all that the evaluation of the training run would
+                score (`evaluate.score_threshold`, `nms`, `max_detections`).
 
         Raises:
-            UserError: a file is not an image, or an array is not uint8 RGB.
+            UserError: a file is not an image, an array is not uint8 RGB, or the score is out of range.
         """
-        return list(self._annotations(images, batch_size))
+        check_score(score)
+        # What is no sequence of images is refused as an image.
+        if isinstance(images, ImageLike | bytes) or not isinstance(images, Sequence):
+            return next(self._annotations([images], 1, score))
+        return list(self._annotations(images, batch_size, score))
 
-    def _annotations(self, images: Sequence[ImageLike], batch_size: int) -> Iterator[Annotation]:
+    def _annotations(self, images: Sequence[ImageLike], batch_size: int, score: float) -> Iterator[Annotation]:
         for start in range(0, len(images), batch_size):
             pixels = [read_image(image) for image in images[start : start + batch_size]]
             inputs = torch.stack([network_input(each, self.size) for each in pixels])
             predictions = predict(self.network, inputs.to(self.device), self.settings)
             for each, prediction in zip(pixels, predictions, strict=True):
-                yield annotation(prediction, *each.shape[-2:])
+                yield annotation(prediction, each.shape[-2], each.shape[-1], score)
 
 
 def network_input(image: Tensor, size: int) -> Tensor:
@@ -79,17 +98,39 @@ def network_input(image: Tensor, size: int) -> Tensor:
     return resize({"image": tv_tensors.Image(image)}, size)["image"].as_subclass(Tensor)
 
 
-def annotation(prediction: Prediction, height: int, width: int) -> Annotation:
-    """A prediction in the pixels of its image."""
+def check_score(score: float) -> None:
+    """Refuse what no detection's score can be.
+
+    Raises:
+        UserError
+    """
+    if not 0 <= score <= 1:
+        raise UserError(f"score: {score}, but detections have scores from 0 to 1")
+
+
+def annotation(prediction: Prediction, height: int, width: int, score: float = 0) -> Annotation:
+    """A prediction in the pixels of its image, without detections below a score."""
     boxes = labels = scores = mask = None
     found = prediction.detections
     if found is not None:
-        boxes = found.boxes.cpu().numpy() * np.array([width, height, width, height], np.float32)
-        labels, scores = found.labels.cpu().numpy(), found.scores.cpu().numpy()
+        kept = found.scores >= score
+        boxes = found.boxes[kept].cpu().numpy() * np.array([width, height, width, height], np.float32)
+        labels, scores = found.labels[kept].cpu().numpy(), found.scores[kept].cpu().numpy()
     if prediction.logits is not None:
-        logits = F.interpolate(prediction.logits[None].float(), (height, width), mode="bilinear", align_corners=False)
-        mask = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+        mask = label_map(prediction.logits, height, width).cpu().numpy()
     return Annotation(boxes, labels, scores, mask)
+
+
+def label_map(logits: Tensor, height: int, width: int) -> Tensor:
+    """(height, width) uint8: each pixel's class, that of the largest of the logits (C, h, w), interpolated."""
+    # One class at a time: 81 classes at the 12 million pixels of a photograph would be 4 GB.
+    best = torch.full((height, width), -torch.inf, device=logits.device)
+    labels = torch.zeros((height, width), dtype=torch.uint8, device=logits.device)
+    for value, channel in enumerate(logits.float()):
+        own = F.interpolate(channel[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+        labels.masked_fill_(own > best, value)
+        best = torch.maximum(best, own)
+    return labels
 
 
 def read_image(image: ImageLike) -> Tensor:
@@ -111,7 +152,8 @@ def read_image(image: ImageLike) -> Tensor:
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 3 or len(tensor) != 3:
         kind = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, np.ndarray | Tensor) else type(image).__name__
         raise UserError(
-            f"an image is a file, a Pillow image, uint8 (H, W, 3) or a uint8 tensor (3, H, W); this is {kind}"
+            f"an image is a file, a Pillow image, uint8 (H, W, 3) or a uint8 tensor (3, H, W), several are a list of "
+            f"them; this is {kind}"
         )
     return tensor
 

@@ -10,9 +10,9 @@ import torch
 
 from multas_ray.config import Protocol, Resources
 from multas_ray.data.batch import pack, unpack
-from multas_ray.data.collate import make_batch, original_masks, rejected_rows
+from multas_ray.data.collate import original_masks, rejected_rows
 from multas_ray.data.index import read_index
-from multas_ray.data.plan import EvaluationPlan, Part
+from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.data.stream import read_batches, stream, stream_options
 from multas_ray.deploy.predictor import Predictor
@@ -29,7 +29,7 @@ from multas_ray.report.html import class_table, metric_table, report_page
 from multas_ray.report.pictures import captioned, grid
 from multas_ray.report.plots import class_bars
 from multas_ray.storage import StoragePath
-from multas_ray.train.samples import draw, draw_truth
+from multas_ray.train.samples import COLUMNS, draw_samples
 
 RESULT, REPORT, WORST = "result.json", "report.html", "worst.png"
 
@@ -159,16 +159,12 @@ def draw_worst(own: Predictor, plan: EvaluationPlan, chosen: Sequence[tuple[int,
     Args:
         chosen: rows of the split, with their scores.
     """
-    rows = np.array([row for row, _ in chosen], np.int64)
-    nothing = np.zeros_like(rows)
-    batch = make_batch(plan.index, Part(0, 0, plan.size, rows, nothing, nothing, nothing.astype(np.uint64)), None)
-    predictions = predict(own.network, torch.tensor(batch["images"]), own.settings) if len(rows) else []
-    pictures = []
-    for row, prediction in enumerate(predictions):
-        truth = draw_truth(batch, row, own.det_classes)
-        found = draw(batch, row, prediction, own.det_classes)
-        pictures.append([captioned(truth, batch["ids"][row].decode()), captioned(found, f"score {chosen[row][1]:.1f}")])
-    return grid(pictures, ["ground truth", "prediction"], classes=own.seg_classes or ["background", *own.det_classes])
+    samples = draw_samples(own.network, plan.index.take([row for row, _ in chosen]), plan.size, own.settings)
+    pictures = [
+        [captioned(truth, name), captioned(found, f"score {score:.1f}")]
+        for (truth, found), name, (_, score) in zip(samples.rows, samples.image_ids, chosen, strict=True)
+    ]
+    return grid(pictures, COLUMNS, samples.palette)
 
 
 def _report(result: dict[str, Any], gallery: bytes) -> str:

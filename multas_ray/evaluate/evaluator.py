@@ -1,6 +1,6 @@
 """Scoring a network on a split: each worker scores its share, the shares are merged."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,15 +50,12 @@ def evaluate(
     model: MultiTaskNet,
     batches: Iterable[Batch],
     config: EvaluateConfig,
-    *,
-    show: Callable[[Batch, int, Prediction], None] | None = None,
 ) -> dict[str, float]:
     """Metrics of the model on the batches of all workers together; every worker gets them.
 
     Args:
         model: in evaluation mode.
         batches: of an evaluation stream, this worker's share.
-        show: called with each batch, row and prediction.
     """
     detection = DetectionMetric(model.det_classes, config.protocol)
     segmentation = SegmentationMetric(model.seg_classes)
@@ -70,8 +67,6 @@ def evaluate(
         masks = original_masks(dict(batch))
         for row, (prediction, mask) in enumerate(zip(predictions, masks, strict=True)):
             add(batch, row, mask, prediction, detection, segmentation)
-            if show is not None:
-                show(batch, row, prediction)
     for metric in (detection, segmentation):
         for state in _from_other_workers(metric.state()):
             metric.merge(state)

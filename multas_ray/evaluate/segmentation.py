@@ -14,7 +14,7 @@ class SegmentationMetric:
     """Counts pixels over images; shards that were counted apart add up exactly.
 
     Args:
-        classes: names of the C pixel classes, background first; index = mask value.
+        classes: names of the C pixel classes, `background` first if there is one; index = mask value.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ class MultiTaskNet(nn.Module):
     Args:
         config: the network's section of the configuration.
         det_classes: names of the detection classes; ignored without the task `det`.
-        seg_classes: names of the segmentation classes, background first; ignored without the task `seg`.
+        seg_classes: names of the segmentation classes, in order of the mask's values; ignored without the task `seg`.
 
     Raises:
         UserError: a task has no classes, or pretrained weights cannot be had.

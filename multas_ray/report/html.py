@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import yaml
+
+from multas_ray.config import Config
+from multas_ray.config_docs import sections
 from multas_ray.report.plots import class_bars, learning_curves
 from multas_ray.storage import Location, StoragePath, read_lines
 
@@ -91,6 +95,8 @@ def run_report(run: Location) -> StoragePath:
     if tables["Metrics by class [%]"]:
         figures["By class"] = class_bars(columns)
     config = _text(run / "config.yaml")
+    if config:
+        tables["Settings other than the defaults"] = _settings(config)
     report = run / "report.html"
     page = report_page(
         title=f"Run {run.name}",
@@ -98,7 +104,7 @@ def run_report(run: Location) -> StoragePath:
         tables={heading: rows for heading, rows in tables.items() if rows},
         figures=figures,
         pictures={f"Samples: {file.name.removesuffix('.png')}": file.read_bytes() for file in _newest_samples(run)},
-        texts={"Configuration": config} if config else {},
+        texts={"Configuration, all of it": config} if config else {},
     )
     report.write_text(page)
     return report
@@ -214,6 +220,36 @@ def _attempts(run: StoragePath) -> Records:
         }
         for attempt in read_lines(run / "attempts.jsonl")
     ]
+
+
+def _settings(config: str) -> Records:
+    """Of a run's config.yaml, a row a setting that differs from its default, or has none."""
+    parts = {path: (section, holder) for path, section, holder in sections("", Config)}
+    rows = []
+    for path, (section, holder) in parts.items():
+        own = _at(yaml.safe_load(config), path)
+        for name, field in section.model_fields.items():
+            default = getattr(holder.default if holder else None, name, field.default)
+            if (
+                name in own
+                and own[name] != default
+                and not any(f"{part}.".startswith(f"{path}.{name}.") for part in parts)
+            ):
+                shown = "" if field.is_required() else _value(default)
+                rows.append({"setting": f"{path}.{name}", "value": _value(own[name]), "default": shown})
+    return rows
+
+
+def _at(tree: Any, path: str) -> Mapping[str, Any]:
+    """A part of a tree of mappings by its dotted path, empty if it is not there."""
+    for name in path.split("."):
+        tree = (tree or {}).get(name)
+    return tree or {}
+
+
+def _value(value: Any) -> str:
+    """A setting as YAML has it."""
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 
 def _short(digest: str | None) -> str:

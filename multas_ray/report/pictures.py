@@ -1,8 +1,10 @@
-"""Images with boxes, captions and masks drawn on them, and grids of such pictures."""
+"""Images with boxes, captions and masks drawn on them, and grids of such pictures with a legend."""
 
 import colorsys
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -20,6 +23,9 @@ FONT_SIZE = 12
 MASK_ALPHA = 0.45
 SHOWN_SCORE = 0.3
 """Detections below it are not drawn."""
+SHORTEST, LONGEST = 256, 640
+"""Pixels of a picture's longer side: a shorter image is enlarged by a whole factor, so that captions stay legible, a
+longer one is shrunk."""
 PAPER = 255
 """Grey value between and beside pictures."""
 GAP = 6
@@ -27,6 +33,8 @@ GAP = 6
 STRIP = 22
 """Height in pixels of a line of text."""
 
+BACKGROUND = "background"
+"""The pixel class that is left untinted, where it is the first."""
 SHADES = ((0.85, 0.75), (0.95, 1.0), (0.55, 1.0))
 """Saturation and value of the class colours: deep, vivid, pale."""
 
@@ -34,7 +42,7 @@ Color = tuple[int, int, int]
 
 
 def color(index: int) -> Color:
-    """RGB of pixel class `index`, 1 and up; object label i has the colour of pixel class i + 1.
+    """RGB of a palette's class `index`, 1 and up.
 
     Hues go round by the golden ratio, so that neighbours in the list of classes are far apart however many there
     are. Hues that come close are 5, 8 or 13 classes apart, and so never of the same of three shades.
@@ -45,39 +53,76 @@ def color(index: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+class Palette:
+    """The colours of a data set's or network's classes. They go by name: a class has one colour, in boxes and masks."""
+
+    def __init__(self, det_classes: Sequence[str], seg_classes: Sequence[str]) -> None:
+        """Args: index = label, and mask value; either may be empty."""
+        self.det_classes, self.seg_classes = list(det_classes), list(seg_classes)
+        self.untinted = {0, IGNORE} if self.seg_classes[:1] == [BACKGROUND] else {IGNORE}
+        """Mask values without a colour."""
+        tinted = [name for value, name in enumerate(self.seg_classes) if value not in self.untinted]
+        names = dict.fromkeys([*self.det_classes, *tinted])
+        self.colors: dict[str, Color] = {name: color(index) for index, name in enumerate(names, start=1)}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn, and which classes a reader finds in it."""
+
+    pixels: Tensor
+    """(3, h, w) uint8."""
+    classes: frozenset[str] = frozenset()
+    """Names of those that have a colour."""
+
+
+def picture_size(height: int, width: int, longest: int = LONGEST) -> tuple[int, int]:
+    """Height and width in which an image of this size is drawn."""
+    side = max(height, width)
+    factor = longest / side if side > longest else max(1, math.ceil(SHORTEST / side))
+    return max(1, round(factor * height)), max(1, round(factor * width))
+
+
 def overlay(
     image: Tensor,
+    palette: Palette,
     boxes: Tensor | None = None,
-    captions: Sequence[str] | None = None,
-    labels: Tensor | Sequence[int] | None = None,
+    labels: Sequence[int] = (),
+    captions: Sequence[str] = (),
     mask: Tensor | None = None,
-    scale: int = 2,
-) -> Tensor:
-    """Draw annotations or predictions on an image, which is enlarged first so that captions stay legible.
+    longest: int = LONGEST,
+) -> Picture:
+    """Draw annotations or predictions on an image, brought to its `picture_size` first.
 
     Args:
         image: (3, H, W) uint8.
         boxes: (N, 4) x1 y1 x2 y2 in pixels of the image.
+        labels: N object labels of the palette.
         captions: N texts.
-        labels: N object labels, 0 and up; they choose the colours.
-        mask: (H, W) uint8 class ids: 0 is left untouched, 255 (ignore) hatched in light grey, the others are tinted
-            and outlined.
-        scale: factor of enlargement.
-
-    Returns:
-        (3, H * scale, W * scale) uint8.
+        mask: (H, W) uint8 class ids of the palette: background is left untouched, 255 (ignore) hatched in light grey,
+            the others are tinted and outlined.
+        longest: pixels of the picture's longer side at most.
     """
-    height, width = image.shape[1] * scale, image.shape[2] * scale
-    picture = resize(image.cpu(), [height, width], antialias=True)
+    size = height, width = picture_size(image.shape[-2], image.shape[-1], longest)
+    pixels = resize(image.cpu().as_subclass(Tensor), list(size), antialias=True)
+    shown: set[str] = set()
     if mask is not None:
-        picture = _draw_mask(picture, mask.cpu().repeat_interleave(scale, 0).repeat_interleave(scale, 1))
-    if boxes is None or not len(boxes):
-        return picture
-    colors = [color(int(label) + 1) for label in labels] if labels is not None else [color(1)] * len(boxes)
-    limit = torch.tensor([width, height, width, height]) - 1
-    placed = torch.minimum((boxes.cpu().float() * scale).clamp(min=0), limit)
-    picture = draw_bounding_boxes(picture, placed, colors=colors, width=2)
-    return picture if captions is None else _draw_captions(picture, placed, captions, colors)
+        mask = resize(mask.cpu().as_subclass(Tensor)[None], list(size), InterpolationMode.NEAREST)[0]
+        tinted = [value for value in mask.unique().tolist() if value not in palette.untinted]
+        shown |= {palette.seg_classes[value] for value in tinted}
+        pixels = _draw_mask(pixels, mask, tinted, [palette.colors[palette.seg_classes[value]] for value in tinted])
+    if boxes is not None and len(boxes):
+        # The first, of a prediction its surest, on top.
+        names = [palette.det_classes[label] for label in reversed(labels)]
+        shown |= set(names)
+        colors = [palette.colors[name] for name in names]
+        factor = torch.tensor([width, height]) / torch.tensor([image.shape[-1], image.shape[-2]])
+        limit = torch.tensor([width, height, width, height]) - 1
+        placed = torch.minimum((boxes.cpu().as_subclass(Tensor).float() * factor.repeat(2)).clamp(min=0), limit)
+        placed = placed.flip(0)
+        pixels = draw_bounding_boxes(pixels, placed, colors=colors, width=2)
+        pixels = _draw_captions(pixels, placed, captions[::-1], colors)
+    return Picture(pixels, frozenset(shown))
 
 
 def _draw_captions(picture: Tensor, boxes: Tensor, captions: Sequence[str], colors: Sequence[Color]) -> Tensor:
@@ -94,11 +139,9 @@ def _draw_captions(picture: Tensor, boxes: Tensor, captions: Sequence[str], colo
     return pil_to_tensor(canvas)
 
 
-def _draw_mask(picture: Tensor, mask: Tensor) -> Tensor:
-    classes = [index for index in mask.unique().tolist() if index not in (0, IGNORE)]
-    if classes:
-        regions = torch.stack([mask == index for index in classes])
-        colors = [color(index) for index in classes]
+def _draw_mask(picture: Tensor, mask: Tensor, tinted: Sequence[int], colors: list[Color]) -> Tensor:
+    if tinted:
+        regions = torch.stack([mask == value for value in tinted])
         picture = draw_segmentation_masks(picture, regions, alpha=MASK_ALPHA, colors=colors)
         outlines = regions & ~_eroded(regions)
         picture = draw_segmentation_masks(picture, outlines, alpha=1.0, colors=colors)
@@ -118,49 +161,64 @@ def _ink(paper: Color) -> Color:
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
 
 
-def captioned(picture: Tensor, text: str) -> Tensor:
-    """Put a line of text above a (3, h, w) uint8 picture; what does not fit its width ends in an ellipsis."""
-    return torch.cat([_strip(text, picture.shape[2]), picture], dim=1)
+def captioned(picture: Picture, text: str) -> Picture:
+    """Put a line of text above a picture; what does not fit its width ends in an ellipsis."""
+    return Picture(torch.cat([_strip(text, picture.pixels.shape[2]), picture.pixels], dim=1), picture.classes)
 
 
-def legend(names: Sequence[str], width: int) -> Tensor:
-    """(3, h, width) uint8 key to the colours: names of the pixel classes, background first (it has no colour)."""
+def with_legend(picture: Picture, palette: Palette) -> Tensor:
+    """(3, h, w) uint8: the picture at the top left, and the colours of the classes in it beneath."""
+    if not picture.classes:
+        return picture.pixels
+    key = legend(palette, picture.classes, picture.pixels.shape[2])
+    return torch.cat([F.pad(each, (0, key.shape[2] - each.shape[2]), value=PAPER) for each in (picture.pixels, key)], 1)
+
+
+def legend(palette: Palette, names: Iterable[str], width: int) -> Tensor:
+    """(3, h, w) uint8 key to the colours of some classes, in the palette's order; wider than `width` only if a name
+    is."""
     font = ImageFont.truetype(FONT, FONT_SIZE)
+    wanted = set(names)
+    shown = [name for name in palette.colors if name in wanted]
+    advances = {name: STRIP + round(font.getlength(name)) + 2 * GAP for name in shown}
+    width = max([width, *(GAP + advance for advance in advances.values())])
     entries, x, y = [], GAP, 0
-    for index, name in enumerate(names[1:], start=1):
-        advance = STRIP + round(font.getlength(name)) + 2 * GAP
+    for name, advance in advances.items():
         if x > GAP and x + advance > width:
             x, y = GAP, y + STRIP
-        entries.append((x, y, index, name))
+        entries.append((x, y, name))
         x += advance
     canvas = Image.new("RGB", (width, y + STRIP), (PAPER,) * 3)
     draw = ImageDraw.Draw(canvas)
-    for x, y, index, name in entries:
-        draw.rectangle((x, y + 5, x + 12, y + 17), fill=color(index))
+    for x, y, name in entries:
+        draw.rectangle((x, y + 5, x + 12, y + 17), fill=palette.colors[name])
         draw.text((x + STRIP - 4, y + STRIP // 2), name, fill="black", font=font, anchor="lm")
     return pil_to_tensor(canvas)
 
 
-def grid(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], classes: Sequence[str] = ()) -> bytes:
-    """Rows of pictures as one PNG. A column is as wide as its widest picture, a row as high as its highest.
+def grid(rows: Sequence[Sequence[Picture]], titles: Sequence[str], palette: Palette) -> bytes:
+    """Rows of pictures as one PNG, with the colours of the classes in them at the bottom. A column is as wide as its
+    widest picture, a row as high as its highest.
 
     Args:
-        rows: (3, h, w) uint8 pictures; rows may differ in length, pictures in size.
+        rows: may differ in length, and pictures in size.
         titles: of the columns from the left; none: no line of titles.
-        classes: pixel classes, background first, for a key to the colours at the bottom.
     """
     columns = max([len(row) for row in rows] + [len(titles)])
-    widths = [max([row[k].shape[2] for row in rows if k < len(row)], default=STRIP) for k in range(columns)]
+    widths = [max([row[k].pixels.shape[2] for row in rows if k < len(row)], default=STRIP) for k in range(columns)]
     lefts = [GAP + sum(widths[:k]) + GAP * k for k in range(columns)]
-    lines = [[_strip(title, width) for title, width in zip(titles, widths, strict=False)], *rows]
+    lines = [[_strip(title, width) for title, width in zip(titles, widths, strict=False)]]
+    lines += [[picture.pixels for picture in row] for row in rows]
     total = sum(widths) + GAP * (columns + 1)
     placed, y = [], 0
     for line in lines:
         placed += [(picture, left, y) for picture, left in zip(line, lefts, strict=False)]
         y += max((picture.shape[1] for picture in line), default=0) + GAP
-    if len(classes) > 1:
-        placed.append((legend(classes, total), 0, y))
+    classes = frozenset[str]().union(*(picture.classes for row in rows for picture in row))
+    if classes:
+        placed.append((legend(palette, classes, total), 0, y))
         y += placed[-1][0].shape[1]
+        total = max(total, placed[-1][0].shape[2])
     canvas = Image.new("RGB", (total, y), (PAPER,) * 3)
     for picture, left, top in placed:
         canvas.paste(to_pil_image(picture), (left, top))

@@ -25,13 +25,14 @@ HATCHES = ("", "///", "...", "xxx")
 """Beyond ten runs the colours come again, with another dash, marker or hatching."""
 CURVES = {"det/AP": "det/AP [%]", "det/AP50": "det/AP50 [%]", "seg/mIoU": "seg/mIoU [%]"}
 """Evaluation metrics that have a panel; the losses that occur follow."""
+RATE = "lr"
 COLUMNS = 3
 LABELLED_BARS = 40
 """A panel of more bars leaves out their numbers."""
 
 
 def learning_curves(runs: Mapping[str, Sequence[Line]]) -> bytes:
-    """Small multiples over the step: the three main metrics, then every loss, one curve a run.
+    """Small multiples over the step: the three main metrics, then every loss and the learning rate, one curve a run.
 
     Args:
         runs: name -> lines of metrics.jsonl. A panel that no run has a value for is left out.
@@ -39,6 +40,7 @@ def learning_curves(runs: Mapping[str, Sequence[Line]]) -> bytes:
     present = list(dict.fromkeys(key for lines in runs.values() for line in lines for key in line))
     panels = {key: label for key, label in CURVES.items() if key in present}
     panels |= {key: key for key in sorted(present, key="loss/total".__ne__) if key.startswith("loss/")}
+    panels |= {RATE: "learning rate"} if RATE in present else {}
     columns = min(COLUMNS, max(1, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     figure = Figure(figsize=(3.6 * columns, 2.6 * rows + 0.5), layout="constrained")

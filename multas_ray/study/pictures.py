@@ -9,17 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multas_ray.config import EvaluateConfig
-from multas_ray.data.collate import make_batch
+from multas_ray.data.collate import decode, make_batch, read_row
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.schema import read_info
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.weights import load_network
-from multas_ray.report.pictures import SHOWN_SCORE, grid
+from multas_ray.report.pictures import SHOWN_SCORE, Palette, grid
 from multas_ray.study.plan import Study, Trial
 from multas_ray.study.trials import has_network
-from multas_ray.train.samples import draw, draw_truth
+from multas_ray.train.samples import draw_prediction, draw_truth
 
 IMAGES, LOOKED_AT = 6, 512
 """Images shown, and the most that are searched for them."""
@@ -43,19 +43,24 @@ def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes:
     data = trial.config.data
     info = read_info(data.path)
     plan = EvaluationPlan(read_index(data.path, data.val), 32, data.eval_size)
-    shown: list[tuple[float, list[Tensor]]] = []
+    palette = Palette(info.det_classes, info.seg_classes)
+    shown: list[tuple[float, int, list[Prediction]]] = []
     for step in range(min(plan.steps, LOOKED_AT // plan.batch_size)):
         batch = make_batch(plan.index, plan.part(step, 0, 1), None)
         images = torch.tensor(batch["images"])
         found = {arm: predict(network, images, EvaluateConfig()) for arm, network in networks.items()}
         columns = _columns(found)
         for row in range(len(images)):
-            score = disagreement([predictions[row] for predictions in columns.values()])
+            own = [predictions[row] for predictions in columns.values()]
+            score = disagreement(own)
             if len(shown) < IMAGES or score > shown[-1][0]:
-                pictures = [draw_truth(batch, row, info.det_classes)]
-                pictures += [draw(batch, row, predictions[row], info.det_classes) for predictions in columns.values()]
-                shown = sorted([*shown, (score, pictures)], key=lambda pair: -pair[0])[:IMAGES]
-    return grid([pictures for _, pictures in shown], ["ground truth", *columns], classes=info.seg_classes)
+                shown = sorted([*shown, (score, int(batch["rows"][row]), own)], key=lambda each: -each[0])[:IMAGES]
+    rows = []
+    for _, number, own in shown:
+        sample = decode(read_row(plan.index, number))
+        answers = [draw_prediction(sample["image"], prediction, palette) for prediction in own]
+        rows.append([draw_truth(sample, palette), *answers])
+    return grid(rows, ["ground truth", *columns], palette)
 
 
 def _columns(found: Mapping[str, list[Prediction]]) -> dict[str, list[Prediction]]:

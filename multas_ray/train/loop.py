@@ -30,7 +30,7 @@ from multas_ray.teacher.pool import PoolClient, PoolMonitor
 from multas_ray.teacher.teacher import itself_as_teachers
 from multas_ray.train.meter import Meter, slowest
 from multas_ray.train.peers import Peers
-from multas_ray.train.samples import SamplePictures
+from multas_ray.train.samples import draw_samples
 from multas_ray.train.step import distilled_rows, named_losses
 from multas_ray.train.tracking import Tracker
 from multas_ray.train.trainer import Trainer, image_ids
@@ -50,7 +50,8 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         settings: config (a dumped `Config`), attempt (see `describe_attempt`), began (in seconds of
             the wall clock, moved back by what earlier attempts took), det_classes, seg_classes, steps_per_epoch,
-            teachers: the `TeacherSpec`s of the distilled tasks, and pool: their actors' handles, None without a pool.
+            samples: the index of the validation rows to draw, teachers: the `TeacherSpec`s of the distilled tasks, and
+            pool: their actors' handles, None without a pool.
 
     Returns:
         final (metrics of the last evaluation), steps.
@@ -191,14 +192,15 @@ class _Worker:
             for value in network.state_dict().values():
                 dist.broadcast(value, 0)
         batches = self.rejected.watch(read_batches(ray.train.get_dataset_shard("val")))
-        count = self.config.evaluate.pictures if tracker is not None else 0
-        samples = SamplePictures(network.det_classes, network.seg_classes, count)
+        config = self.config.evaluate
         with autocast(self.device, self.config.train.precision):
-            metrics = evaluate(network, batches, self.config.evaluate, show=samples.add)
+            metrics = evaluate(network, batches, config)
         rejected = self.peers.gather(self.rejected.take())
         if tracker is not None:
             tracker.reject(row for rows in rejected for row in rows)
             tracker.log(step, metrics)
+            with autocast(self.device, self.config.train.precision):
+                samples = draw_samples(network, self.settings["samples"], self.config.data.eval_size, config)
             tracker.samples(step, samples)
         ray.train.report({"step": step, **metrics})
         return metrics
@@ -265,7 +267,7 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def checkpoint_due(step: int, steps_per_epoch: float, every: int | None) -> bool:
-    """Whether an epoch (of at least LEAST_STEPS) has just ended, or so many steps."""
+    """Whether an epoch has just ended (where epochs have fewer than LEAST_STEPS: so many steps), or `every` steps."""
     epoch = max(steps_per_epoch, LEAST_STEPS)
     return int(step / epoch) > int((step - 1) / epoch) or _due(step, every)
 

@@ -35,8 +35,9 @@ from multas_ray.teacher.store import StoreReader, check_store, describe_store, m
 from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
 from multas_ray.train.attempts import ATTEMPTS, describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
+from multas_ray.train.samples import choose_samples
 from multas_ray.train.step import distilled_rows
-from multas_ray.train.tracking import log_error, read_metrics
+from multas_ray.train.tracking import discard, log_error, read_metrics
 
 CONFIG, RESULT = "config.yaml", "result.json"
 
@@ -91,6 +92,7 @@ def train(config: Config) -> dict[str, Any]:
         "det_classes": info.det_classes,
         "seg_classes": info.seg_classes,
         "steps_per_epoch": plan.steps_per_epoch,
+        "samples": choose_samples(validation.index, config.model.tasks, config.evaluate.pictures),
         "teachers": specs,
         "pool": start_pool(config.teachers, specs) if pooled else None,
     }
@@ -182,20 +184,29 @@ def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]
 
 
 def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
-    """Make the run folder, or check that what it holds can go on; the result if the run is finished.
+    """Make the run folder, or check that what it holds can go on; the result if the run is finished. A run that died
+    before its first checkpoint has nothing to go on from: where the settings are others now, it begins anew.
 
     Raises:
         UserError: the folder holds another run, holds one and `train.resume` is false, or cannot be written.
     """
     if (run / CONFIG).exists():
-        newest, _ = newest_checkpoint(run)
+        newest, broken = newest_checkpoint(run)
         if not config.train.resume and newest is not None:
             raise UserError(f"train.run: {run} holds a run, and train.resume is false; choose another folder")
         before = load_config(run / CONFIG)
-        changed = first_difference(config, before)
-        if changed is not None:
-            raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")
         result = _result(run)
+        changed = first_difference(config, before)
+        if changed is not None and newest is None and broken and result is None:
+            raise UserError(
+                f"train.run: {run} holds a run with another {changed}, and none of its checkpoints is whole; "
+                "delete the folder, or choose another"
+            )
+        if changed is not None and (newest is not None or result is not None):
+            raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")
+        if changed is not None:
+            print(f"{run}: begins anew, with another {changed}; an earlier start left no checkpoint", flush=True)
+            discard(run)
         if result is not None and result["steps"] >= config.train.steps:
             return result
         if newest is not None and read_meta(newest).step > config.train.steps:

@@ -1,72 +1,109 @@
-"""Pictures of what a network sees: ground truth beside prediction, for some validation images."""
+"""Pictures of what a network sees: ground truth beside prediction, on some images of a split."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
-from multas_ray.data.collate import original_masks
-from multas_ray.evaluate.evaluator import Prediction
-from multas_ray.report.pictures import SHOWN_SCORE, grid, overlay
+from multas_ray.config import EvaluateConfig, Task
+from multas_ray.data.collate import decode, make_batch, read_row
+from multas_ray.data.describe import choose
+from multas_ray.data.index import Index
+from multas_ray.data.plan import Part
+from multas_ray.data.schema import TASK_MASKS
+from multas_ray.data.transforms import Sample
+from multas_ray.deploy.predictor import Annotation, annotation
+from multas_ray.evaluate.evaluator import Prediction, predict
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.report.pictures import LONGEST, SHOWN_SCORE, Palette, Picture, grid, overlay, picture_size
 
 COLUMNS = ("ground truth", "prediction")
 
 
-class SamplePictures:
-    """Collects the first `count` images that are shown to it."""
+@dataclass
+class Samples:
+    """Some images with their ground truth and a prediction."""
 
-    def __init__(self, det_classes: Sequence[str], seg_classes: Sequence[str], count: int) -> None:
-        self.det_classes = list(det_classes)
-        self.seg_classes = list(seg_classes) or ["background", *det_classes]
-        self.count = count
-        self.image_ids: list[str] = []
-        self.rows: list[list[torch.Tensor]] = []
-        """Of each image the COLUMNS, (3, H, W) uint8."""
-
-    def add(self, batch: Mapping[str, np.ndarray], row: int, prediction: Prediction) -> None:
-        """Draw an image's ground truth and prediction, unless there are enough."""
-        if len(self.rows) < self.count:
-            self.image_ids.append(batch["ids"][row].decode())
-            self.rows.append([draw_truth(batch, row, self.det_classes), draw(batch, row, prediction, self.det_classes)])
+    palette: Palette
+    image_ids: list[str]
+    rows: list[list[Picture]]
+    """Of each image the COLUMNS."""
 
     def picture(self) -> bytes | None:
-        """The collection as one PNG, None if it is empty."""
-        if not self.rows:
-            return None
-        return grid(self.rows, COLUMNS, classes=self.seg_classes)
+        """All of them as one PNG, None if there is none."""
+        return grid(self.rows, COLUMNS, self.palette) if self.rows else None
 
 
-def draw_truth(batch: Mapping[str, np.ndarray], row: int, det_classes: Sequence[str]) -> torch.Tensor:
-    """An evaluation batch's image (at network size) with its annotation drawn on it."""
-    image = torch.tensor(batch["images"][row])
-    size = image.shape[-1]
-    height, width = batch["sizes"][row]
-    real = batch["labels"][row] >= 0
-    labels = batch["labels"][row][real]
-    boxes = torch.tensor(batch["boxes"][row][real]) * (size / torch.tensor([width, height, width, height]))
-    mask = original_masks(dict(batch))[row]
-    small = None if mask is None else F.interpolate(torch.tensor(mask)[None, None], (size, size))[0, 0]
-    names = [det_classes[label] for label in labels] if det_classes else None
-    if not det_classes:
-        boxes, labels = boxes[:0], labels[:0]
-    return overlay(image, boxes=boxes, captions=names, labels=labels, mask=small)
+def choose_samples(index: Index, tasks: Collection[Task], count: int) -> Index:
+    """The rows of a split to look at: always the same, spread over the task masks that hold one of these tasks."""
+    masks = [mask for mask in TASK_MASKS if mask in tasks or mask == "both"]
+    return index.take(choose(index, count, seed=0, masks=masks))
 
 
-def draw(batch: Mapping[str, np.ndarray], row: int, prediction: Prediction, det_classes: Sequence[str]) -> torch.Tensor:
-    """An evaluation batch's image with a prediction drawn on it."""
-    image = torch.tensor(batch["images"][row])
-    size = image.shape[-1]
-    boxes = labels = captions = mask = None
-    if prediction.detections is not None:
-        found = prediction.detections
-        shown = found.scores >= SHOWN_SCORE
-        boxes, labels = found.boxes[shown].cpu() * size, found.labels[shown].tolist()
+def draw_samples(network: MultiTaskNet, index: Index, size: int, config: EvaluateConfig) -> Samples:
+    """Draw a split's rows, but those that cannot be decoded.
+
+    Args:
+        network: in evaluation mode.
+        size: of its input in pixels.
+    """
+    palette = Palette(network.det_classes, network.seg_classes)
+    samples = Samples(palette, [], [])
+    for row, prediction in predict_rows(network, index, range(len(index)), size, config):
+        values = read_row(index, row)
+        sample = decode(values)
+        samples.image_ids.append(values["image_id"])
+        samples.rows.append([draw_truth(sample, palette), draw_prediction(sample["image"], prediction, palette)])
+    return samples
+
+
+def predict_rows(
+    network: MultiTaskNet, index: Index, rows: Sequence[int], size: int, config: EvaluateConfig
+) -> Iterator[tuple[int, Prediction]]:
+    """Rows of a split, but those that cannot be decoded, and what a network says of them."""
+    for start in range(0, len(rows), config.batch_size):
+        chosen = np.array(rows[start : start + config.batch_size], np.int64)
+        nothing = np.zeros_like(chosen)
+        batch = make_batch(index, Part(0, 0, size, chosen, nothing, nothing, nothing.astype(np.uint64)), None)
+        if len(batch["rows"]):
+            images = torch.tensor(batch["images"], device=network.mean.device)
+            yield from zip(batch["rows"].tolist(), predict(network, images, config), strict=True)
+
+
+def draw_truth(sample: Sample, palette: Palette) -> Picture:
+    """A decoded row (see `decode`) with that of its annotation which the palette has classes for."""
+    boxes, labels, captions = None, [], []
+    if palette.det_classes and "boxes" in sample:
+        boxes, labels = sample["boxes"], sample["labels"].tolist()
         captions = [
-            f"{det_classes[label]} {score:.2f}"
-            for label, score in zip(labels, found.scores[shown].tolist(), strict=True)
+            palette.det_classes[label] + " (difficult)" * difficult
+            for label, difficult in zip(labels, sample["difficult"].tolist(), strict=True)
         ]
-    if prediction.logits is not None:
-        logits = F.interpolate(prediction.logits[None].float(), (size, size), mode="bilinear")
-        mask = logits[0].argmax(0).to(torch.uint8).cpu()
-    return overlay(image, boxes=boxes, captions=captions, labels=labels, mask=mask)
+    return overlay(
+        sample["image"], palette, boxes, labels, captions, sample.get("mask") if palette.seg_classes else None
+    )
+
+
+def draw_prediction(image: Tensor, prediction: Prediction, palette: Palette) -> Picture:
+    """An image (3, H, W) uint8 with what a network says of it."""
+    # In the picture's size, not the image's: a large photograph's logits would be too.
+    size = picture_size(*image.shape[-2:])
+    return draw_found(resize(image.as_subclass(Tensor), list(size)), annotation(prediction, *size), palette)
+
+
+def draw_found(
+    image: Tensor, found: Annotation, palette: Palette, score: float = SHOWN_SCORE, longest: int = LONGEST
+) -> Picture:
+    """An image (3, H, W) uint8 with what was found in it: the mask, and the boxes of at least this score."""
+    boxes, labels, captions = None, [], []
+    if found.boxes is not None and found.labels is not None and found.scores is not None:
+        shown = found.scores >= score
+        boxes, labels = torch.tensor(found.boxes[shown]), found.labels[shown].tolist()
+        captions = [
+            f"{palette.det_classes[label]} {sure:.2f}" for label, sure in zip(labels, found.scores[shown], strict=True)
+        ]
+    mask = None if found.mask is None else torch.tensor(found.mask)
+    return overlay(image, palette, boxes, labels, captions, mask, longest)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -12,11 +13,13 @@ from typing import Any
 from uuid import uuid4
 
 from multas_ray.config import Config, TrackingConfig
+from multas_ray.report.pictures import with_legend
 from multas_ray.storage import Location, StoragePath, read_lines
-from multas_ray.train.samples import COLUMNS, SamplePictures
+from multas_ray.train.samples import COLUMNS, Samples
 
 METRICS, ERRORS, WORKERS = "metrics.jsonl", "errors.log", "workers.jsonl"
 REJECTED, BAD_STEPS = "rejected.jsonl", "bad_steps.jsonl"
+SAMPLES, WANDB_ID = "samples", "wandb_id"
 REWRITE_S = 15.0
 """Between two writes of a growing file where storage cannot append."""
 
@@ -58,17 +61,17 @@ class Tracker:
         self.rejected |= new
         (self.run / REJECTED).append_text("".join(json.dumps(row) + "\n" for row in new.values()))
 
-    def samples(self, step: int, samples: SamplePictures) -> None:
+    def samples(self, step: int, samples: Samples) -> None:
         """Keep the pictures of an evaluation: as one PNG and, in W&B, as a table with a row an image."""
         picture = samples.picture()
         if picture is None:
             return
-        (self.run / "samples" / f"{step:08d}.png").write_bytes(picture)
+        (self.run / SAMPLES / f"{step:08d}.png").write_bytes(picture)
         if self.wandb is not None:
             import wandb
 
             rows = [
-                [name, *(wandb.Image(picture.permute(1, 2, 0).numpy()) for picture in row)]
+                [name, *(wandb.Image(with_legend(each, samples.palette).permute(1, 2, 0).numpy()) for each in row)]
                 for name, row in zip(samples.image_ids, samples.rows, strict=True)
             ]
             self.wandb.log({"samples": wandb.Table(columns=["image", *COLUMNS], data=rows)}, step=step)
@@ -123,6 +126,16 @@ class _Lines:
             self.written, self.at = len(self.text), monotonic()
 
 
+def discard(run: StoragePath) -> None:
+    """Delete what a start that left no checkpoint has written of its own: curve, pictures, report, the W&B run's id.
+    What the folder tells of its history (attempts.jsonl, errors.log), and whatever else is in it, stays."""
+    for name in (METRICS, BAD_STEPS, REJECTED, WORKERS, WANDB_ID, "report.html"):
+        (run / name).delete()
+    for name in (run / SAMPLES).names():
+        if re.fullmatch(r"\d{8}\.png", name):
+            (run / SAMPLES / name).delete()
+
+
 def read_metrics(run: Location) -> list[dict[str, Any]]:
     """The lines of a run's metrics file."""
     return read_lines(StoragePath(run) / METRICS)
@@ -157,7 +170,7 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
     import wandb
 
     # The run's own folder keeps its id, so that every attempt goes on in the same W&B run.
-    id_file = run / "wandb_id"
+    id_file = run / WANDB_ID
     if not id_file.exists():
         id_file.write_text(uuid4().hex[:8])
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -1,6 +1,8 @@
 """The exported network: the same answers without anything of training, also as ONNX."""
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 import multas_ray
 from multas_ray.config import EvaluateConfig, ModelConfig
+from multas_ray.data import scenes
 from multas_ray.deploy import export as exporting
 from multas_ray.deploy.export import export
 from multas_ray.errors import RunError, UserError
@@ -17,6 +20,7 @@ from multas_ray.model.checkpoint import Meta, weights_digest
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.weights import write_checkpoint
 from multas_ray.storage import StoragePath
+from tests.shared import ROOT
 
 
 def test_an_export_answers_as_its_checkpoint_and_holds_nothing_of_training(checkpoint, photos, tmp_path):
@@ -53,6 +57,10 @@ def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monke
     assert told["difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [output.name for output in session.get_outputs()] == ["scores", "boxes", "logits"]
+    assert {value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())} == {"batch"}
+    facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    classes = list(scenes.CLASSES)
+    assert facts == {"size": 64, "det_classes": classes, "seg_classes": ["background", *classes], "stride": 4}
     for count in (1, 5):
         scores, boxes, logits = session.run(None, {"images": np.zeros((count, 3, 64, 64), np.uint8)})
         assert len(scores) == len(boxes) == len(logits) == count
@@ -61,6 +69,25 @@ def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monke
     with pytest.raises(RunError, match="differ from PyTorch's"):
         export(checkpoint, tmp_path / "worse")
     assert not (tmp_path / "worse").exists()
+
+
+def test_the_guides_script_finds_what_the_network_does(checkpoint, photos, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    export(checkpoint, tmp_path / "out")
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.DOTALL)[1]
+    photo = str(photos / "photo1.png")
+    monkeypatch.setattr(sys, "argv", ["detect.py", str(tmp_path / "out" / "model.onnx"), photo, "0.001"])
+    names: dict = {}
+    exec(code, names)
+    predictor = multas_ray.load(checkpoint, "cpu")
+    expected = predictor.predict(photo)
+    found = names["objects"][: len(expected.scores)]
+    # Pillow rounds a pixel where torchvision may not.
+    np.testing.assert_allclose([score for _, score, _ in found], expected.scores, rtol=0.02)
+    np.testing.assert_allclose([box for _, _, box in found], expected.boxes, atol=0.5)
+    assert [name for name, _, _ in found] == [predictor.det_classes[label] for label in expected.labels]
+    assert (names["mask"] == expected.mask).mean() > 0.99
+    assert f"{found[0][0]} {found[0][1]:.2f} at" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

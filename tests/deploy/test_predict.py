@@ -17,6 +17,7 @@ from multas_ray.deploy.outputs import safe_name, voc_palette, write_coco
 from multas_ray.deploy.predict import predict_images
 from multas_ray.deploy.workers import Workers
 from multas_ray.errors import UserError
+from multas_ray.report.pictures import SHOWN_SCORE, STRIP, picture_size
 from multas_ray.storage import StoragePath
 
 
@@ -49,7 +50,31 @@ def test_a_folder_of_photos_becomes_coco_json_masks_and_overlays(started_ray, ch
             assert mask.mode == "P"
             assert (np.array(mask) == expected.mask).mean() > 0.999
         with Image.open(out / "overlays" / image["file_name"]) as overlay:
-            assert overlay.size == (image["width"], image["height"])
+            width, height = overlay.size
+        drawn_height, drawn_width = picture_size(image["height"], image["width"])
+        assert width >= drawn_width
+        assert height >= drawn_height + STRIP, "with a legend"
+
+
+def test_only_detections_of_a_score_are_written_and_drawn(started_ray, checkpoint, photos, tmp_path):
+    answer = multas_ray.load(checkpoint, "cpu").predict(photos / "photo1.png")
+    # All are far below what is drawn by default.
+    least = float(answer.scores[2])
+    assert answer.scores[0] < SHOWN_SCORE
+    pictures = {}
+    for name, score in (("all", None), ("some", least)):
+        out = tmp_path / name
+        counts = predict_images(checkpoint, str(photos / "photo1.png"), str(out), score=score)
+        found = json.loads((out / "predictions.json").read_text())["annotations"]
+        assert counts["detections"] == len(found)
+        pictures[name] = Image.open(out / "overlays" / "photo1.png").convert("RGB").tobytes()
+        if score is None:
+            assert len(found) == len(answer.scores)
+        else:
+            assert len(found) == (answer.scores >= least).sum() < len(answer.scores)
+    assert pictures["all"] != pictures["some"], "boxes are drawn from this score on"
+    with pytest.raises(UserError, match="scores from 0 to 1"):
+        predict_images(checkpoint, str(photos / "photo1.png"), str(tmp_path / "none"), score=30)
 
 
 def test_a_data_set_a_glob_and_parquet_files_are_sources_too(started_ray, checkpoint, scenes_path, photos, tmp_path):

@@ -1,16 +1,21 @@
 """The report: complete, self-contained and inert, from a whole run or from what there is of one."""
 
+import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from multas_ray.config_file import parse_config
 from multas_ray.report.html import report_page, run_report
-from multas_ray.report.pictures import grid
+from multas_ray.report.pictures import Palette, Picture, grid
+from multas_ray.report.plots import learning_curves
 
 CLASSES = ["cat", "dog", "<script>alert(1)</script>"]
+BLACK = Picture(torch.zeros(3, 8, 8, dtype=torch.uint8))
 PNG = b"\x89PNG\r\n\x1a\n"
 LINKS = re.compile(r"""(?:src|href)\s*=\s*["'](?!data:)|@import|url\(|<script""", re.IGNORECASE)
 
@@ -46,9 +51,15 @@ def run(tmp_path: Path) -> Path:
         "checkpoint": "checkpoints/best",
     }
     (folder / "result.json").write_text(json.dumps(result))
-    (folder / "config.yaml").write_text("train:\n  run: runs/kd\n")
+    settings = {
+        "data": {"path": "data/<b>", "size": [96, 64]},
+        "distill": {"seg": {"weight": 2}},
+        "teachers": {"det": {"checkpoint": "runs/det"}, "resources": {"labels": {"role": "teacher"}}},
+        "train": {"run": "runs/kd", "steps": 20, "workers": 1},
+    }
+    (folder / "config.yaml").write_text(parse_config(settings).to_yaml())
     for step in (10, 20):
-        (folder / "samples" / f"step_{step}.png").write_bytes(grid([[torch.zeros(3, 8, 8, dtype=torch.uint8)]], []))
+        (folder / "samples" / f"step_{step}.png").write_bytes(grid([[BLACK]], [], Palette([], [])))
     return folder
 
 
@@ -67,8 +78,26 @@ def test_a_run_has_everything_and_needs_no_network(run: Path) -> None:
     assert "step_20" in page
     assert "step_10" not in page, "only the newest samples"
     assert page.count('src="data:image/png;base64,') == 3
-    assert "run: runs/kd" in page
+    assert "run: runs/kd" in page, "the whole configuration"
+    changed = re.findall("<td>([a-z_]+[.][a-z_.]+)</td><td>(.*?)</td><td>(.*?)</td>", page)
+    assert changed == [
+        ("data.path", "data/&lt;b&gt;", ""),
+        ("data.size", "[96, 64]", "320"),
+        ("model.levels", "4", "null"),
+        ("distill.seg.weight", "2.0", "1.0"),
+        ("teachers.det.checkpoint", "runs/det", ""),
+        ("teachers.resources.labels", "{role: teacher}", "{}"),
+        ("train.run", "runs/kd", ""),
+        ("train.steps", "20", ""),
+    ]
     assert "kd &amp; co" in page
+
+
+def test_the_learning_rate_has_a_panel() -> None:
+    lines = [{"step": step, "loss/total": 1.0} for step in (1, 2)]
+    with_rate = [line | {"lr": 1e-3} for line in lines]
+    shapes = [Image.open(io.BytesIO(learning_curves({"one": each}))).width for each in (lines, with_rate)]
+    assert shapes[1] > 1.8 * shapes[0]
 
 
 def test_a_run_that_is_not_over_shows_its_newest_evaluation(run: Path) -> None:

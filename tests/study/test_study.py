@@ -1,19 +1,24 @@
 """A study: its plan, its runs, its outcome."""
 
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from PIL import Image
 
+from multas_ray.data import scenes
 from multas_ray.errors import RunError, UserError
 from multas_ray.evaluate.evaluator import Prediction
 from multas_ray.evaluate.postprocess import Detections
 from multas_ray.job import FAILED
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.report.pictures import GAP, STRIP
 from multas_ray.study import pictures
 from multas_ray.study.outcome import write_outcome
 from multas_ray.study.pictures import disagreement, disagreements
@@ -290,6 +295,20 @@ def test_disagreement_is_the_share_of_pixels_that_two_arms_give_different_classe
     assert disagreement([prediction(0, 1), prediction(0, 2)]) == pytest.approx(1.0)
     # Two of three pairs differ, in all pixels.
     assert disagreement([prediction(0, 1), prediction(0, 1), prediction(0, 2)]) == pytest.approx(2 / 3)
+
+
+def test_arms_are_drawn_side_by_side_on_the_images_they_differ_on(make_config):
+    networks = {}
+    for seed, tasks in enumerate((["det"], ["seg"], ["det", "seg"])):
+        torch.manual_seed(seed)
+        config = make_config(model={"tasks": tasks}).model
+        network = MultiTaskNet(config, scenes.CLASSES, ["background", *scenes.CLASSES])
+        networks["_".join(tasks)] = network.eval().requires_grad_(False)
+    trial = SimpleNamespace(config=make_config())
+    picture = Image.open(io.BytesIO(pictures._draw(trial, networks)))
+    # Scenes of 64 pixels are enlarged four times: ground truth, the two single-task networks as one, the other.
+    assert picture.width == 3 * 4 * 64 + 4 * GAP
+    assert picture.height >= STRIP + pictures.IMAGES * (4 * 64 + GAP)
 
 
 def test_images_are_compared_where_most_arms_have_their_networks(make_study, monkeypatch):

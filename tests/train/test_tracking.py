@@ -3,8 +3,9 @@ from pathlib import Path
 
 import torch
 
+from multas_ray.report.pictures import Palette, Picture
 from multas_ray.storage import StoragePath
-from multas_ray.train.samples import SamplePictures
+from multas_ray.train.samples import Samples
 from multas_ray.train.tracking import METRICS, Tracker, read_metrics, start_wandb
 from tests.train.wandb_file import finished_records
 
@@ -43,8 +44,8 @@ def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp
     monkeypatch.setenv("WANDB_DATA_DIR", "")
     monkeypatch.delenv("WANDB_DATA_DIR")
     config = make_config(tracking={"wandb": "auto", "group": "tests"}, train={"run": str(tmp_path), "steps": 9})
-    samples = SamplePictures(["cat"], ["background", "cat"], 1)
-    samples.image_ids, samples.rows = ["a.jpg"], [[torch.zeros(3, 4, 4, dtype=torch.uint8)] * 2]
+    pictures = [Picture(torch.zeros(3, 4, 4, dtype=torch.uint8))] * 2
+    samples = Samples(Palette(["cat"], ["background", "cat"]), ["a.jpg"], [pictures])
     for start in (0, 2):
         with Tracker(StoragePath(tmp_path), config, start, ATTEMPT) as tracker:
             tracker.log(start + 1, {"loss/total": 0.5, "seg/IoU/cat": 40.0, "time/teacher_wait_share": 0.25})
