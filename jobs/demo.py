@@ -11,27 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from multas_ray.cli import Parser, run_job
 from multas_ray.config import Config, EvaluateConfig
 from multas_ray.config_file import load_config
 from multas_ray.data import scenes
-from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.partial import apply_partial, draw_partial
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.prepare import write_dataset
 from multas_ray.errors import UserError
-from multas_ray.evaluate.evaluator import Prediction, predict
-from multas_ray.job import Parser, run_job, start_ray
-from multas_ray.model.weights import load_network
-from multas_ray.report.html import report_page
-from multas_ray.report.pictures import grid
-from multas_ray.report.plots import class_bars, learning_curves
-from multas_ray.train.console import HEADLINE, follow, print_results
-from multas_ray.train.run import train
-from multas_ray.train.samples import draw, draw_truth
-from multas_ray.train.tracking import read_metrics
 
 ARMS = {"det": ["det"], "seg": ["seg"], "mtl": ["det", "seg"], "kd": ["det", "seg"]}
 """Tasks of each arm. The first two are the teachers of the last."""
@@ -46,6 +34,10 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder, made anew (default runs/demo)")
     out: Path = parser.parse_args().out
+
+    from multas_ray.ray_setup import start_ray
+    from multas_ray.train.console import print_results
+
     if out.exists():
         if not (out / "data" / "dataset.json").exists():
             raise UserError(f"--out {out}: exists and is not an earlier demo's; choose another folder")
@@ -96,6 +88,9 @@ def arm(out: Path, name: str) -> Config:
 
 def train_side_by_side(configs: Sequence[Config]) -> dict[str, dict[str, Any]]:
     """Train runs at the same time, each with its own Ray Train workers; results by arm."""
+    from multas_ray.train.console import follow
+    from multas_ray.train.run import train
+
     with follow(configs), ThreadPoolExecutor(len(configs)) as threads:
         results = list(threads.map(train, configs))
     return {Path(config.train.run).name: result for config, result in zip(configs, results, strict=True)}
@@ -108,6 +103,11 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
 
 def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the picture of overlays and the report."""
+    from multas_ray.report.html import report_page
+    from multas_ray.report.plots import class_bars, learning_curves
+    from multas_ray.train.console import HEADLINE
+    from multas_ray.train.tracking import read_metrics
+
     draw_overlays(out)
     curves = {name: read_metrics(out / name) for name in results}
     rows = [
@@ -132,6 +132,14 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 def draw_overlays(out: Path) -> None:
     """Draw some validation scenes: ground truth, single-task, multi-task, distilled."""
+    import torch
+
+    from multas_ray.data.collate import make_batch
+    from multas_ray.evaluate.evaluator import Prediction, predict
+    from multas_ray.model.weights import load_network
+    from multas_ray.report.pictures import grid
+    from multas_ray.train.samples import draw, draw_truth
+
     index = read_index(str(out / "data"), "val")
     networks = {name: load_network(str(out / name)) for name in ARMS}
     plan = EvaluationPlan(index, PICTURES, networks["det"][1].size)

@@ -5,18 +5,20 @@ python jobs/describe.py data/animals --samples 16
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
-from multas_ray.data.collate import decode, read_row
-from multas_ray.data.describe import SplitCounts, choose, count
+from multas_ray.cli import Parser, at_least, run_job
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, read_info
-from multas_ray.job import Parser, at_least, run_job
-from multas_ray.report.pictures import captioned, grid, overlay
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from multas_ray.data.describe import SplitCounts
 
 COLUMNS = 4
 """Pictures side by side."""
@@ -31,6 +33,10 @@ def main() -> None:
     parser.add_argument("--samples", type=at_least(0), default=16, help="pictures of each split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: %(default)s)")
     arguments = parser.parse_args()
+
+    from multas_ray.data.describe import choose
+    from multas_ray.report.pictures import grid
+
     console = Console()
     info = read_info(arguments.dataset)
     indexes = {split: read_index(arguments.dataset, split) for split in info.splits}
@@ -47,22 +53,24 @@ def main() -> None:
         console.print(f"{split}: pictures in {file}", soft_wrap=True)
 
 
-def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console) -> dict[str, SplitCounts]:
+def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console) -> "dict[str, SplitCounts]":
     """Count every split behind a progress bar."""
+    from multas_ray.data.describe import count
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bars = {split: progress.add_task(f"counting {split}", total=len(index)) for split, index in indexes.items()}
         return {split: count(index, info, partial(progress.advance, bars[split])) for split, index in indexes.items()}
 
 
-def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
+def rows_table(info: DatasetInfo, counts: "dict[str, SplitCounts]") -> Table:
     table = numbers(f"{info.name}: images by split and task mask", ["split", *TASK_MASKS, "total"])
     for split, found in counts.items():
         table.add_row(split, *(f"{found.rows[mask]:,}" for mask in TASK_MASKS), f"{sum(found.rows.values()):,}")
     return table
 
 
-def classes_table(info: DatasetInfo, split: str, found: SplitCounts) -> Table:
+def classes_table(info: DatasetInfo, split: str, found: "SplitCounts") -> Table:
     """A class may be one of objects, of pixels, or of both: a task that does not know it has blank cells."""
     table = numbers(f"{split}: by class", ["class", "boxes", "difficult", "images", "pixels", "images"])
     values = {name: value for value, name in enumerate(info.seg_classes)} | {"(ignore)": IGNORE}
@@ -86,8 +94,11 @@ def numbers(title: str, heads: list[str]) -> Table:
     return table
 
 
-def draw(index: Index, row: int, info: DatasetInfo) -> Tensor:
+def draw(index: Index, row: int, info: DatasetInfo) -> "Tensor":
     """A row's picture with its annotation, under its id and task mask."""
+    from multas_ray.data.collate import decode, read_row
+    from multas_ray.report.pictures import captioned, overlay
+
     values = read_row(index, row)
     sample = decode(values)
     boxes, labels = sample.get("boxes"), sample.get("labels")

@@ -16,15 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from multas_ray.cli import Parser, at_least, run_job
 from multas_ray.config import Task
 from multas_ray.data import coco, scenes, voc
-from multas_ray.data.carve import carve
 from multas_ray.data.partial import apply_partial, draw_partial, parse_fractions
 from multas_ray.data.prepare import Summary, write_dataset
 from multas_ray.data.row import Reject, Row
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
-from multas_ray.job import Parser, at_least, run_job
 
 Rows = Iterable[Row | Reject]
 Track = Callable[[str, Rows, int], Rows]
@@ -155,6 +154,9 @@ def read_scenes(args: argparse.Namespace, track: Track) -> Read:
 
 def read_carved(args: argparse.Namespace, track: Track) -> Read:
     """A split of a data set in two."""
+    # Imports PyTorch.
+    from multas_ray.data.carve import carve
+
     info = read_info(args.data)
     if info.seg_classes != ["background", *info.det_classes]:
         raise UserError(f"--data {args.data}: its two tasks have other classes, which carve cannot write")

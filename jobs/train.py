@@ -3,11 +3,9 @@
 python jobs/train.py --config jobs/configs/animals_mtl.yaml optim.lr=0.0005 train.run=runs/other
 """
 
+from multas_ray.cli import Parser, run_job
 from multas_ray.config_file import load_config
-from multas_ray.job import Parser, run_job
 from multas_ray.storage import StoragePath
-from multas_ray.train.console import follow, print_results
-from multas_ray.train.run import train
 
 
 def main() -> None:
@@ -16,6 +14,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
+
+    from multas_ray.train.console import follow, print_results
+    from multas_ray.train.run import train
+
     with follow([config]):
         result = train(config)
     run = StoragePath(config.train.run)

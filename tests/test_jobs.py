@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from multas_ray.errors import UserError
-from multas_ray.job import FAILED, OK, QUIET_DAEMONS, UNUSABLE, root_cause, run_job
+from multas_ray.cli import FAILED, OK, UNUSABLE, run_job
+from multas_ray.errors import UserError, root_cause
+from multas_ray.ray_setup import QUIET_DAEMONS
 from tests.shared import ROOT
 
 
@@ -127,7 +128,7 @@ def test_done_is_0(monkeypatch, capsys, tmp_path):
 ASK = """
 import ray
 from ray.util.state import get_actor
-from multas_ray.job import on_cluster, start_ray
+from multas_ray.ray_setup import on_cluster, start_ray
 
 @ray.remote(num_cpus=0)
 class Actor:
@@ -153,7 +154,7 @@ READ_BACK = """
 from ray._private import log_monitor
 from ray.dashboard.modules.event import event_consts
 from ray.dashboard.modules.reporter import reporter_consts
-from multas_ray.job import QUIET_DAEMONS
+from multas_ray.ray_setup import QUIET_DAEMONS
 
 for name, value in QUIET_DAEMONS.items():
     read = [getattr(module, name) for module in (log_monitor, event_consts, reporter_consts) if hasattr(module, name)]
@@ -172,7 +173,7 @@ def test_rays_daemons_read_the_settings_that_keep_them_quiet():
 SETTLE = """
 import os, ray
 from time import monotonic, sleep
-from multas_ray.job import QUIET_DAEMONS, data_tasks, start_ray
+from multas_ray.ray_setup import QUIET_DAEMONS, data_tasks, start_ray
 from tests.processes import named
 
 @ray.remote

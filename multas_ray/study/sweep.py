@@ -1,59 +1,30 @@
 """A search for the best configuration with Ray Tune: trainings side by side, the poor ones stopped early."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from multas_ray.config import Config
-from multas_ray.config_file import parse_config
-from multas_ray.errors import RunError, UserError
-from multas_ray.job import first_line, root_cause, start_ray, warn_if_passing
+from multas_ray.errors import RunError, UserError, first_line, root_cause
+from multas_ray.ray_setup import start_ray, warn_if_passing
 from multas_ray.report.html import report_page
 from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
 from multas_ray.storage import StoragePath
-from multas_ray.study.plan import change_paths
+from multas_ray.study.plan import Sweep, change_paths
 from multas_ray.study.search import parse_search
 from multas_ray.study.trials import trials_that_fit
 from multas_ray.train.run import cpus_needed, train
 from multas_ray.train.tracking import read_metrics
 
-Scheduler = Literal["asha", "median", "none"]
-METRICS = ("score", "det/AP", "det/AP50", "seg/mIoU")
 LOOK_EVERY_S = 1.0
 SWEEP, BEST, TUNE = "sweep.json", "best.yaml", "tune"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What is searched, and how."""
-
-    tree: dict[str, Any]
-    """The common configuration."""
-    search: Sequence[str]
-    """See `parse_search`."""
-    out: str
-    """Folder of the trials' runs and of the outcome."""
-    trials: int
-    scheduler: Scheduler = "asha"
-    metric: str = "score"
-    """More is better."""
-    parallel: int | None = None
-    """Trials at a time; default: as many as the cluster has room for."""
-    seed: int = 0
-    """Of the draws."""
-
-    def config(self, drawn: Mapping[str, Any], run: str) -> Config:
-        """The configuration of a trial."""
-        tree = deepcopy(self.tree)
-        overrides = [f"{path}={json.dumps(value)}" for path, value in drawn.items()]
-        return parse_config(tree, [*overrides, f"train.run={json.dumps(run)}"])
 
 
 def run_sweep(sweep: Sweep) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import Addition, PlannedData, Source
 from multas_ray.data.weak import WeakAnnotations, weak_tasks
-from multas_ray.errors import RunError, UserError
-from multas_ray.job import data_tasks, first_line, root_cause, start_ray, warn_if_passing
+from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
+from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
 from multas_ray.report.html import run_report
 from multas_ray.storage import StoragePath
 from multas_ray.teacher.pool import start_pool

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from multas_ray.job import OK
+from multas_ray.cli import OK
 from tests.test_jobs import call
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
+from multas_ray.cli import FAILED
 from multas_ray.errors import RunError, UserError
 from multas_ray.evaluate.evaluator import Prediction
 from multas_ray.evaluate.postprocess import Detections
-from multas_ray.job import FAILED
 from multas_ray.report import plots
 from multas_ray.study import pictures
 from multas_ray.study.outcome import write_outcome

@@ -15,8 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from multas_ray.data import scenes
-from multas_ray.errors import UserError
-from multas_ray.job import root_cause
+from multas_ray.errors import UserError, root_cause
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.model.weights import load_network
 from multas_ray.storage import StoragePath
