@@ -4,22 +4,20 @@ Scenes of which half have boxes only and half have masks only; a detection and a
 student without and one with distillation through the Ray teacher pool; one table, one report.
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multas_ray.cli import Parser, run_job
-from multas_ray.config import Config, EvaluateConfig
-from multas_ray.config_file import load_config
-from multas_ray.data import scenes
-from multas_ray.data.index import read_index
-from multas_ray.data.partial import apply_partial, draw_partial
-from multas_ray.data.plan import EvaluationPlan
-from multas_ray.data.prepare import write_dataset
 from multas_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from multas_ray.config import Config
 
 ARMS = {"det": ["det"], "seg": ["seg"], "mtl": ["det", "seg"], "kd": ["det", "seg"]}
 """Tasks of each arm. The first two are the teachers of the last."""
@@ -54,6 +52,10 @@ def main() -> None:
 
 def make_data(path: Path) -> None:
     """Write the scenes: half of the training images keep only their boxes, half only their masks."""
+    from multas_ray.data import scenes
+    from multas_ray.data.partial import apply_partial, draw_partial
+    from multas_ray.data.prepare import write_dataset
+
     indices = range(TRAIN_SCENES)
     kept = draw_partial(map(scenes.scene_id, indices), {"det": 0.5, "seg": 0.5}, seed=0)
     write_dataset(
@@ -72,6 +74,8 @@ def make_data(path: Path) -> None:
 
 def arm(out: Path, name: str) -> Config:
     """The configuration of an arm."""
+    from multas_ray.config_file import load_config
+
     steps = TEACHER_STEPS if name in ("det", "seg") else STUDENT_STEPS
     settings = [
         f"data.path={out / 'data'}",
@@ -134,7 +138,11 @@ def draw_overlays(out: Path) -> None:
     """Draw some validation scenes: ground truth, single-task, multi-task, distilled."""
     import torch
 
+    from multas_ray.config import EvaluateConfig
+    from multas_ray.data import scenes
     from multas_ray.data.collate import make_batch
+    from multas_ray.data.index import read_index
+    from multas_ray.data.plan import EvaluationPlan
     from multas_ray.evaluate.evaluator import Prediction, predict
     from multas_ray.model.weights import load_network
     from multas_ray.report.pictures import grid

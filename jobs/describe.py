@@ -3,6 +3,8 @@
 python jobs/describe.py data/animals --samples 16
 """
 
+from __future__ import annotations
+
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,13 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from multas_ray.cli import Parser, at_least, run_job
-from multas_ray.data.index import Index, read_index
-from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, read_info
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from multas_ray.data.describe import SplitCounts
+    from multas_ray.data.index import Index
+    from multas_ray.data.schema import DatasetInfo
 
 COLUMNS = 4
 """Pictures side by side."""
@@ -35,6 +37,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from multas_ray.data.describe import choose
+    from multas_ray.data.index import read_index
+    from multas_ray.data.schema import read_info
     from multas_ray.report.pictures import grid
 
     console = Console()
@@ -53,7 +57,7 @@ def main() -> None:
         console.print(f"{split}: pictures in {file}", soft_wrap=True)
 
 
-def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console) -> "dict[str, SplitCounts]":
+def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console) -> dict[str, SplitCounts]:
     """Count every split behind a progress bar."""
     from multas_ray.data.describe import count
 
@@ -63,15 +67,19 @@ def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console)
         return {split: count(index, info, partial(progress.advance, bars[split])) for split, index in indexes.items()}
 
 
-def rows_table(info: DatasetInfo, counts: "dict[str, SplitCounts]") -> Table:
+def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
+    from multas_ray.data.schema import TASK_MASKS
+
     table = numbers(f"{info.name}: images by split and task mask", ["split", *TASK_MASKS, "total"])
     for split, found in counts.items():
         table.add_row(split, *(f"{found.rows[mask]:,}" for mask in TASK_MASKS), f"{sum(found.rows.values()):,}")
     return table
 
 
-def classes_table(info: DatasetInfo, split: str, found: "SplitCounts") -> Table:
+def classes_table(info: DatasetInfo, split: str, found: SplitCounts) -> Table:
     """A class may be one of objects, of pixels, or of both: a task that does not know it has blank cells."""
+    from multas_ray.data.schema import IGNORE
+
     table = numbers(f"{split}: by class", ["class", "boxes", "difficult", "images", "pixels", "images"])
     values = {name: value for value, name in enumerate(info.seg_classes)} | {"(ignore)": IGNORE}
     share = found.pixels / max(1, found.pixels.sum())
@@ -94,9 +102,10 @@ def numbers(title: str, heads: list[str]) -> Table:
     return table
 
 
-def draw(index: Index, row: int, info: DatasetInfo) -> "Tensor":
+def draw(index: Index, row: int, info: DatasetInfo) -> Tensor:
     """A row's picture with its annotation, under its id and task mask."""
     from multas_ray.data.collate import decode, read_row
+    from multas_ray.data.schema import TASK_MASKS
     from multas_ray.report.pictures import captioned, overlay
 
     values = read_row(index, row)

@@ -5,15 +5,16 @@ python jobs/evaluate.py --checkpoint runs/animals/kd --data data/animals --split
 
 from typing import get_args
 
-from rich.console import Console
-
 from multas_ray.cli import Parser, at_least, run_job
-from multas_ray.config import Protocol
-from multas_ray.deploy.workers import Workers, add_worker_flags
-from multas_ray.storage import StoragePath
 
 
 def main() -> None:
+    from rich.console import Console
+
+    from multas_ray.config import Protocol
+    from multas_ray.deploy.workers import Workers, add_worker_flags
+    from multas_ray.storage import StoragePath
+
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint), checkpoint or export")
     parser.add_argument("--data", required=True, help="data set folder: a path or a URI")

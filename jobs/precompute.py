@@ -4,8 +4,6 @@ python jobs/precompute.py --config jobs/configs/animals_kd.yaml --views 8 teache
 """
 
 from multas_ray.cli import Parser, at_least, run_job
-from multas_ray.config_file import load_config
-from multas_ray.stop import GOES_ON, on_stop
 
 
 def main() -> None:
@@ -16,6 +14,10 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
     arguments = parser.parse_intermixed_args()
+
+    from multas_ray.config_file import load_config
+    from multas_ray.stop import GOES_ON, on_stop
+
     config = load_config(arguments.config, arguments.overrides)
 
     from multas_ray.teacher.precompute import precompute

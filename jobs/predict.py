@@ -3,14 +3,15 @@
 python jobs/predict.py --checkpoint runs/animals/kd --images 'photos/*.jpg' --out runs/predict
 """
 
-from rich.console import Console
-
 from multas_ray.cli import Parser, at_least, run_job
-from multas_ray.deploy.workers import Workers, add_worker_flags
-from multas_ray.storage import StoragePath
 
 
 def main() -> None:
+    from rich.console import Console
+
+    from multas_ray.deploy.workers import Workers, add_worker_flags
+    from multas_ray.storage import StoragePath
+
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint), checkpoint or export")
     parser.add_argument(

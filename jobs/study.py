@@ -7,9 +7,6 @@ Trials that are finished are not run again; those that were cut short go on wher
 """
 
 from multas_ray.cli import Parser, run_job
-from multas_ray.errors import RunError
-from multas_ray.stop import GOES_ON, on_stop
-from multas_ray.study.plan import lay_out, load_study
 
 
 def main() -> None:
@@ -17,6 +14,11 @@ def main() -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the study")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, and what they need")
     arguments = parser.parse_args()
+
+    from multas_ray.errors import RunError
+    from multas_ray.stop import GOES_ON, on_stop
+    from multas_ray.study.plan import lay_out, load_study
+
     study = load_study(arguments.config)
 
     from multas_ray.study.outcome import summary_tables, write_outcome

@@ -9,12 +9,13 @@ The same command goes on with a search that was cut short. The best configuratio
 from typing import get_args
 
 from multas_ray.cli import Parser, run_job
-from multas_ray.config_file import apply_overrides, read_yaml
-from multas_ray.stop import GOES_ON, on_stop
-from multas_ray.study.plan import METRICS, Scheduler, Sweep
 
 
 def main() -> None:
+    from multas_ray.config_file import apply_overrides, read_yaml
+    from multas_ray.stop import GOES_ON, on_stop
+    from multas_ray.study.plan import METRICS, Scheduler, Sweep
+
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of a run")
     parser.add_argument("--search", required=True, nargs="+", metavar="path=domain(values)", help="what to search")

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from multas_ray.cli import Parser, run_job
-from multas_ray.config_file import load_config
 from multas_ray.errors import UserError
 
 
@@ -42,6 +41,8 @@ def connect() -> None:
 
 def start(arguments: argparse.Namespace) -> None:
     """Start, and wait until every replica has loaded its teacher."""
+    from multas_ray.config_file import load_config
+
     config = load_config(arguments.config, arguments.overrides)
     if config.teachers.pool is None:
         raise UserError("teachers.pool: not set; a shared pool needs a name")

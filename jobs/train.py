@@ -4,8 +4,6 @@ python jobs/train.py --config jobs/configs/animals_mtl.yaml optim.lr=0.0005 trai
 """
 
 from multas_ray.cli import Parser, run_job
-from multas_ray.config_file import load_config
-from multas_ray.storage import StoragePath
 
 
 def main() -> None:
@@ -13,6 +11,10 @@ def main() -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the run")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
     arguments = parser.parse_intermixed_args()
+
+    from multas_ray.config_file import load_config
+    from multas_ray.storage import StoragePath
+
     config = load_config(arguments.config, arguments.overrides)
 
     from multas_ray.train.console import follow, print_results

@@ -1,6 +1,8 @@
 """What every job's command line shares: exit codes, one-line errors, an answer to Ctrl-C. Imports nothing heavy."""
 
 import argparse
+import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -15,9 +17,33 @@ OK, FAILED, UNUSABLE = 0, 1, 2
 
 def run_job(main: Callable[[], None]) -> NoReturn:
     """Run a job's main and end the process: 0 done, 1 failed, 2 unusable input; the reason is the last line."""
+    hide_ray_log()
     with answer_signals():
         code = _run(main)
     sys.exit(code)
+
+
+RAY_LOG = r"^\[[-0-9]+ [0-9:,]+ [IWE] [0-9]+ [0-9]+\] "
+"""How a line of Ray's C++ begins that is not fatal."""
+
+
+def hide_ray_log() -> None:
+    """Take Ray's C++ log out of what this process's native code writes to standard error: a job survives what Ray
+    calls errors there. Python's standard error is another one from now on; where that has been replaced, as by a test,
+    nothing is done."""
+    if sys.stderr is None or sys.stderr is not sys.__stderr__:
+        return
+    own = os.dup(2)
+    # In a process that outlives a crash, and in a session that a terminal's Ctrl-C does not reach.
+    command = ["grep", "--line-buffered", "-v", "-E", RAY_LOG]
+    try:
+        grep = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=own, start_new_session=True)
+    except OSError:
+        return
+    assert grep.stdin is not None
+    os.dup2(grep.stdin.fileno(), 2)
+    grep.stdin.close()
+    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", buffering=1, errors="backslashreplace")  # type: ignore[misc]
 
 
 def _run(main: Callable[[], None]) -> int:

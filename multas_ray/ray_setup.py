@@ -40,8 +40,6 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     # Says at every start that the local Ray wants a token, which nobody has to type.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    # Ray's C++ writes what it calls errors to a driver's terminal. Those that are any are raised in Python too.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Shows what raylets tell every driver, such as how many processes they have started.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
     # Ray runs its workers at low priority, so that anything else on the machine outruns the training.

@@ -84,11 +84,12 @@ def _say() -> None:
     asking = Thread(target=lambda: told.append(_words() if callable(_words) else _words), daemon=True)
     asking.start()
     asking.join(WORDS_S)
-    if sys.__stdout__ is not None:
-        sys.__stdout__.flush()
-    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    assert sys.__stdout__ is not None
+    assert sys.__stderr__ is not None
+    sys.__stdout__.flush()
+    terminal, nowhere = os.dup(sys.__stderr__.fileno()), os.open(os.devnull, os.O_WRONLY)
+    for written in (1, 2, sys.__stderr__.fileno()):
+        os.dup2(nowhere, written)
     # A progress bar hides the cursor and leaves it within its line.
     restore = "\r\n\x1b[?25h" if os.isatty(terminal) else ""
     os.write(terminal, f"{restore}{told[0] if told else STOPPING}\n".encode())
