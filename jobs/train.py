@@ -17,9 +17,11 @@ def main() -> None:
 
     config = load_config(arguments.config, arguments.overrides)
 
-    from multas_ray.train.console import follow, print_results
+    from multas_ray.stop import on_stop
+    from multas_ray.train.console import follow, print_results, stopping
     from multas_ray.train.run import train
 
+    on_stop(lambda: stopping(config))
     with follow([config]):
         result = train(config)
     run = StoragePath(config.train.run)

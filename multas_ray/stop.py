@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end a job within seconds, whatever it is doing."""
 
+import atexit
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from time import monotonic, sleep
 from typing import Any
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-WORDS_S = 0.7
+WORDS_S = 1.0
 """How long the words of an answer may take: a bucket that hangs must not keep it back."""
 GRACE_S = 5.0
 """How long W&B may take to write what it has."""
@@ -53,6 +54,8 @@ def answer_signals() -> Iterator[None]:
         signal.pthread_kill(watch.ident, signal.SIGTERM)
         watch.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Ray ends its processes when Python ends, which takes a second or two.
+        atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
 
 
 # Processes inherit it too, and Ray asks its own to end by SIGTERM.
@@ -72,44 +75,55 @@ def _watch(over: Event) -> None:
 
 def _stop(signum: int) -> None:
     try:
-        _say()
-        _endfamily()
+        terminal = _leave_terminal()
+        raylets = [process for process in family() if _is_named(process, "raylet")]
+        for raylet in raylets:
+            # It would replace what is killed, and this process would dump its stacks if it saw the raylet end.
+            with suppress(Exception):
+                raylet.suspend()
+        end = monotonic() + GRACE_S
+        _kill_most(raylets)
+        restore = "\r\n\x1b[?25h" if os.isatty(terminal) else ""
+        os.write(terminal, f"{restore}{_answer()}\n".encode())
+        while _kill_most(raylets) and monotonic() < end:
+            sleep(0.05)
+        kill(family())
     finally:
         os._exit(128 + signum)
 
 
-def _say() -> None:
-    """Print the line, the last one: nothing that falls over from now on reaches the terminal."""
+def _leave_terminal() -> int:
+    """A file descriptor of standard error, which nothing that falls over from now on writes to."""
+    assert sys.__stdout__ is not None
+    assert sys.__stderr__ is not None
+    with suppress(OSError):
+        sys.__stdout__.flush()
+    terminal, nowhere = os.dup(sys.__stderr__.fileno()), os.open(os.devnull, os.O_WRONLY)
+    for written in (1, 2, sys.__stderr__.fileno()):
+        os.dup2(nowhere, written)
+    return terminal
+
+
+def _answer() -> str:
     told: list[str] = []
     asking = Thread(target=lambda: told.append(_words() if callable(_words) else _words), daemon=True)
     asking.start()
     asking.join(WORDS_S)
-    assert sys.__stdout__ is not None
-    assert sys.__stderr__ is not None
-    sys.__stdout__.flush()
-    terminal, nowhere = os.dup(sys.__stderr__.fileno()), os.open(os.devnull, os.O_WRONLY)
-    for written in (1, 2, sys.__stderr__.fileno()):
-        os.dup2(nowhere, written)
-    # A progress bar hides the cursor and leaves it within its line.
-    restore = "\r\n\x1b[?25h" if os.isatty(terminal) else ""
-    os.write(terminal, f"{restore}{told[0] if told else STOPPING}\n".encode())
+    return told[0] if told else STOPPING
 
 
-def _endfamily() -> None:
-    """End all that this process has started. W&B's process ends by itself, when it has written what it has."""
-    raylets = [process for process in family() if process.name() == "raylet"]
-    for raylet in raylets:
-        # A raylet that lost a worker would start another, and this process would end with a dump if it lost the raylet.
-        with suppress(Exception):
-            raylet.suspend()
-    end = monotonic() + GRACE_S
-    while rest := [process for process in family() if process not in raylets]:
-        others = [process for process in rest if process.name() != "wandb-core"]
-        kill(others)
-        if monotonic() > end:
-            break
-        sleep(0.05)
-    kill(family())
+def _kill_most(raylets: list[Any]) -> bool:
+    """Kill what this process has started but for raylets, and for W&B's process, which ends by itself when it has
+    written what it has. Whether any was left."""
+    rest = [process for process in family() if process not in raylets]
+    kill(process for process in rest if not _is_named(process, "wandb-core"))
+    return bool(rest)
+
+
+def _is_named(process: Any, name: str) -> bool:
+    with suppress(Exception):
+        return bool(process.name() == name)
+    return False
 
 
 def family() -> list[Any]:

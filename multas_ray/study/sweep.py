@@ -52,6 +52,7 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
     warn_if_passing("--out", out.uri)
     _check_folder(out, sweep)
     room = sweep.parallel or trials_that_fit(example)
+    print(f"{sweep.trials} trials, {room} at a time, each of at most {example.train.steps} steps", flush=True)
     start_ray(room * cpus_needed(example) + 1)
     outcomes = _tuner(sweep, space, room, example).fit()
     # In the order in which they were drawn: Tune gives them in another when it goes on.
@@ -108,11 +109,34 @@ def _tuner(sweep: Sweep, space: Mapping[str, Any], room: int, example: Config) -
         run_config=tune.RunConfig(
             name=TUNE,
             storage_path=out.uri,
-            verbose=1,
+            verbose=0,
             log_to_file=False,
             failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[_News(sweep)],
         ),
     )
+
+
+class _News(tune.Callback):
+    """Prints a line on every trial that has ended."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune, in the process that runs the search."""
+        lines = _evaluations((StoragePath(self.sweep.out) / trial.trial_id).uri, after=0)
+        if lines:
+            top = max(line[self.sweep.metric] for line in lines)
+            self._tell(trials, trial, f"{self.sweep.metric} {top:.2f} within {lines[-1]['step']} steps")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune, in the process that runs the search."""
+        self._tell(trials, trial, "failed")
+
+    def _tell(self, trials: list[Any], trial: Any, news: str) -> None:
+        ended = sum(other.is_finished() for other in trials)
+        print(f"trial {trial.trial_id}: {news}; {ended} of {self.sweep.trials} trials have ended", flush=True)
 
 
 def _scheduler(sweep: Sweep, config: Config) -> TrialScheduler:

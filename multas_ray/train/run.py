@@ -35,7 +35,7 @@ from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
 from multas_ray.train.attempts import describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
 from multas_ray.train.step import distilled_rows
-from multas_ray.train.tracking import log_error, read_metrics
+from multas_ray.train.tracking import Progress, log_error, read_metrics
 
 CONFIG, RESULT = "config.yaml", "result.json"
 
@@ -74,6 +74,8 @@ def train(config: Config) -> dict[str, Any]:
     attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs)
     if start:
         print(f"{run}: goes on from step {start}", flush=True)
+    progress = Progress(run)
+    progress.starting("Ray")
     start_ray(cpus_needed(config))
     check_placement(asks(config))
     record_attempt(run, attempt)
@@ -82,6 +84,8 @@ def train(config: Config) -> dict[str, Any]:
         if config.distill.targets == "packed" and whole:
             print(f"distill.targets: {task} stays dense, which distill.{task}.{whole[0]} needs", flush=True)
     pooled = specs and config.teachers.placement == "pool"
+    if pooled:
+        progress.starting("teachers")
     settings = {
         "config": config.model_dump(mode="json"),
         "attempt": attempt,
@@ -92,6 +96,7 @@ def train(config: Config) -> dict[str, Any]:
         "teachers": specs,
         "pool": start_pool(config.teachers, specs) if pooled else None,
     }
+    progress.starting("workers")
     outcome = _fit(_trainer(config, info, settings, plan, validation), config.train.max_failures)
     return conclude(run, outcome, time() - began)
 
