@@ -39,6 +39,10 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
         return
     # Says at every start that the local Ray wants a token, which nobody has to type.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Tells how long each of its operations takes.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Of Tune's two ways to show its progress, the one that can be told to show nothing.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     # Shows what raylets tell every driver, such as how many processes they have started.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -82,7 +86,7 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
             ray.shutdown()
             kill(set(family()) - set(before))
             if attempt == STARTS:
-                raise RunError(f"Ray did not start in {STARTS} attempts ({first_line(error)})") from error
+                raise RunError(f"Ray did not start in {STARTS} attempts ({first_line(error)})") from None
             print("Ray did not start in time (machine busy?): trying again", file=sys.stderr, flush=True)
 
 
