@@ -109,7 +109,8 @@ def _bars(runs: Sequence[_Run], done: threading.Event) -> None:
         while not _wait(runs, done):
             for run, task in zip(runs, tasks, strict=True):
                 run.look()
-                progress.update(task, completed=run.step, news=run.news or "starting", left=run.left())
+                news = run.news or ("" if run.step else "starting")
+                progress.update(task, completed=run.step, news=news, left=run.left())
 
 
 def _lines(runs: Sequence[_Run], done: threading.Event) -> None:
