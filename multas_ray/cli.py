@@ -33,17 +33,17 @@ def hide_ray_log() -> None:
     nothing is done."""
     if sys.stderr is None or sys.stderr is not sys.__stderr__:
         return
-    own = os.dup(2)
     # In a process that outlives a crash, and in a session that a terminal's Ctrl-C does not reach.
     command = ["grep", "--line-buffered", "-v", "-E", RAY_LOG]
     try:
+        own = os.dup(2)
         grep = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=own, start_new_session=True)
     except OSError:
         return
     assert grep.stdin is not None
     os.dup2(grep.stdin.fileno(), 2)
     grep.stdin.close()
-    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", buffering=1, errors="backslashreplace")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", 1, sys.stderr.encoding, "backslashreplace")  # type: ignore[misc]
 
 
 def _run(main: Callable[[], None]) -> int:

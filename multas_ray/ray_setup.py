@@ -39,8 +39,8 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
         return
     # Says at every start that the local Ray wants a token, which nobody has to type.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # Tells how long each of its operations takes.
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    # Tells how long its operations take, and shows failures of trials, which their jobs report, as tracebacks.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Of Tune's two ways to show its progress, the one that can be told to show nothing.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}

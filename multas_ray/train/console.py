@@ -72,7 +72,7 @@ class _Run:
         lines = read_metrics(self.folder)
         progress = read_progress(self.folder, self.began)
         self.starting = progress.get("starting", "")
-        self.step = progress.get("step") or max((line["step"] for line in lines), default=0)
+        self.step = max([progress.get("step", 0), *(line["step"] for line in lines)])
         if "step" in progress and (not self.seen or self.seen[-1][1] < self.step):
             self.seen.append((monotonic(), self.step))
         news = [f"starting {self.starting}"] if self.starting else []
