@@ -88,7 +88,7 @@ def test_a_training_that_is_stopped_goes_on_from_where_it_said(train, tmp_path):
     wait_for(job, lambda: progress(tmp_path).get("starting") == "workers")
     told = stop(job, signal.SIGTERM)
     assert f"{tmp_path / 'run'}: goes on from step {kept}" in told
-    assert told[-1] == f"stopping at step {at}; the same command goes on from step {kept}"
+    assert told[-1].endswith(f"; the same command goes on from step {kept}")
 
 
 @pytest.mark.parametrize("what", ["nothing", "Ray"])
