@@ -135,7 +135,8 @@ class _News(tune.Callback):
         self._tell(trials, trial, "failed")
 
     def _tell(self, trials: list[Any], trial: Any, news: str) -> None:
-        ended = sum(other.is_finished() for other in trials)
+        # This one does not say so yet.
+        ended = sum(other.is_finished() or other is trial for other in trials)
         print(f"trial {trial.trial_id}: {news}; {ended} of {self.sweep.trials} trials have ended", flush=True)
 
 
