@@ -33,6 +33,7 @@ def hide_ray_log() -> None:
     nothing is done."""
     if sys.stderr is None or sys.stderr is not sys.__stderr__:
         return
+    encoding = sys.stderr.encoding
     # In a process that outlives a crash, and in a session that a terminal's Ctrl-C does not reach.
     command = ["grep", "--line-buffered", "-v", "-E", RAY_LOG]
     try:
@@ -43,7 +44,7 @@ def hide_ray_log() -> None:
     assert grep.stdin is not None
     os.dup2(grep.stdin.fileno(), 2)
     grep.stdin.close()
-    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", 1, sys.stderr.encoding, "backslashreplace")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", 1, encoding, "backslashreplace")  # type: ignore[misc]
 
 
 def _run(main: Callable[[], None]) -> int:
