@@ -31,9 +31,9 @@ def hide_ray_log() -> None:
     """Take Ray's C++ log out of what this process's native code writes to standard error: a job survives what Ray
     calls errors there. Python's standard error is another one from now on; where that has been replaced, as by a test,
     nothing is done."""
-    if sys.stderr is None or sys.stderr is not sys.__stderr__:
+    before = sys.stderr
+    if before is None or before is not sys.__stderr__:
         return
-    encoding = sys.stderr.encoding
     # In a process that outlives a crash, and in a session that a terminal's Ctrl-C does not reach.
     command = ["grep", "--line-buffered", "-v", "-E", RAY_LOG]
     try:
@@ -44,7 +44,7 @@ def hide_ray_log() -> None:
     assert grep.stdin is not None
     os.dup2(grep.stdin.fileno(), 2)
     grep.stdin.close()
-    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", 1, encoding, "backslashreplace")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", 1, before.encoding, "backslashreplace")  # type: ignore[misc]
 
 
 def _run(main: Callable[[], None]) -> int:
