@@ -32,7 +32,7 @@ def hide_ray_log() -> None:
     calls errors there. Python's standard error is another one from now on; where that has been replaced, as by a test,
     nothing is done."""
     before = sys.stderr
-    if before is None or before is not sys.__stderr__:
+    if before is not sys.__stderr__ or before is None:
         return
     # In a process that outlives a crash, and in a session that a terminal's Ctrl-C does not reach.
     command = ["grep", "--line-buffered", "-v", "-E", RAY_LOG]
