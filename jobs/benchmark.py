@@ -12,24 +12,19 @@ import os
 from pathlib import Path
 from statistics import median
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from multas_ray.benchmark import loading
-from multas_ray.benchmark import memory as out_of_core
-from multas_ray.benchmark.losses import SIZE, STEP_BATCH, compare_losses, compare_presets
-from multas_ray.benchmark.overhead import BATCH, compare_rates, overhead_figures
-from multas_ray.benchmark.placements import prepare_images
-from multas_ray.benchmark.teachers import measure_teachers
 from multas_ray.benchmark.timing import write_figures
-from multas_ray.job import Parser, run_job, start_ray
+from multas_ray.cli import Parser, run_job
 
 THREADS = 1
 
 
 def loss(arguments: argparse.Namespace) -> dict[str, float]:
     """The detection loss against the published way and its floor; the step of the paper's preset against ours."""
+    from multas_ray.benchmark.losses import SIZE, STEP_BATCH, compare_losses, compare_presets
+
     figures: dict[str, float] = {}
     table = Table("images", "batched", "per image", "focal loss alone", "speed-up", "of the floor")
     table.title = f"Detection loss, {SIZE} px, forward and backward, {THREADS} thread, milliseconds"
@@ -58,11 +53,17 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
 
 def teachers(arguments: argparse.Namespace) -> dict[str, float]:
     """What teachers cost a student."""
+    from multas_ray.benchmark.teachers import measure_teachers
+
     return measure_teachers(arguments.out, shared_folder(), arguments.overrides)
 
 
 def data(arguments: argparse.Namespace) -> dict[str, float]:
     """The data stream against a DataLoader, and what a training waits for it."""
+    from multas_ray.benchmark import loading
+    from multas_ray.benchmark.placements import prepare_images
+    from multas_ray.ray_setup import start_ray
+
     images = arguments.out / "images"
     print(f"on {prepare_images(images, shared_folder())}, {loading.SIZE} px, {loading.PROCESSES} processes", flush=True)
     start_ray(8)
@@ -80,6 +81,9 @@ def data(arguments: argparse.Namespace) -> dict[str, float]:
 
 def overhead(arguments: argparse.Namespace) -> dict[str, float]:
     """What Ray costs a training, and what a second worker brings."""
+    from multas_ray.benchmark.overhead import BATCH, compare_rates, overhead_figures
+    from multas_ray.benchmark.placements import prepare_images
+
     images = arguments.out / "images"
     print(f"on {prepare_images(images, shared_folder())}: about 20 minutes", flush=True)
     rates = compare_rates(images, arguments.out / "overhead", arguments.overrides)
@@ -95,6 +99,9 @@ def overhead(arguments: argparse.Namespace) -> dict[str, float]:
 
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
     """Memory of a training on a data set that outgrows it, and its wait where an epoch begins."""
+    from multas_ray.benchmark import memory as out_of_core
+    from multas_ray.ray_setup import start_ray
+
     large, small = (arguments.out / name for name in ("large", "small"))
     gigabytes = out_of_core.repeat_scenes(large, out_of_core.LARGE, out_of_core.LARGE_SIDE)
     out_of_core.repeat_scenes(small, out_of_core.SMALL, out_of_core.SMALL_SIDE)
@@ -149,6 +156,9 @@ def main() -> None:
     sub.set_defaults(measure=memory)
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
+
+    import torch
+
     torch.set_num_threads(THREADS)
     print(write_figures(arguments.out, arguments.bench, arguments.measure(arguments)))
 

@@ -4,31 +4,20 @@ Scenes of which half have boxes only and half have masks only; a detection and a
 student without and one with distillation through the Ray teacher pool; one table, one report.
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from multas_ray.config import Config, EvaluateConfig
-from multas_ray.config_file import load_config
-from multas_ray.data import scenes
-from multas_ray.data.collate import decode, read_row
-from multas_ray.data.index import read_index
-from multas_ray.data.partial import apply_partial, draw_partial
-from multas_ray.data.prepare import write_dataset
+from multas_ray.cli import Parser, run_job
 from multas_ray.errors import UserError
-from multas_ray.evaluate.evaluator import Prediction
-from multas_ray.job import Parser, run_job, start_ray
-from multas_ray.model.weights import load_network
-from multas_ray.report.html import report_page
-from multas_ray.report.pictures import Palette, grid
-from multas_ray.report.plots import class_bars, learning_curves
-from multas_ray.train.console import HEADLINE, follow, print_results
-from multas_ray.train.run import train
-from multas_ray.train.samples import draw_prediction, draw_truth, predict_rows
-from multas_ray.train.tracking import read_metrics
+
+if TYPE_CHECKING:
+    from multas_ray.config import Config
 
 ARMS = {"det": ["det"], "seg": ["seg"], "mtl": ["det", "seg"], "kd": ["det", "seg"]}
 """Tasks of each arm. The first two are the teachers of the last."""
@@ -43,6 +32,10 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder, made anew (default runs/demo)")
     out: Path = parser.parse_args().out
+
+    from multas_ray.ray_setup import start_ray
+    from multas_ray.train.console import print_results
+
     if out.exists():
         if not (out / "data" / "dataset.json").exists():
             raise UserError(f"--out {out}: exists and is not an earlier demo's; choose another folder")
@@ -59,6 +52,10 @@ def main() -> None:
 
 def make_data(path: Path) -> None:
     """Write the scenes: half of the training images keep only their boxes, half only their masks."""
+    from multas_ray.data import scenes
+    from multas_ray.data.partial import apply_partial, draw_partial
+    from multas_ray.data.prepare import write_dataset
+
     indices = range(TRAIN_SCENES)
     kept = draw_partial(map(scenes.scene_id, indices), {"det": 0.5, "seg": 0.5}, seed=0)
     write_dataset(
@@ -77,6 +74,8 @@ def make_data(path: Path) -> None:
 
 def arm(out: Path, name: str) -> Config:
     """The configuration of an arm."""
+    from multas_ray.config_file import load_config
+
     steps = TEACHER_STEPS if name in ("det", "seg") else STUDENT_STEPS
     settings = [
         f"data.path={out / 'data'}",
@@ -93,6 +92,9 @@ def arm(out: Path, name: str) -> Config:
 
 def train_side_by_side(configs: Sequence[Config]) -> dict[str, dict[str, Any]]:
     """Train runs at the same time, each with its own Ray Train workers; results by arm."""
+    from multas_ray.train.console import follow
+    from multas_ray.train.run import train
+
     with follow(configs), ThreadPoolExecutor(len(configs)) as threads:
         results = list(threads.map(train, configs))
     return {Path(config.train.run).name: result for config, result in zip(configs, results, strict=True)}
@@ -105,6 +107,11 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
 
 def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the picture of overlays and the report."""
+    from multas_ray.report.html import report_page
+    from multas_ray.report.plots import class_bars, learning_curves
+    from multas_ray.train.console import HEADLINE
+    from multas_ray.train.tracking import read_metrics
+
     draw_overlays(out)
     curves = {name: read_metrics(out / name) for name in results}
     rows = [
@@ -129,6 +136,15 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 def draw_overlays(out: Path) -> None:
     """Draw some validation scenes: ground truth, single-task, multi-task, distilled."""
+    from multas_ray.config import EvaluateConfig
+    from multas_ray.data import scenes
+    from multas_ray.data.collate import decode, read_row
+    from multas_ray.data.index import read_index
+    from multas_ray.evaluate.evaluator import Prediction
+    from multas_ray.model.weights import load_network
+    from multas_ray.report.pictures import Palette, grid
+    from multas_ray.train.samples import draw_prediction, draw_truth, predict_rows
+
     index = read_index(str(out / "data"), "val")
     networks = {name: load_network(str(out / name)) for name in ARMS}
     palette = Palette(scenes.CLASSES, ["background", *scenes.CLASSES])

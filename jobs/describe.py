@@ -3,20 +3,23 @@
 python jobs/describe.py data/animals --samples 16
 """
 
+from __future__ import annotations
+
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from multas_ray.data.collate import decode, read_row
-from multas_ray.data.describe import SplitCounts, choose, count
-from multas_ray.data.index import Index, read_index
-from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, read_info
-from multas_ray.job import Parser, at_least, run_job
-from multas_ray.report.pictures import Palette, Picture, captioned, grid
-from multas_ray.train.samples import draw_truth
+from multas_ray.cli import Parser, at_least, run_job
+
+if TYPE_CHECKING:
+    from multas_ray.data.describe import SplitCounts
+    from multas_ray.data.index import Index
+    from multas_ray.data.schema import DatasetInfo
+    from multas_ray.report.pictures import Palette, Picture
 
 COLUMNS = 4
 """Pictures side by side."""
@@ -29,6 +32,12 @@ def main() -> None:
     parser.add_argument("--samples", type=at_least(0), default=16, help="pictures of each split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: %(default)s)")
     arguments = parser.parse_args()
+
+    from multas_ray.data.describe import choose
+    from multas_ray.data.index import read_index
+    from multas_ray.data.schema import read_info
+    from multas_ray.report.pictures import Palette, grid
+
     console = Console()
     info = read_info(arguments.dataset)
     indexes = {split: read_index(arguments.dataset, split) for split in info.splits}
@@ -48,6 +57,8 @@ def main() -> None:
 
 def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console) -> dict[str, SplitCounts]:
     """Count every split behind a progress bar."""
+    from multas_ray.data.describe import count
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bars = {split: progress.add_task(f"counting {split}", total=len(index)) for split, index in indexes.items()}
@@ -55,6 +66,8 @@ def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console)
 
 
 def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
+    from multas_ray.data.schema import TASK_MASKS
+
     table = numbers(f"{info.name}: images by split and task mask", ["split", *TASK_MASKS, "total"])
     for split, found in counts.items():
         table.add_row(split, *(f"{found.rows[mask]:,}" for mask in TASK_MASKS), f"{sum(found.rows.values()):,}")
@@ -63,6 +76,8 @@ def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
 
 def classes_table(info: DatasetInfo, split: str, found: SplitCounts) -> Table:
     """A class may be one of objects, of pixels, or of both: a task that does not know it has blank cells."""
+    from multas_ray.data.schema import IGNORE
+
     table = numbers(f"{split}: by class", ["class", "boxes", "difficult", "images", "pixels", "images"])
     values = {name: value for value, name in enumerate(info.seg_classes)} | {"(ignore)": IGNORE}
     share = found.pixels / max(1, found.pixels.sum())
@@ -87,6 +102,11 @@ def numbers(title: str, heads: list[str]) -> Table:
 
 def draw(index: Index, row: int, palette: Palette) -> Picture:
     """A row's picture with its annotation, under its id and task mask."""
+    from multas_ray.data.collate import decode, read_row
+    from multas_ray.data.schema import TASK_MASKS
+    from multas_ray.report.pictures import captioned
+    from multas_ray.train.samples import draw_truth
+
     values = read_row(index, row)
     return captioned(draw_truth(decode(values), palette), f"{values['image_id']} · {TASK_MASKS[index.task_mask[row]]}")
 

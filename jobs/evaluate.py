@@ -5,18 +5,16 @@ python jobs/evaluate.py --checkpoint runs/animals/kd --data data/animals --split
 
 from typing import get_args
 
-from rich.console import Console
-
-from multas_ray.config import Protocol
-from multas_ray.deploy.scoring import REPORT, score_checkpoint
-from multas_ray.deploy.workers import Workers, add_worker_flags
-from multas_ray.job import Parser, at_least, run_job
-from multas_ray.report.html import class_table, metric_table
-from multas_ray.storage import StoragePath
-from multas_ray.train.console import count_up, print_rows
+from multas_ray.cli import Parser, at_least, run_job
 
 
 def main() -> None:
+    from rich.console import Console
+
+    from multas_ray.config import Protocol
+    from multas_ray.deploy.workers import Workers, add_worker_flags
+    from multas_ray.storage import StoragePath
+
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint), checkpoint or export")
     parser.add_argument("--data", required=True, help="data set folder: a path or a URI")
@@ -26,6 +24,11 @@ def main() -> None:
     parser.add_argument("--worst", type=at_least(0), default=8, help="images in the gallery (default: %(default)s)")
     add_worker_flags(parser)
     arguments = parser.parse_args()
+
+    from multas_ray.deploy.scoring import REPORT, score_checkpoint
+    from multas_ray.report.html import class_table, metric_table
+    from multas_ray.train.console import count_up, print_rows
+
     with count_up("images") as progress:
         result = score_checkpoint(
             arguments.checkpoint,

@@ -3,11 +3,7 @@
 python jobs/export.py --checkpoint runs/animals/kd --out exports/animals
 """
 
-from rich.console import Console
-
-from multas_ray.deploy.export import export
-from multas_ray.job import Parser, run_job
-from multas_ray.storage import StoragePath
+from multas_ray.cli import Parser, run_job
 
 
 def main() -> None:
@@ -16,6 +12,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of the export: a path or a URI")
     parser.add_argument("--no-onnx", action="store_true", help="safetensors and description only")
     arguments = parser.parse_args()
+
+    from rich.console import Console
+
+    from multas_ray.deploy.export import export
+    from multas_ray.storage import StoragePath
+
     told = export(arguments.checkpoint, arguments.out, onnx=not arguments.no_onnx)
     news = f"{told['parameters'] / 1e6:.2f} million parameters, for images of {told['size']} x {told['size']} pixels"
     if "difference" in told:

@@ -3,10 +3,7 @@
 python jobs/precompute.py --config jobs/configs/animals_kd.yaml --views 8 teachers.store=runs/animals/targets
 """
 
-from multas_ray.config_file import load_config
-from multas_ray.job import Parser, at_least, run_job
-from multas_ray.teacher.precompute import precompute
-from multas_ray.train.console import count_up
+from multas_ray.cli import Parser, at_least, run_job
 
 
 def main() -> None:
@@ -17,7 +14,16 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
     arguments = parser.parse_intermixed_args()
+
+    from multas_ray.config_file import load_config
+    from multas_ray.stop import GOES_ON, on_stop
+
     config = load_config(arguments.config, arguments.overrides)
+
+    from multas_ray.teacher.precompute import precompute
+    from multas_ray.train.console import count_up
+
+    on_stop(GOES_ON)
     with count_up("files") as tell:
         done = precompute(config, arguments.views, tell)
     images, rate = done["images"], done["images"] / max(done["seconds"], 1e-3)

@@ -3,16 +3,15 @@
 python jobs/predict.py --checkpoint runs/animals/kd --images 'photos/*.jpg' --out runs/predict
 """
 
-from rich.console import Console
-
-from multas_ray.deploy.predict import predict_images
-from multas_ray.deploy.workers import Workers, add_worker_flags
-from multas_ray.job import Parser, at_least, run_job
-from multas_ray.storage import StoragePath
-from multas_ray.train.console import count_up
+from multas_ray.cli import Parser, at_least, run_job
 
 
 def main() -> None:
+    from rich.console import Console
+
+    from multas_ray.deploy.workers import Workers, add_worker_flags
+    from multas_ray.storage import StoragePath
+
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint), checkpoint or export")
     parser.add_argument(
@@ -25,6 +24,10 @@ def main() -> None:
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures for people to look at")
     add_worker_flags(parser)
     arguments = parser.parse_args()
+
+    from multas_ray.deploy.predict import predict_images
+    from multas_ray.train.console import count_up
+
     with count_up("images") as progress:
         counts = predict_images(
             arguments.checkpoint,

@@ -6,34 +6,40 @@ python jobs/prepare.py scenes --train 1000 --val 200 --partial det=0.5,seg=0.5 -
 python jobs/prepare.py carve --data data/voc --fraction 0.2 --out data/voc_tuning
 """
 
+from __future__ import annotations
+
 import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from multas_ray.config import Task
-from multas_ray.data import coco, scenes, voc
-from multas_ray.data.carve import carve
-from multas_ray.data.partial import apply_partial, draw_partial, parse_fractions
-from multas_ray.data.prepare import Summary, write_dataset
-from multas_ray.data.row import Reject, Row
-from multas_ray.data.schema import read_info
+from multas_ray.cli import Parser, at_least, run_job
 from multas_ray.errors import UserError
-from multas_ray.job import Parser, at_least, run_job
 
-Rows = Iterable[Row | Reject]
-Track = Callable[[str, Rows, int], Rows]
-"""Shows a progress bar for a split while its rows are drawn: split, rows, their number."""
+if TYPE_CHECKING:
+    from multas_ray.config import Task
+    from multas_ray.data.prepare import Summary
+    from multas_ray.data.row import Reject, Row
+
+    Rows = Iterable[Row | Reject]
+    Track = Callable[[str, Rows, int], Rows]
+    """Shows a progress bar for a split while its rows are drawn: split, rows, their number."""
+    Read = tuple[str, list[str], str, dict[str, Rows]]
+    """Of a source: name of the data set, its classes, a description, and the rows by split."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, write the data set, print what is in it."""
     args = parse(arguments)
+
+    from multas_ray.data.prepare import write_dataset
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
 
@@ -57,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `read` is the function of the chosen source."""
+    from multas_ray.data.partial import parse_fractions
+
     common = Parser(add_help=False)
     common.add_argument("--out", required=True, help="data set folder; a further split is added to one that is there")
     common.add_argument("--name", help="name of the data set (default: of the source)")
@@ -102,12 +110,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-Read = tuple[str, list[str], str, dict[str, Rows]]
-"""Of a source: name of the data set, its classes, a description, and the rows by split."""
-
-
 def read_voc(args: argparse.Namespace, track: Track) -> Read:
     """The splits of a VOCdevkit folder."""
+    from multas_ray.data import voc
+
     chosen: dict[str, list[tuple[str, tuple[Task, ...]]]] = {}
     roles: list[tuple[str, str | None, tuple[Task, ...]]] = [
         ("train", args.det, ("det",)),
@@ -132,6 +138,9 @@ def read_voc(args: argparse.Namespace, track: Track) -> Read:
 
 def read_coco(args: argparse.Namespace, track: Track) -> Read:
     """One split from COCO instances."""
+    from multas_ray.data import coco
+    from multas_ray.data.partial import apply_partial, draw_partial
+
     instances = coco.Instances(args.annotations, args.classes)
     rows: Rows = track(args.split, instances.rows(args.images), len(instances.ids))
     if args.partial:
@@ -141,6 +150,9 @@ def read_coco(args: argparse.Namespace, track: Track) -> Read:
 
 def read_scenes(args: argparse.Namespace, track: Track) -> Read:
     """Generated scenes; the two splits are drawn from one sequence, so they share none."""
+    from multas_ray.data import scenes
+    from multas_ray.data.partial import apply_partial, draw_partial
+
     indices = {"train": range(args.train), "val": range(args.train, args.train + args.val)}
     splits: dict[str, Rows] = {
         key: track(key, scenes.rows(args.seed, span, args.size), len(span)) for key, span in indices.items() if span
@@ -155,6 +167,9 @@ def read_scenes(args: argparse.Namespace, track: Track) -> Read:
 
 def read_carved(args: argparse.Namespace, track: Track) -> Read:
     """A split of a data set in two."""
+    from multas_ray.data.carve import carve
+    from multas_ray.data.schema import read_info
+
     info = read_info(args.data)
     if info.seg_classes != ["background", *info.det_classes]:
         raise UserError(f"--data {args.data}: its two tasks have other classes, which carve cannot write")

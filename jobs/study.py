@@ -6,13 +6,7 @@ python jobs/study.py --config jobs/configs/animals_study.yaml --arms det seg mtl
 Trials that are finished are not run again; those that were cut short go on where they stopped.
 """
 
-from multas_ray.errors import RunError
-from multas_ray.job import Parser, run_job
-from multas_ray.study.outcome import summary_tables, write_outcome
-from multas_ray.study.pictures import disagreements
-from multas_ray.study.plan import lay_out, load_study
-from multas_ray.study.trials import read_results, run_study
-from multas_ray.train.console import print_rows
+from multas_ray.cli import Parser, run_job
 
 
 def main() -> None:
@@ -20,7 +14,19 @@ def main() -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the study")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, and what they need")
     arguments = parser.parse_args()
+
+    from multas_ray.errors import RunError
+    from multas_ray.stop import GOES_ON, on_stop
+    from multas_ray.study.plan import lay_out, load_study
+
     study = load_study(arguments.config)
+
+    from multas_ray.study.outcome import summary_tables, write_outcome
+    from multas_ray.study.pictures import disagreements
+    from multas_ray.study.trials import read_results, run_study
+    from multas_ray.train.console import print_rows
+
+    on_stop(GOES_ON)
     failure: RunError | None = None
     try:
         results = run_study(study, arguments.arms)

@@ -8,13 +8,14 @@ The same command goes on with a search that was cut short. The best configuratio
 
 from typing import get_args
 
-from multas_ray.config_file import apply_overrides, read_yaml
-from multas_ray.job import Parser, run_job
-from multas_ray.study.sweep import BEST, METRICS, Scheduler, Sweep, ranking, run_sweep
-from multas_ray.train.console import print_rows
+from multas_ray.cli import Parser, run_job
 
 
 def main() -> None:
+    from multas_ray.config_file import apply_overrides, read_yaml
+    from multas_ray.stop import GOES_ON, on_stop
+    from multas_ray.study.plan import METRICS, Scheduler, Sweep
+
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of a run")
     parser.add_argument("--search", required=True, nargs="+", metavar="path=domain(values)", help="what to search")
@@ -37,6 +38,11 @@ def main() -> None:
         arguments.parallel,
         arguments.seed,
     )
+
+    from multas_ray.study.sweep import BEST, ranking, run_sweep
+    from multas_ray.train.console import print_rows
+
+    on_stop(GOES_ON)
     result = run_sweep(sweep)
     print_rows(ranking(result), "Trials, the best first")
     print(f"{sweep.out}/{BEST}\n{sweep.out}/sweep.html")

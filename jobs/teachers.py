@@ -10,13 +10,8 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from multas_ray.config_file import load_config
+from multas_ray.cli import Parser, run_job
 from multas_ray.errors import UserError
-from multas_ray.job import Parser, on_cluster, run_job, start_ray
-from multas_ray.placement import Ask, check_placement
-from multas_ray.resolve import resolve_precision
-from multas_ray.teacher.pool import pool_status, start_pool, stop_pool
-from multas_ray.teacher.teacher import some_teacher_specs
 
 
 def main() -> None:
@@ -37,6 +32,8 @@ def main() -> None:
 
 def connect() -> None:
     """Connect to the cluster; a Ray of this job's own would end with it, and its pools too."""
+    from multas_ray.ray_setup import on_cluster, start_ray
+
     if not on_cluster():
         raise UserError("RAY_ADDRESS: not set; shared pools live in a cluster (ray start --head, or ray job submit)")
     start_ray()
@@ -44,9 +41,17 @@ def connect() -> None:
 
 def start(arguments: argparse.Namespace) -> None:
     """Start, and wait until every replica has loaded its teacher."""
+    from multas_ray.config_file import load_config
+
     config = load_config(arguments.config, arguments.overrides)
     if config.teachers.pool is None:
         raise UserError("teachers.pool: not set; a shared pool needs a name")
+
+    from multas_ray.placement import Ask, check_placement
+    from multas_ray.resolve import resolve_precision
+    from multas_ray.teacher.pool import start_pool
+    from multas_ray.teacher.teacher import some_teacher_specs
+
     connect()
     specs = some_teacher_specs(resolve_precision(config))
     check_placement([Ask("teachers.resources", len(specs) * config.teachers.replicas, config.teachers.resources)])
@@ -62,6 +67,8 @@ def status(arguments: argparse.Namespace) -> None:
 
 def stop(arguments: argparse.Namespace) -> None:
     """End a pool."""
+    from multas_ray.teacher.pool import stop_pool
+
     connect()
     ended = stop_pool(arguments.name)
     if not ended:
@@ -71,11 +78,15 @@ def stop(arguments: argparse.Namespace) -> None:
 
 def names() -> set[str]:
     """Of the pools of this cluster."""
+    from multas_ray.teacher.pool import pool_status
+
     return {row["pool"] for row in pool_status()}
 
 
 def show(pool: str | None = None) -> None:
     """Print every replica, of one pool or of all."""
+    from multas_ray.teacher.pool import pool_status
+
     columns = ("pool", "task", "replica", "state", "restarts", "queue", "images", "images_per_s", "latency_s")
     table = Table(*columns)
     for row in pool_status():

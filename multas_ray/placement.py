@@ -12,7 +12,7 @@ import yaml
 
 from multas_ray.config import Config, Resources
 from multas_ray.errors import UserError
-from multas_ray.job import on_cluster
+from multas_ray.ray_setup import on_cluster
 
 JOINING_S = 30.0
 """How long a cluster's nodes may take to join."""

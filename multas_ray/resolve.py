@@ -7,9 +7,9 @@ import ray
 import torch
 
 from multas_ray.config import Config
-from multas_ray.job import on_cluster, start_ray
 from multas_ray.model.precision import bfloat16_slowdown, has_bfloat16
 from multas_ray.placement import Ask, check_placement
+from multas_ray.ray_setup import on_cluster, start_ray
 
 Answer = TypeVar("Answer")
 

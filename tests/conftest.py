@@ -16,10 +16,10 @@ from multas_ray.config_file import parse_config
 from multas_ray.data import scenes
 from multas_ray.data.prepare import write_dataset
 from multas_ray.data.row import Row
-from multas_ray.job import start_ray
 from multas_ray.model.checkpoint import Meta
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.weights import write_checkpoint
+from multas_ray.ray_setup import start_ray
 
 TRAIN_ROWS, VAL_ROWS = 50, 11
 os.environ.setdefault("WANDB_MODE", "offline")

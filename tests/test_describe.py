@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from jobs.describe import main
+from multas_ray.cli import run_job
 from multas_ray.data.describe import choose, count
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo
 from multas_ray.errors import UserError
-from multas_ray.job import run_job
 from tests.shared import ROOT
 
 INFO = DatasetInfo(

@@ -2,15 +2,19 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 
-from multas_ray.errors import UserError
-from multas_ray.job import FAILED, OK, QUIET_DAEMONS, UNUSABLE, root_cause, run_job
+from multas_ray import ray_setup
+from multas_ray.cli import FAILED, OK, UNUSABLE, run_job
+from multas_ray.errors import UserError, root_cause
+from multas_ray.ray_setup import QUIET_DAEMONS, start_ray, started_late
 from tests.shared import ROOT
 
 
@@ -89,6 +93,38 @@ def test_unusable_arguments_end_with_2_and_one_line(monkeypatch, capsys, job, ar
     assert words in lines[0]
 
 
+JOBS = sorted(file.name for file in (ROOT / "jobs").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ending"),
+    [*(([job, "--help"], OK) for job in JOBS), *(([job, "--no-such-flag"], UNUSABLE) for job in JOBS)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_line_is_parsed_before_anything_heavy_is_imported(arguments, ending):
+    code, imported, lines = import_times(*arguments)
+    assert code == ending
+    assert imported.isdisjoint({"torch", "ray", "matplotlib"})
+    assert len(lines) == (ending == UNUSABLE)
+
+
+def test_a_wrong_configuration_is_found_before_anything_heavy_is_imported(config_file):
+    code, imported, lines = import_times("train.py", "--config", str(config_file), "model.widht=8")
+    assert code == UNUSABLE
+    assert imported.isdisjoint({"torch", "ray"})
+    assert "model.widht: no such key" in lines[0]
+
+
+def import_times(job: str, *arguments: str) -> tuple[int, set[str], list[str]]:
+    """Of a job: its exit code, the modules that it imported, and what else it wrote to standard error."""
+    command = [sys.executable, "-X", "importtime", f"jobs/{job}", *arguments]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = ran.stderr.splitlines()
+    imported = {line.rsplit("|", 1)[1].strip() for line in lines if line.startswith("import time:")}
+    assert "multas_ray.cli" in imported
+    return ran.returncode, imported, [line for line in lines if not line.startswith("import time:")]
+
+
 def ending_of(main, capsys) -> tuple[int, str]:
     with pytest.raises(SystemExit) as stop:
         run_job(main)
@@ -124,10 +160,58 @@ def test_done_is_0(monkeypatch, capsys, tmp_path):
     assert yaml.safe_load((tmp_path / "scenes" / "dataset.json").read_text())["splits"]["train"]["both"] == 6
 
 
+TIMED_OUT = "The current node timed out during startup. This could happen because some of the raylet failed"
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """What each start of a local Ray is to raise, None for nothing; starts that there were are taken off."""
+    planned: list[Exception | None] = []
+
+    def start(settings: dict) -> None:
+        error = planned.pop(0)
+        if error is None:
+            return
+        if started_late(error):
+            left_over.append(subprocess.Popen(["sleep", "100"]))
+        raise error
+
+    left_over: list[subprocess.Popen] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_setup, "_start_local", start)
+    monkeypatch.setattr(ray_setup.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_setup.ray, "shutdown", lambda: None)
+    yield planned
+    # Each start's processes are ended before the next.
+    assert [process.wait(5) for process in left_over] == [-signal.SIGKILL] * len(left_over)
+
+
+def test_a_ray_that_does_not_start_in_time_is_started_again(starts, capsys):
+    starts += [Exception(TIMED_OUT), RuntimeError("Failed to start GCS.  Last 0 lines of error files:\n"), None]
+    start_ray()
+    assert starts == []
+    assert capsys.readouterr().err == "Ray did not start in time (machine busy?): trying again\n" * 2
+
+
+def test_a_ray_that_never_starts_ends_the_job_in_one_line(starts, capsys):
+    starts += [ConnectionError("no GCS"), ray.exceptions.RpcError("late"), Exception(f"{TIMED_OUT}\nand more"), None]
+    code, last = ending_of(start_ray, capsys)
+    assert (code, last) == (FAILED, f"failed: Ray did not start in 3 attempts ({TIMED_OUT})")
+    assert starts == [None]
+
+
+@pytest.mark.parametrize("error", [ValueError("object_store_memory"), PermissionError("/tmp/ray")])
+def test_what_no_other_start_would_help_is_not_tried_again(starts, error):
+    starts += [error, None]
+    with pytest.raises(type(error)):
+        start_ray()
+    assert starts == [None]
+
+
 ASK = """
 import ray
 from ray.util.state import get_actor
-from multas_ray.job import on_cluster, start_ray
+from multas_ray.ray_setup import on_cluster, start_ray
 
 @ray.remote(num_cpus=0)
 class Actor:
@@ -153,7 +237,7 @@ READ_BACK = """
 from ray._private import log_monitor
 from ray.dashboard.modules.event import event_consts
 from ray.dashboard.modules.reporter import reporter_consts
-from multas_ray.job import QUIET_DAEMONS
+from multas_ray.ray_setup import QUIET_DAEMONS, start_ray, started_late
 
 for name, value in QUIET_DAEMONS.items():
     read = [getattr(module, name) for module in (log_monitor, event_consts, reporter_consts) if hasattr(module, name)]
@@ -172,7 +256,7 @@ def test_rays_daemons_read_the_settings_that_keep_them_quiet():
 SETTLE = """
 import os, ray
 from time import monotonic, sleep
-from multas_ray.job import QUIET_DAEMONS, data_tasks, start_ray
+from multas_ray.ray_setup import QUIET_DAEMONS, data_tasks, start_ray
 from tests.processes import named
 
 @ray.remote

@@ -160,7 +160,7 @@ def test_each_part_runs_on_nodes_with_its_labels(cluster, make_config, random_te
 POOL = """
 import ray
 from multas_ray.config import Resources, TeachersConfig
-from multas_ray.job import start_ray
+from multas_ray.ray_setup import start_ray
 from multas_ray.placement import Ask, check_placement
 from multas_ray.teacher.pool import start_pool
 from ray.util.state import list_actors

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from multas_ray.benchmark import packing, placements, simulated
-from multas_ray.job import cluster_cores, start_ray
+from multas_ray.ray_setup import cluster_cores, start_ray
 from multas_ray.report.plots import scaling_curves
 
 COUNTS = (1, 2, 4, 8)

@@ -22,9 +22,9 @@ from multas_ray.evaluate.detection import DetectionMetric
 from multas_ray.evaluate.evaluator import add, predict
 from multas_ray.evaluate.scores import TASK_SCORES, score
 from multas_ray.evaluate.segmentation import SegmentationMetric
-from multas_ray.job import data_tasks
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.ray_setup import data_tasks
 from multas_ray.report.html import class_table, metric_table, report_page
 from multas_ray.report.pictures import captioned, grid
 from multas_ray.report.plots import class_bars

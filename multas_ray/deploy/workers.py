@@ -6,11 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
+from multas_ray.cli import at_least
 from multas_ray.config import Resources
-from multas_ray.job import at_least, start_ray
-from multas_ray.placement import Ask, check_placement
 
 CPUS_PER_TASK = 0.25
 """Logical CPUs that a task reserves which prepares what the actors take, or writes what they find."""
@@ -33,6 +30,8 @@ class Workers:
 
     def options(self) -> dict[str, Any]:
         """Arguments of `map_batches`: whole blocks to actors."""
+        import ray
+
         return {
             **{"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True},
             # Another number than the tasks before them have, or Ray Data would put both into one process.
@@ -46,6 +45,10 @@ class Workers:
         Raises:
             UserError: says what was asked, and what there is.
         """
+        # Not imported above: a command line is parsed without.
+        from multas_ray.placement import Ask, check_placement
+        from multas_ray.ray_setup import start_ray
+
         start_ray(self.count + 2)
         tasks = Ask("their tasks", 2, Resources(cpu=CPUS_PER_TASK))
         check_placement([Ask("--workers and --gpus", self.count, Resources(cpu=1, gpu=self.gpus)), tasks])

@@ -161,6 +161,11 @@ def newest_checkpoint(run: Location) -> tuple[StoragePath | None, list[str]]:
     return None, broken
 
 
+def newest_written(run: Location) -> int:
+    """The step of a run's newest checkpoint that has been written to its end, 0 without one. Reads none of it."""
+    return next((int(folder.name[5:]) for folder in _newest_first(run) if (folder / MANIFEST).exists()), 0)
+
+
 def prune(run: Location, keep: int) -> None:
     """Delete a run's checkpoints except the newest `keep` and the best.
 

@@ -1,10 +1,14 @@
-"""What a study consists of: arms, each the common configuration with some changes, trained with several seeds."""
+"""What a study consists of: arms, each the common configuration with some changes, trained with several seeds.
 
-from collections.abc import Callable, Iterator, Mapping
+And what a search for a good configuration does.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -161,3 +165,33 @@ def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         else:
             tree[key] = value
     return tree
+
+
+Scheduler = Literal["asha", "median", "none"]
+METRICS = ("score", "det/AP", "det/AP50", "seg/mIoU")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is searched, and how."""
+
+    tree: dict[str, Any]
+    """The common configuration."""
+    search: Sequence[str]
+    """See `parse_search`."""
+    out: str
+    """Folder of the trials' runs and of the outcome."""
+    trials: int
+    scheduler: Scheduler = "asha"
+    metric: str = "score"
+    """More is better."""
+    parallel: int | None = None
+    """Trials at a time; default: as many as the cluster has room for."""
+    seed: int = 0
+    """Of the draws."""
+
+    def config(self, drawn: Mapping[str, Any], run: str) -> Config:
+        """The configuration of a trial."""
+        tree = deepcopy(self.tree)
+        overrides = [f"{path}={json.dumps(value)}" for path, value in drawn.items()]
+        return parse_config(tree, [*overrides, f"train.run={json.dumps(run)}"])

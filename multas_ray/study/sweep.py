@@ -1,59 +1,30 @@
 """A search for the best configuration with Ray Tune: trainings side by side, the poor ones stopped early."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from multas_ray.config import Config
-from multas_ray.config_file import parse_config
-from multas_ray.errors import RunError, UserError
-from multas_ray.job import first_line, root_cause, start_ray, warn_if_passing
+from multas_ray.errors import RunError, UserError, first_line, root_cause
+from multas_ray.ray_setup import start_ray, warn_if_passing
 from multas_ray.report.html import report_page
 from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
 from multas_ray.storage import StoragePath
-from multas_ray.study.plan import change_paths
+from multas_ray.study.plan import Sweep, change_paths
 from multas_ray.study.search import parse_search
 from multas_ray.study.trials import trials_that_fit
 from multas_ray.train.run import cpus_needed, train
 from multas_ray.train.tracking import read_metrics
 
-Scheduler = Literal["asha", "median", "none"]
-METRICS = ("score", "det/AP", "det/AP50", "seg/mIoU")
 LOOK_EVERY_S = 1.0
 SWEEP, BEST, TUNE = "sweep.json", "best.yaml", "tune"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What is searched, and how."""
-
-    tree: dict[str, Any]
-    """The common configuration."""
-    search: Sequence[str]
-    """See `parse_search`."""
-    out: str
-    """Folder of the trials' runs and of the outcome."""
-    trials: int
-    scheduler: Scheduler = "asha"
-    metric: str = "score"
-    """More is better."""
-    parallel: int | None = None
-    """Trials at a time; default: as many as the cluster has room for."""
-    seed: int = 0
-    """Of the draws."""
-
-    def config(self, drawn: Mapping[str, Any], run: str) -> Config:
-        """The configuration of a trial."""
-        tree = deepcopy(self.tree)
-        overrides = [f"{path}={json.dumps(value)}" for path, value in drawn.items()]
-        return parse_config(tree, [*overrides, f"train.run={json.dumps(run)}"])
 
 
 def run_sweep(sweep: Sweep) -> dict[str, Any]:
@@ -81,6 +52,7 @@ def run_sweep(sweep: Sweep) -> dict[str, Any]:
     warn_if_passing("--out", out.uri)
     _check_folder(out, sweep)
     room = sweep.parallel or trials_that_fit(example)
+    print(f"{sweep.trials} trials, {room} at a time, each of at most {example.train.steps} steps", flush=True)
     start_ray(room * cpus_needed(example) + 1)
     outcomes = _tuner(sweep, space, room, example).fit()
     # In the order in which they were drawn: Tune gives them in another when it goes on.
@@ -137,11 +109,35 @@ def _tuner(sweep: Sweep, space: Mapping[str, Any], room: int, example: Config) -
         run_config=tune.RunConfig(
             name=TUNE,
             storage_path=out.uri,
-            verbose=1,
+            verbose=0,
             log_to_file=False,
             failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[_News(sweep)],
         ),
     )
+
+
+class _News(tune.Callback):
+    """Prints a line on every trial that has ended."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune, in the process that runs the search."""
+        lines = _evaluations((StoragePath(self.sweep.out) / trial.trial_id).uri, after=0)
+        if lines:
+            top = max(line[self.sweep.metric] for line in lines)
+            self._tell(trials, trial, f"{self.sweep.metric} {top:.2f} within {lines[-1]['step']} steps")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Tune, in the process that runs the search."""
+        self._tell(trials, trial, "failed")
+
+    def _tell(self, trials: list[Any], trial: Any, news: str) -> None:
+        # This one does not say so yet.
+        ended = sum(other.is_finished() or other is trial for other in trials)
+        print(f"trial {trial.trial_id}: {news}; {ended} of {self.sweep.trials} trials have ended", flush=True)
 
 
 def _scheduler(sweep: Sweep, config: Config) -> TrialScheduler:

@@ -131,6 +131,8 @@ def start_pool(config: TeachersConfig, sources: Mapping[Task, Source]) -> Handle
         UserError: the named pool serves another teacher, or answers otherwise.
     """
     options: dict[str, Any] = config.resources.options() | {"max_restarts": -1, "max_task_retries": -1}
+    # Within a trial of a study they would else be put into its own placement group, which has no room for them.
+    options |= {"scheduling_strategy": "DEFAULT"}
     handles: Handles = {}
     for task, source in sources.items():
         there = _numbers(config.pool, task)

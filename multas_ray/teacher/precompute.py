@@ -18,8 +18,8 @@ from multas_ray.data.index import Index, read_index
 from multas_ray.data.pacing import set_data_context
 from multas_ray.data.plan import Part, mix
 from multas_ray.errors import UserError
-from multas_ray.job import data_tasks, start_ray
 from multas_ray.placement import Ask, check_placement
+from multas_ray.ray_setup import data_tasks, start_ray
 from multas_ray.resolve import resolve_precision
 from multas_ray.teacher.store import (
     SCHEMA,

@@ -32,7 +32,7 @@ from multas_ray.train.meter import Meter, slowest
 from multas_ray.train.peers import Peers
 from multas_ray.train.samples import draw_samples
 from multas_ray.train.step import distilled_rows, named_losses
-from multas_ray.train.tracking import Tracker
+from multas_ray.train.tracking import Progress, Tracker
 from multas_ray.train.trainer import Trainer, image_ids
 
 Batch = dict[str, np.ndarray]
@@ -85,16 +85,23 @@ class _Worker:
         self.settings = settings
         self.folder = StoragePath(config.train.run)
         self.device = get_device()
+        self.progress = Progress(self.folder) if peers.rank == 0 else None
+        self._starting("first batch")
         self.rejected = _Rejected()
         stream = self.rejected.watch(read_batches(ray.train.get_dataset_shard("train")))
         self.batches, self.start = first_step(stream, config.train.steps)
         config.model.pretrained &= self.start == 0
         classes = (settings["det_classes"], settings["seg_classes"])
+        self._starting("network")
         wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
         self.trainer = Trainer(config, *classes, self.device, wrap=wrap)
         if self.start:
             folder = step_folder(self.folder, self.start)
             self.trainer.load(load_state(folder, self.device), str(folder))
+
+    def _starting(self, what: str) -> None:
+        if self.progress is not None:
+            self.progress.starting(what)
 
     def run(self) -> dict[str, Any]:
         """See `train_worker`."""
@@ -117,6 +124,8 @@ class _Worker:
                 check_position(fed.batch, step, peers.rank)
                 outcome = trainer.step(fed.batch, fed.rows, fed.soft, step, peers.workers)
                 step += 1
+                if self.progress is not None:
+                    self.progress.step(step, first=step == self.start + 1)
                 meter.add(outcome, fed)
                 if not outcome.taken:
                     self._bad_step(step, image_ids(fed.batch), outcome.finite, tracker)

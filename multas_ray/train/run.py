@@ -22,11 +22,11 @@ from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import Addition, PlannedData, Source
 from multas_ray.data.weak import WeakAnnotations, weak_tasks
-from multas_ray.errors import RunError, UserError
-from multas_ray.job import data_tasks, first_line, root_cause, start_ray, warn_if_passing
+from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
+from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
 from multas_ray.report.html import run_report
 from multas_ray.resolve import resolve_precision
 from multas_ray.storage import StoragePath, read_lines
@@ -37,7 +37,7 @@ from multas_ray.train.attempts import ATTEMPTS, describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
 from multas_ray.train.samples import choose_samples
 from multas_ray.train.step import distilled_rows
-from multas_ray.train.tracking import discard, log_error, read_metrics
+from multas_ray.train.tracking import Progress, discard, log_error, read_metrics
 
 CONFIG, RESULT = "config.yaml", "result.json"
 
@@ -77,6 +77,8 @@ def train(config: Config) -> dict[str, Any]:
     attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs, config.train.precision)
     if start:
         print(f"{run}: goes on from step {start}", flush=True)
+    progress = Progress(run)
+    progress.starting("Ray")
     start_ray(cpus_needed(config))
     check_placement(asks(config))
     record_attempt(run, attempt)
@@ -85,6 +87,8 @@ def train(config: Config) -> dict[str, Any]:
         if config.distill.targets == "packed" and whole:
             print(f"distill.targets: {task} stays dense, which distill.{task}.{whole[0]} needs", flush=True)
     pooled = specs and config.teachers.placement == "pool"
+    if pooled:
+        progress.starting("teachers")
     settings = {
         "config": config.model_dump(mode="json"),
         "attempt": attempt,
@@ -96,6 +100,7 @@ def train(config: Config) -> dict[str, Any]:
         "teachers": specs,
         "pool": start_pool(config.teachers, specs) if pooled else None,
     }
+    progress.starting("workers")
     outcome = _fit(_trainer(config, info, settings, plan, validation), config.train.max_failures)
     return conclude(run, outcome, time() - began)
 

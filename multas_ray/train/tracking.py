@@ -1,5 +1,6 @@
 """What a run writes while it goes on: files of JSON lines, and Weights & Biases. Rank 0 only."""
 
+import contextlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from multas_ray.report.pictures import with_legend
 from multas_ray.storage import Location, StoragePath, read_lines
 from multas_ray.train.samples import COLUMNS, Samples
 
-METRICS, ERRORS, WORKERS = "metrics.jsonl", "errors.log", "workers.jsonl"
+METRICS, ERRORS, WORKERS, PROGRESS = "metrics.jsonl", "errors.log", "workers.jsonl", "progress.json"
 REJECTED, BAD_STEPS = "rejected.jsonl", "bad_steps.jsonl"
 SAMPLES, WANDB_ID = "samples", "wandb_id"
 REWRITE_S = 15.0
@@ -139,6 +140,41 @@ def discard(run: StoragePath) -> None:
 def read_metrics(run: Location) -> list[dict[str, Any]]:
     """The lines of a run's metrics file."""
     return read_lines(StoragePath(run) / METRICS)
+
+
+class Progress:
+    """Says in a run's progress.json how far it is: `{"step": 12}`, or `{"starting": "network"}` before its first step.
+
+    Metrics come only each `train.log_every_steps`.
+    """
+
+    def __init__(self, run: StoragePath) -> None:
+        self.file = run / PROGRESS
+        self.every = 1.0 if run.local else REWRITE_S
+        self.written = 0.0
+
+    def starting(self, what: str) -> None:
+        """Write what is being started."""
+        self._write({"starting": what})
+
+    def step(self, step: int, first: bool = False) -> None:
+        """Write down a step that has been taken, unless another has been just now; the first one in any case."""
+        if first or monotonic() - self.written >= self.every:
+            self._write({"step": step})
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        # What cannot be written now, the metrics and checkpoints cannot be either.
+        with contextlib.suppress(OSError):
+            self.file.write_text(json.dumps(content))
+        self.written = monotonic()
+
+
+def read_progress(run: StoragePath, since: float) -> dict[str, Any]:
+    """What a run's progress.json holds, if it has been written since then (seconds since 1970); else nothing."""
+    file = run / PROGRESS
+    if not file.exists() or file.modified() < since:
+        return {}
+    return dict(json.loads(file.read_text()))
 
 
 def log_error(run: Location, headline: str, details: str = "") -> None:

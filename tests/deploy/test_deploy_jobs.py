@@ -1,11 +1,21 @@
 """The jobs that use a trained network, as they are called."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
-from multas_ray.job import OK
+from multas_ray.cli import OK
+from tests.shared import ROOT
 from tests.test_jobs import call
+
+OWN = re.compile(
+    r"\d+ of \d+ images|.*: \d+ images, \d+ detections|\d+ images of .*"
+    r"|[┏┃┡│└].*| *(all|by) class(es)? *|.*\.html"
+)
+"""Lines that these jobs print."""
 
 
 @pytest.mark.parametrize(
@@ -29,3 +39,14 @@ def test_a_job_does_what_it_is_told(
     if job == "predict.py":
         assert {image["file_name"] for image in told["images"]} == {f"photo{number}.png" for number in range(4)}
         assert not (out / "overlays").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("job", "source"), [("evaluate.py", "--data"), ("predict.py", "--images")])
+def test_a_job_with_a_ray_of_its_own_shows_nothing_of_ray(checkpoint, scenes_path, tmp_path, job, source):
+    command = [sys.executable, f"jobs/{job}", "--checkpoint", checkpoint, source, scenes_path]
+    command += ["--out", str(tmp_path / "out")]
+    ran = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert ran.returncode == OK, ran.stdout
+    assert ran.stdout
+    assert all(map(OWN.fullmatch, ran.stdout.splitlines())), ran.stdout

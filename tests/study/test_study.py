@@ -12,11 +12,11 @@ import torch
 import yaml
 from PIL import Image
 
+from multas_ray.cli import FAILED
 from multas_ray.data import scenes
 from multas_ray.errors import RunError, UserError
 from multas_ray.evaluate.evaluator import Prediction
 from multas_ray.evaluate.postprocess import Detections
-from multas_ray.job import FAILED
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.pictures import GAP, STRIP
 from multas_ray.study import pictures

@@ -17,8 +17,7 @@ import torch
 from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import read_info
-from multas_ray.errors import UserError
-from multas_ray.job import root_cause
+from multas_ray.errors import UserError, root_cause
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
 from multas_ray.teacher.precompute import precompute
 from multas_ray.teacher.store import StoreReader

@@ -10,8 +10,8 @@ from typing import Any
 import ray.cloudpickle
 
 import multas_ray.train.run as run
+from multas_ray.cli import run_job
 from multas_ray.config_file import load_config
-from multas_ray.job import run_job
 from multas_ray.train.loop import train_worker
 
 

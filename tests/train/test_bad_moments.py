@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from multas_ray.errors import RunError, UserError
-from multas_ray.job import root_cause
+from multas_ray.errors import RunError, UserError, root_cause
 from multas_ray.model.checkpoint import MODEL, step_folder, verify
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train

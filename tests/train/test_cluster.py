@@ -167,7 +167,7 @@ def test_a_submitted_checkout_brings_its_code_and_nothing_else(head, tmp_path):
         (checkout / name).mkdir(parents=True)
         (checkout / name / "file").write_text("x")
     listing = "import os; print('sent', *sorted(f'{p}/{f}'[2:] for p, _, files in os.walk('.') for f in files))"
-    listing += "; from multas_ray.job import warn_if_passing; from multas_ray.storage import StoragePath"
+    listing += "; from multas_ray.ray_setup import warn_if_passing; from multas_ray.storage import StoragePath"
     listing += "; warn_if_passing('train.run', StoragePath('runs/kd').uri)"
     code, output, _ = submit(head, "python", "-c", listing, checkout=checkout)
     assert code == 0, output

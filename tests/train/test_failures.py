@@ -16,8 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from multas_ray.errors import RunError
-from multas_ray.job import root_cause
+from multas_ray.errors import RunError, root_cause
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.train.run import train
 from multas_ray.train.tracking import read_metrics

@@ -1,21 +1,16 @@
-"""What every job shares: exit codes, one-line errors, and a Ray that fits the machine."""
+"""A Ray that fits the machine, and what there is of a cluster."""
 
-import argparse
 import logging
 import os
 import socket
 import sys
-import traceback
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import ray
-import torch
 
-from multas_ray.errors import RunError, UserError
+from multas_ray.errors import RunError, first_line
+from multas_ray.stop import family, kill
 
-OK, FAILED, UNUSABLE = 0, 1, 2
-"""Exit codes: done; the job failed; unusable arguments, configuration or data."""
 LOCAL = "MULTAS_LOCAL_RAY"
 """Environment variable of the processes of a Ray that `start_ray` has started."""
 
@@ -27,80 +22,6 @@ QUIET_DAEMONS = {
     "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
 }
 """Environment variables of Ray's daemons on this machine."""
-
-
-def run_job(main: Callable[[], None]) -> NoReturn:
-    """Run a job's main and end the process: 0 done, 1 failed, 2 unusable input; the reason is the last line."""
-    try:
-        main()
-        code = OK
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = UNUSABLE
-    except KeyboardInterrupt:
-        print("stopped: interrupted", file=sys.stderr)
-        code = FAILED
-    except Exception as error:
-        cause = root_cause(error)
-        if isinstance(cause, UserError):
-            print(f"error: {cause}", file=sys.stderr)
-            code = UNUSABLE
-        else:
-            code = FAILED
-            if isinstance(cause, RunError):
-                print(f"failed: {cause}", file=sys.stderr)
-            else:
-                traceback.print_exc()
-                print(f"failed: {type(cause).__name__}: {first_line(cause)}", file=sys.stderr)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    sys.exit(code)
-
-
-WRAPPED = ("cause", "controller_failure", "health_check_failure", "__cause__")
-"""Attributes in which Ray keeps the exception that it wrapped."""
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The exception that a worker raised, behind what Ray wrapped around it."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        failures = getattr(error, "worker_failures", None)
-        inner = (
-            next(iter(failures.values()), None)
-            if failures
-            else next((getattr(error, name, None) for name in WRAPPED if getattr(error, name, None)), None)
-        )
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    return error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else "no message"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number from `least` on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} on is needed")
-        return int(text)
-
-    return parse
 
 
 def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
@@ -118,7 +39,13 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
         return
     # Says at every start that the local Ray wants a token, which nobody has to type.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Tells how long its operations take, and shows failures of trials, which their jobs report, as tracebacks.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    # Of Tune's two ways to show its progress, the one that can be told to show nothing.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    # Shows what raylets tell every driver, such as how many processes they have started.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     # Ray runs its workers at low priority, so that anything else on the machine outruns the training.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Reports (checkpoints) are taken over once in this time; Ray's two seconds are long for short runs.
@@ -147,14 +74,31 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     settings |= {"address": "local", "num_cpus": max(4, cpus, os.cpu_count() or 1)}
     settings |= {"object_store_memory": object_store}
     settings |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
-    try:
-        _start_local(settings)
-    except Exception as error:
-        # Ray gives its node 30 seconds, which cannot be set; on a busy machine the first start takes longer.
-        if "timed out during startup" not in str(error):
-            raise
-        ray.shutdown()
-        _start_local(settings)
+    for attempt in range(1, STARTS + 1):
+        before = family()
+        try:
+            _start_local(settings)
+            return
+        except Exception as error:
+            if not started_late(error):
+                raise
+            # Ray leaves the processes that it had started.
+            ray.shutdown()
+            kill(set(family()) - set(before))
+            if attempt == STARTS:
+                raise RunError(f"Ray did not start in {STARTS} attempts ({first_line(error)})") from None
+            print("Ray did not start in time (machine busy?): trying again", file=sys.stderr, flush=True)
+
+
+STARTS = 3
+"""Attempts to start a local Ray, which gives its processes some 30 seconds that cannot be changed."""
+
+
+def started_late(error: Exception) -> bool:
+    """Whether this may be why Ray did not start on a busy machine: a process of it that did not answer, or ended. Ray
+    raises much of that as bare exceptions. A wrong argument or a full disk is none."""
+    kinds = (RuntimeError, TimeoutError, ConnectionError, ray.exceptions.RayError)
+    return type(error) is Exception or isinstance(error, kinds)
 
 
 def _start_local(settings: dict[str, Any]) -> None:
@@ -207,4 +151,7 @@ def cluster_gpus() -> int:
     if on_cluster():
         start_ray()
         return int(ray.cluster_resources().get("GPU", 0))
+    # Which takes seconds to import.
+    import torch
+
     return torch.cuda.device_count()

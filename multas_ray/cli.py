@@ -1,0 +1,85 @@
+"""What every job's command line shares: exit codes, one-line errors, an answer to Ctrl-C. Imports nothing heavy."""
+
+import argparse
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from multas_ray.errors import RunError, UserError, first_line, root_cause
+from multas_ray.stop import answer_signals
+
+OK, FAILED, UNUSABLE = 0, 1, 2
+"""Exit codes: done; the job failed; unusable arguments, configuration or data. See `answer_signals` for two others."""
+
+
+def run_job(main: Callable[[], None]) -> NoReturn:
+    """Run a job's main and end the process: 0 done, 1 failed, 2 unusable input; the reason is the last line."""
+    hide_ray_log()
+    with answer_signals():
+        code = _run(main)
+    sys.exit(code)
+
+
+RAY_LOG = r"^\[[-0-9]+ [0-9:,]+ [IWE] [0-9]+ [0-9]+\] "
+"""How a line of Ray's C++ begins that is not fatal."""
+
+
+def hide_ray_log() -> None:
+    """Take Ray's C++ log out of what this process's native code writes to standard error: a job survives what Ray
+    calls errors there. Python's standard error is another one from now on; where that has been replaced, as by a test,
+    nothing is done."""
+    before = sys.stderr
+    if before is not sys.__stderr__ or before is None:
+        return
+    # In a process that outlives a crash, and in a session that a terminal's Ctrl-C does not reach.
+    command = ["grep", "--line-buffered", "-v", "-E", RAY_LOG]
+    try:
+        own = os.dup(2)
+        grep = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=own, start_new_session=True)
+    except OSError:
+        return
+    assert grep.stdin is not None
+    os.dup2(grep.stdin.fileno(), 2)
+    grep.stdin.close()
+    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", 1, before.encoding, "backslashreplace")  # type: ignore[misc]
+
+
+def _run(main: Callable[[], None]) -> int:
+    try:
+        main()
+        return OK
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, UserError):
+            print(f"error: {cause}", file=sys.stderr)
+            return UNUSABLE
+        if isinstance(cause, RunError):
+            print(f"failed: {cause}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+            print(f"failed: {type(cause).__name__}: {first_line(cause)}", file=sys.stderr)
+        return FAILED
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} on is needed")
+        return int(text)
+
+    return parse
