@@ -24,7 +24,7 @@ ARMS = {"det": ["det"], "seg": ["seg"], "mtl": ["det", "seg"], "kd": ["det", "se
 TRAIN_SCENES, VAL_SCENES = 1600, 200
 SIZE = 96
 """Side of a scene in pixels, and of the networks' input."""
-TEACHER_STEPS, STUDENT_STEPS = 250, 400
+TEACHER_STEPS, STUDENT_STEPS = 280, 440
 PICTURES = 8
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from scipy.stats import t
+from scipy.special import stdtrit
 
 LEVEL = 0.95
 
@@ -23,7 +23,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean, n = fmean(values), len(values)
     if n < 2:
         return Estimate(mean, math.nan, math.nan)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n)
     return Estimate(mean, mean - half, mean + half)
 
 

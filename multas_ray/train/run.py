@@ -35,6 +35,7 @@ from multas_ray.teacher.store import StoreReader, check_store, describe_store, m
 from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
 from multas_ray.train.attempts import ATTEMPTS, describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
+from multas_ray.train.resume import start_step
 from multas_ray.train.samples import choose_samples
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import Progress, discard, log_error, read_metrics
@@ -332,15 +333,6 @@ def _trainer(
         )
 
     return build
-
-
-def start_step(run: StoragePath) -> int:
-    """The step that a run goes on from: that of its newest whole checkpoint, else 0. A broken newer one is put on
-    record. The one place where this is decided: the workers go by the stream's first batch."""
-    newest, broken = newest_checkpoint(run)
-    for line in broken:
-        log_error(run, line)
-    return 0 if newest is None else read_meta(newest).step
 
 
 def _fit(build: Callable[[], TorchTrainer], retries: int) -> dict[str, Any]:

@@ -10,13 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from multas_ray.config import Config, TrackingConfig
-from multas_ray.report.pictures import with_legend
 from multas_ray.storage import Location, StoragePath, read_lines
-from multas_ray.train.samples import COLUMNS, Samples
+
+if TYPE_CHECKING:
+    from multas_ray.train.samples import Samples
 
 METRICS, ERRORS, WORKERS, PROGRESS = "metrics.jsonl", "errors.log", "workers.jsonl", "progress.json"
 REJECTED, BAD_STEPS = "rejected.jsonl", "bad_steps.jsonl"
@@ -62,7 +63,7 @@ class Tracker:
         self.rejected |= new
         (self.run / REJECTED).append_text("".join(json.dumps(row) + "\n" for row in new.values()))
 
-    def samples(self, step: int, samples: Samples) -> None:
+    def samples(self, step: int, samples: "Samples") -> None:
         """Keep the pictures of an evaluation: as one PNG and, in W&B, as a table with a row an image."""
         picture = samples.picture()
         if picture is None:
@@ -70,6 +71,9 @@ class Tracker:
         (self.run / SAMPLES / f"{step:08d}.png").write_bytes(picture)
         if self.wandb is not None:
             import wandb
+
+            from multas_ray.report.pictures import with_legend
+            from multas_ray.train.samples import COLUMNS
 
             rows = [
                 [name, *(wandb.Image(with_legend(each, samples.palette).permute(1, 2, 0).numpy()) for each in row)]
