@@ -120,8 +120,10 @@ def _start_local(settings: dict[str, Any]) -> None:
 
 
 def on_cluster() -> bool:
-    """Whether Ray is a cluster that was there before, rather than one started on this machine by `start_ray`."""
-    return bool(os.environ.get("RAY_ADDRESS")) and LOCAL not in os.environ
+    """Whether Ray is a cluster that was there before, rather than one started on this machine by `start_ray`. A task of
+    a cluster, such as a trial, is not told its address."""
+    in_task = ray.is_initialized() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE
+    return LOCAL not in os.environ and (in_task or bool(os.environ.get("RAY_ADDRESS")))
 
 
 def warn_if_passing(setting: str, path: str) -> None:

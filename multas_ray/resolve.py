@@ -50,7 +50,8 @@ def _on_worker(config: Config, question: Callable[[torch.device], Answer]) -> An
     if not on_cluster():
         return question(torch.device("cuda" if resources.gpu and torch.cuda.is_available() else "cpu"))
 
-    @ray.remote(**resources.options())
+    # Within a trial of a study or search it would else be put into its own placement group, which has no room for it.
+    @ray.remote(**resources.options(), scheduling_strategy="DEFAULT")
     def ask() -> Answer:
         return question(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
 

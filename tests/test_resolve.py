@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from multas_ray import resolve
 from multas_ray.config import Resources
@@ -130,12 +132,20 @@ def test_a_run_of_before_that_names_its_precision_goes_on_with_auto(make_config,
 
 @pytest.mark.slow
 def test_on_a_cluster_a_node_with_the_workers_resources_is_asked(cluster, make_config, monkeypatch):
+    """Also from a trial of a study, whose placement group has no room for the question."""
     node = cluster.add_node(num_cpus=2, labels={"role": "train"})
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     config = make_config()
     config.train.resources = Resources(labels={"role": "train"})
+
+    def ask() -> tuple[str, str]:
+        return resolve._on_worker(config, lambda device: (str(device), ray.get_runtime_context().get_node_id()))
+
     try:
-        asked = resolve._on_worker(config, lambda device: (str(device), ray.get_runtime_context().get_node_id()))
+        assert ask() == ("cpu", node.node_id)
+        group = placement_group([{"CPU": 0.01}])
+        within = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        trial = ray.remote(num_cpus=0)(ask).options(scheduling_strategy=within)
+        assert ray.get(trial.remote(), timeout=60) == ("cpu", node.node_id)
     finally:
         ray.shutdown()
-    assert asked == ("cpu", node.node_id)

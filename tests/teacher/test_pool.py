@@ -12,6 +12,8 @@ import psutil
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from multas_ray.config import TeachersConfig
 from multas_ray.errors import UserError
@@ -65,6 +67,23 @@ def test_only_rows_that_a_teacher_needs_are_sent_and_each_only_to_it(started_ray
     np.testing.assert_array_equal(sent[0], BATCH["images"][[1, 3]])
     assert answer["det.digest"].tolist() == [digests(BATCH["images"])[1]], "the last answer is of the seg teacher"
     assert pool.submit(BATCH, {"det": np.array([3])})()["det.digest"].tolist() == [digests(BATCH["images"])[3]]
+
+
+def test_a_pool_finds_room_beside_the_placement_group_that_it_is_started_in(started_ray):
+    """As in a trial of a study, whose group has room for nothing but the trial's function."""
+
+    @ray.remote(num_cpus=0)
+    def trial() -> list[int]:
+        pool = PoolClient(start_pool(TeachersConfig(), {"det": Slow(0)}))
+        return pool.submit(BATCH, {"det": ROWS["det"]})()["det.digest"].tolist()
+
+    group = placement_group([{"CPU": 0.01}])
+    try:
+        within = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        answer = ray.get(trial.options(scheduling_strategy=within).remote(), timeout=60)
+    finally:
+        remove_placement_group(group)
+    assert answer == digests(BATCH["images"][ROWS["det"]]).tolist()
 
 
 def test_a_request_goes_to_the_replica_with_the_fewest_in_flight(started_ray):
