@@ -6,6 +6,7 @@ python jobs/teachers.py stop animals
 """
 
 import argparse
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -52,8 +53,10 @@ def start(arguments: argparse.Namespace) -> None:
     from multas_ray.teacher.pool import start_pool
     from multas_ray.teacher.teacher import some_teacher_specs
 
+    specs = some_teacher_specs(config)
     connect()
-    specs = some_teacher_specs(resolve_precision(config))
+    precision = resolve_precision(config).train.precision
+    specs = {task: replace(spec, precision=precision) for task, spec in specs.items()}
     check_placement([Ask("teachers.resources", len(specs) * config.teachers.replicas, config.teachers.resources)])
     start_pool(config.teachers, specs)
     show(config.teachers.pool)

@@ -193,13 +193,12 @@ def test_jobs_with_ray_data_or_tune_are_stopped(make_config, random_teachers, sc
     study.write_text(json.dumps(tree | {"arms": {"run": {}}}))
     network = ["--checkpoint", random_teachers["det"]["checkpoint"], "--out", str(tmp_path / "out")]
     goes_on = "stopping; the same command goes on from here"
-    for line, *command in (
-        (goes_on, "jobs/sweep.py", *search, "--out", str(tmp_path / "sweep")),
-        (goes_on, "jobs/study.py", "--config", str(study)),
-        ("stopping", "jobs/predict.py", *network, "--images", scenes_path),
-        ("stopping", "jobs/demo.py", "--out", str(tmp_path / "demo")),
+    for line, process, *command in (
+        (goes_on, "ray::RayTrainWorker", "jobs/sweep.py", *search, "--out", str(tmp_path / "sweep")),
+        (goes_on, "ray::RayTrainWorker", "jobs/study.py", "--config", str(study)),
+        ("stopping", "ray::MapWorker", "jobs/predict.py", *network, "--images", scenes_path),
+        ("stopping", "ray::RayTrainWorker", "jobs/demo.py", "--out", str(tmp_path / "demo")),
     ):
         job = start(*command)
-        wait_for(job, lambda job=job: named("ray::", job.pid))
-        time.sleep(10)
+        wait_for(job, lambda job=job, process=process: named(process, job.pid))
         assert stop(job, signal.SIGINT)[-1] == line
