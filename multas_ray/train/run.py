@@ -23,7 +23,7 @@ from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import Addition, PlannedData, Source
 from multas_ray.data.weak import WeakAnnotations, weak_tasks
 from multas_ray.errors import RunError, UserError, first_line, root_cause
-from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, read_meta
+from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, newest_written, read_meta
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
 from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
@@ -203,14 +203,14 @@ def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
         before = load_config(run / CONFIG)
         result = _result(run)
         changed = first_difference(config, before)
-        if changed is not None and newest is None and broken and result is None:
-            raise UserError(
-                f"train.run: {run} holds a run with another {changed}, and none of its checkpoints is whole; "
-                "delete the folder, or choose another"
-            )
-        if changed is not None and (newest is not None or result is not None):
-            raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")
         if changed is not None:
+            if newest is not None or result is not None:
+                raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")
+            if broken:
+                raise UserError(
+                    f"train.run: {run} holds a run with another {changed}, and none of its checkpoints is whole; "
+                    "delete the folder, or choose another"
+                )
             print(f"{run}: begins anew, with another {changed}; an earlier start left no checkpoint", flush=True)
             discard(run)
         if result is not None and result["steps"] >= config.train.steps:
@@ -231,7 +231,8 @@ def kept_precision(run: StoragePath, config: Config) -> str | None:
     Raises:
         UserError: another one is asked for.
     """
-    if newest_checkpoint(run)[0] is None:
+    # Not `newest_checkpoint`, which reads whole checkpoints to see that they are.
+    if not newest_written(run):
         return None
     before = load_config(run / CONFIG).train.precision
     kept = next((line["precision"] for line in reversed(read_lines(run / ATTEMPTS)) if "precision" in line), before)
