@@ -18,7 +18,7 @@ from tests.processes import named
 from tests.shared import ROOT
 
 OWN = re.compile(
-    r"(run|run-0|det|seg): (starting|step \d+/) ?.*|.*: goes on from step \d+|\d+ trials, .*"
+    r"(run|run-\d|det|seg): (starting|step \d+/) ?.*|.*: goes on from step \d+|\d+ trials, .*"
     r"|\d+ of \d+ images|stopping.*"
 )
 """Lines of jobs that are stopped."""
