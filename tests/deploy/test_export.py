@@ -72,7 +72,6 @@ def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monke
 
 
 def test_the_guides_script_finds_what_the_network_does(checkpoint, photos, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("onnxruntime")
     export(checkpoint, tmp_path / "out")
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.DOTALL)[1]
     photo = str(photos / "photo1.png")

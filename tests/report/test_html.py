@@ -1,18 +1,15 @@
 """The report: complete, self-contained and inert, from a whole run or from what there is of one."""
 
-import io
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from multas_ray.config_file import parse_config
 from multas_ray.report.html import report_page, run_report
 from multas_ray.report.pictures import Palette, Picture, grid
-from multas_ray.report.plots import learning_curves
 
 CLASSES = ["cat", "dog", "<script>alert(1)</script>"]
 BLACK = Picture(torch.zeros(3, 8, 8, dtype=torch.uint8))
@@ -91,13 +88,6 @@ def test_a_run_has_everything_and_needs_no_network(run: Path) -> None:
         ("train.steps", "20", ""),
     ]
     assert "kd &amp; co" in page
-
-
-def test_the_learning_rate_has_a_panel() -> None:
-    lines = [{"step": step, "loss/total": 1.0} for step in (1, 2)]
-    with_rate = [line | {"lr": 1e-3} for line in lines]
-    shapes = [Image.open(io.BytesIO(learning_curves({"one": each}))).width for each in (lines, with_rate)]
-    assert shapes[1] > 1.8 * shapes[0]
 
 
 def test_a_run_that_is_not_over_shows_its_newest_evaluation(run: Path) -> None:

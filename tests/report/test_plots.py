@@ -66,7 +66,7 @@ def test_a_picture_shows_what_is_drawn() -> None:
 
 def test_learning_curves_have_a_panel_a_metric_and_a_curve_a_run() -> None:
     one = [
-        {"step": 1, "loss/seg": 2.0, "loss/total": 3.0},
+        {"step": 1, "loss/seg": 2.0, "loss/total": 3.0, "lr": 0.001},
         {"step": 1, "det/AP": 10.0, "seg/IoU/cat": 5.0},
         {"step": 2, "loss/total": 1.0, "loss/seg": 0.5},
         {"step": 2, "det/AP": 30.0},
@@ -74,10 +74,11 @@ def test_learning_curves_have_a_panel_a_metric_and_a_curve_a_run() -> None:
     two = [{"step": 2, "loss/total": 4.0, "loss/kd_det": 1.0}]
     figure = plots.learning_curves({"one": one, "$two^$": two, "three": []})
     found = panels(figure)
-    assert list(found) == ["det/AP [%]", "loss/total", "loss/seg", "loss/kd_det"]
+    assert list(found) == ["det/AP [%]", "loss/total", "loss/seg", "loss/kd_det", "learning rate"]
     assert curves(found["det/AP [%]"]) == {"one": [(1, 10), (2, 30)]}
     assert curves(found["loss/total"]) == {"one": [(1, 3), (2, 1)], "$two^$": [(2, 4)]}
     assert curves(found["loss/kd_det"]) == {"$two^$": [(2, 1)]}
+    assert curves(found["learning rate"]) == {"one": [(1, 0.001)]}
     assert key(figure) == ["one", "$two^$"], "what has a curve"
     colours = {line.get_label(): line.get_color() for line in found["loss/total"].get_lines()}
     assert colours["one"] != colours["$two^$"]
