@@ -12,7 +12,8 @@ from multas_ray.cli import Parser, run_job
 
 
 def main() -> None:
-    from multas_ray.config_file import apply_overrides, read_yaml
+    from multas_ray.config_file import apply_overrides
+    from multas_ray.documents import read_yaml
     from multas_ray.stop import GOES_ON, on_stop
     from multas_ray.study.plan import METRICS, Scheduler, Sweep
 

@@ -1,7 +1,33 @@
 """Exceptions whose message is one line for a human, and the one that lies behind what Ray raises."""
 
+LONGEST_LINE, LONGEST_VALUE = 1000, 120
+"""Characters of a message, and of a value that it quotes: the middle of a longer one is left out."""
 
-class UserError(Exception):
+
+def one_line(text: object, longest: int = LONGEST_LINE) -> str:
+    """Text as one line that any terminal, log and JSON file shows: what is not printable is escaped (line ends, control
+    characters, halves of surrogate pairs), and the middle of a longer one left out."""
+    whole = str(text)
+    if len(whole) > longest:
+        half = longest // 2 - 2
+        whole = f"{whole[:half]} … {whole[-half:]}"
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in whole)
+
+
+def quoted(value: object) -> str:
+    """A value that somebody gave, as a message shows it: Python's own notation in at most some 120 characters."""
+    try:
+        return one_line(repr(value), LONGEST_VALUE)
+    except (RecursionError, ValueError):  # lists in lists in lists; a number of thousands of digits
+        return f"a {type(value).__name__}"
+
+
+class _OneLine(Exception):
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
+
+
+class UserError(_OneLine):
     """Unusable arguments, configuration or data.
 
     Its message is one line for a human: it names the file, key or row, what was found and what is allowed.
@@ -9,7 +35,7 @@ class UserError(Exception):
     """
 
 
-class RunError(Exception):
+class RunError(_OneLine):
     """A job that cannot go on, and that no restart would help.
 
     Its message is one line for a human: what happened and where. A job that meets it ends with exit code 1 and that

@@ -1,30 +1,15 @@
 """One image with its annotation as a reader found it, and the checks that make it a row of a data set."""
 
-import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from multas_ray.config import Task
+from multas_ray.data.image import Stored, to_stored, turn_boxes, turn_mask
+from multas_ray.data.reject import Reject
 from multas_ray.data.schema import IGNORE, TASK_MASKS, TaskMask
-
-SLACK = 2.0
-"""Pixels that a box may lie outside its image and still be clipped instead of rejected."""
-
-
-class Reject(Exception):
-    """A row that cannot be used: raised where that is found out, handed on in the row's place.
-
-    `reason` is one of few short phrases, to be counted; `detail` says what was found.
-    """
-
-    def __init__(self, reason: str, detail: str = "", image_id: str = "") -> None:
-        super().__init__(reason, detail, image_id)
-        self.reason, self.detail, self.image_id = reason, detail, image_id
 
 
 @dataclass
@@ -34,9 +19,9 @@ class Row:
     image_id: str
     image: bytes
     """The encoded file."""
-    height: int
-    """As the annotation states it, in pixels."""
-    width: int
+    height: int | None
+    """As the annotation states it, in pixels; None: it does not say."""
+    width: int | None
     has_det: bool = False
     has_seg: bool = False
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
@@ -47,6 +32,10 @@ class Row:
     """(N,) bool."""
     mask: np.ndarray | None = None
     """(H, W) uint8 class ids, where has_seg."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What was mended, left out or taken for something, to be counted over a split: phrase -> number of objects."""
+    exif: bool = True
+    """Whether the image is turned as its EXIF says. Those of a data set are upright already."""
 
     @property
     def task_mask(self) -> TaskMask:
@@ -55,12 +44,13 @@ class Row:
 
     def only(self, task: Task | None) -> "Row":
         """The row without the annotation of every task but this one."""
-        bare = Row(self.image_id, self.image, self.height, self.width)
-        if task == "det":
-            return replace(self, has_seg=False, mask=None)
-        if task == "seg":
-            return replace(bare, has_seg=self.has_seg, mask=self.mask)
-        return bare
+        kept = self
+        if task != "seg":
+            kept = replace(kept, has_seg=False, mask=None)
+        if task != "det":
+            nothing = {"boxes": self.boxes[:0], "labels": self.labels[:0], "difficult": self.difficult[:0]}
+            kept = replace(kept, has_det=False, **nothing)
+        return kept
 
 
 def attempt(image_id: str, read: Callable[[], Row]) -> Row | Reject:
@@ -71,68 +61,9 @@ def attempt(image_id: str, read: Callable[[], Row]) -> Row | Reject:
         return Reject(reject.reason, reject.detail, image_id)
 
 
-def read_image_file(path: Path) -> bytes:
-    """The bytes of an image file.
-
-    Raises:
-        Reject: there is no such file.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Reject("missing image", f"{path.name}: {error.strerror}") from None
-
-
-@contextmanager
-def decoding(reason: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on a file it cannot decode into a Reject."""
-    try:
-        yield
-    # A corrupt file meets decoders in states they do not expect: SyntaxError, struct.error and more are on record.
-    except Exception as error:
-        raise Reject(reason, " ".join(str(error).split()) or type(error).__name__) from None
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width in the header of an encoded image.
-
-    Raises:
-        Reject: there is no readable header.
-    """
-    with decoding("broken image"), Image.open(io.BytesIO(data)) as image:
-        return image.height, image.width
-
-
-def as_rgb(data: bytes) -> tuple[bytes, int, int]:
-    """Decode an image in full and return it as an RGB JPEG or PNG, with height and width in pixels.
-
-    An RGB JPEG or PNG of 8 bits keeps its bytes. Others are encoded anew: JPEG as JPEG (quality 95), the rest as PNG.
-
-    Raises:
-        Reject: it is broken, or its mode has no RGB meaning (16-bit grey, float).
-    """
-    with decoding("broken image"), Image.open(io.BytesIO(data)) as image:
-        image.load()
-    # Pillow reads 16-bit RGB as 8-bit, other decoders do not. The depth is the 25th byte of every PNG file.
-    if image.mode == "RGB" and (image.format == "JPEG" or (image.format == "PNG" and data[24] == 8)):
-        return data, image.height, image.width
-    # Pillow would clip these to 0..255 and call the result an image.
-    if image.mode.startswith(("I", "F")):
-        raise Reject("not convertible to RGB", f"mode {image.mode}")
-    with decoding("not convertible to RGB"):
-        rgb = image.convert("RGB")
-    return encode(rgb, "JPEG" if image.format == "JPEG" else "PNG"), image.height, image.width
-
-
-def encode(image: Image.Image, format: str) -> bytes:
-    """The bytes of a JPEG (quality 95) or PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format, **({"quality": 95} if format == "JPEG" else {}))
-    return buffer.getvalue()
-
-
-def check_row(row: Row, det_classes: int, seg_classes: int) -> tuple[Row, int, int]:
-    """A row that keeps the data contract; beside it the number of boxes clipped, and of boxes dropped.
+def check_row(row: Row, det_classes: int, seg_classes: int) -> Row:
+    """A row that keeps the data contract: its image upright, its annotation turned with it where that was made on the
+    image as its file lies, and its boxes inside the image. What was mended is among its notes.
 
     Args:
         row: as read.
@@ -142,29 +73,58 @@ def check_row(row: Row, det_classes: int, seg_classes: int) -> tuple[Row, int, i
     Raises:
         Reject: the row breaks the contract in a way that cannot be mended.
     """
-    image, height, width = as_rgb(row.image)
-    if (height, width) != (row.height, row.width):
-        raise Reject("annotation of another size", f"{row.width}x{row.height}, the image has {width}x{height}")
     if row.has_seg != (row.mask is not None) or (len(row.boxes) and not row.has_det):
         raise ValueError(f"{row.image_id}: annotation and task mask contradict each other")
+    image = to_stored(row.image, exif=row.exif)
+    row = _turned(row, image)
     if row.mask is not None:
-        _check_mask(row.mask, height, width, seg_classes)
+        _check_mask(row.mask, image.height, image.width, seg_classes)
     if ((row.labels < 0) | (row.labels >= det_classes)).any():
         raise Reject("unknown class", f"labels {sorted(set(row.labels.tolist()))} of {det_classes} classes")
+    return _clipped(replace(row, image=image.data, height=image.height, width=image.width), image.height, image.width)
 
+
+def _turned(row: Row, image: Stored) -> Row:
+    """The annotation in the frame of the upright image. One that fits both frames, as of a square image, was made on
+    the upright one, which is what nearly all tools show."""
+    upright, filed = (image.height, image.width), image.file_size
+    changes: dict[str, np.ndarray] = {}
+    stated = (upright[0] if row.height is None else row.height, upright[1] if row.width is None else row.width)
+    if stated not in (upright, filed):
+        raise Reject("annotation of another size", _sizes(stated, image))
+    if stated != upright:
+        changes["boxes"] = turn_boxes(row.boxes, *filed, image.orientation)
+    if row.mask is not None and row.mask.shape == filed != upright:
+        changes["mask"] = turn_mask(row.mask, image.orientation)
+    if not changes:
+        return row
+    return replace(row, **changes, notes=row.notes + Counter({"images turned upright with their annotation": 1}))
+
+
+def _sizes(found: tuple[int, ...], image: Stored) -> str:
+    own = f"the image has {image.width}x{image.height}"
+    turned = " (its file is turned by EXIF)" if image.file_size != (image.height, image.width) else ""
+    return f"{found[1]}x{found[0]}, {own}{turned}"
+
+
+def _clipped(row: Row, height: int, width: int) -> Row:
+    """The row with its boxes clipped to the image, without those that are no boxes of it."""
     boxes = row.boxes.astype(np.float32).reshape(-1, 4)
+    if not np.isfinite(boxes).all():
+        raise Reject("broken box", f"{boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}: not numbers")
     x1, y1, x2, y2 = boxes.T
-    outside = np.stack([-x1, -y1, x2 - width, y2 - height, -x2, -y2, x1 - width, y1 - height], axis=1)
-    # "not <=" also catches NaN.
-    if not (outside <= SLACK).all():
-        worst = int(np.argmax(np.nan_to_num(outside, nan=np.inf).max(axis=1)))
-        raise Reject("box outside its image", f"{boxes[worst].tolist()} in {width}x{height}")
-    if (x2 < x1).any() or (y2 < y1).any():
-        raise Reject("inverted box", str(boxes[(x2 < x1) | (y2 < y1)][0].tolist()))
     clipped = boxes.clip(0, np.array([width, height, width, height], np.float32))
+    inverted = (x2 < x1) | (y2 < y1)
+    empty = ~inverted & ((x2 == x1) | (y2 == y1))
     keep = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-    checked = replace(row, image=image, boxes=clipped[keep], labels=row.labels[keep], difficult=row.difficult[keep])
-    return checked, int((clipped != boxes).any(axis=1)[keep].sum()), int((~keep).sum())
+    found = {
+        "boxes clipped at the image's edge": keep & (clipped != boxes).any(axis=1),
+        "boxes dropped: without area": empty,
+        "boxes dropped: inverted": inverted,
+        "boxes dropped: outside their image": ~keep & ~inverted & ~empty,
+    }
+    notes = row.notes + Counter({name: int(which.sum()) for name, which in found.items()})
+    return replace(row, boxes=clipped[keep], labels=row.labels[keep], difficult=row.difficult[keep], notes=notes)
 
 
 def _check_mask(mask: np.ndarray, height: int, width: int, classes: int) -> None:

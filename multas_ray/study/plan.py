@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from multas_ray.config import Config
-from multas_ray.config_file import explain, parse_config, read_yaml
+from multas_ray.config_file import parse_config
+from multas_ray.documents import explain, read_yaml
 from multas_ray.errors import UserError
 from multas_ray.storage import Location, StoragePath
 

@@ -4,11 +4,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import yaml
 from ray import tune
 
-from multas_ray.config_file import YamlLoader
-from multas_ray.errors import UserError
+from multas_ray.documents import parse_yaml
+from multas_ray.errors import UserError, first_line, quoted
 
 DOMAINS: dict[str, Callable[..., Any]] = {
     "choice": lambda *values: tune.choice(list(values)),
@@ -31,19 +30,18 @@ def parse_search(texts: Sequence[str]) -> dict[str, Any]:
     """
     space = {}
     for text in texts:
+        shown = f"--search {quoted(text)}"
         match = re.fullmatch(r"([\w.]+)=(\w+)\((.*)\)", text.strip())
         if match is None:
-            raise UserError(
-                f"--search '{text}': write it as path=domain(values), such as optim.lr=loguniform(1e-4,1e-2)"
-            )
+            raise UserError(f"{shown}: write it as path=domain(values), such as optim.lr=loguniform(1e-4,1e-2)")
         path, name, inside = match.groups()
         if name not in DOMAINS:
-            raise UserError(f"--search '{text}': no domain '{name}'; allowed: {', '.join(DOMAINS)}")
+            raise UserError(f"{shown}: no domain {quoted(name)}; allowed: {', '.join(DOMAINS)}")
+        values = parse_yaml(f"[{inside}]", shown)
         try:
-            values = yaml.load(f"[{inside}]", YamlLoader)
             space[path] = _domain(name, values)
-        except (yaml.YAMLError, TypeError, ValueError) as error:
-            raise UserError(f"--search '{text}': {str(error).splitlines()[0]}") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{shown}: {first_line(error)}") from None
     return space
 
 

@@ -1,0 +1,67 @@
+"""Files that an annotation names: whatever it says, only regular files below the folder that the user named are read."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from multas_ray.data.reject import Reject
+
+LARGEST = 2**30
+"""Bytes of a file that is read whole."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder whose files are read by the names that an annotation gives them."""
+
+    root: Path
+    follow_links: bool = False
+    """Whether symbolic links may lead out of the folder."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Args:
+            name: its path below the folder, with slashes; where no such file is there, with the backslashes of Windows.
+
+        Raises:
+            Reject: there is no such file, it is not below the folder, or it is not a regular one.
+        """
+        path = self._place(name)
+        try:
+            # A FIFO would be waited for, and some devices do things when they are opened.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise Reject("not a regular file", f"{path}: a folder, device or pipe")
+            with path.open("rb") as file:
+                data = file.read(LARGEST + 1)
+        except OSError as error:
+            raise Reject("missing file", f"{path}: {error.strerror}") from None
+        except ValueError as error:  # a NUL in the name
+            raise Reject("missing file", f"{name!r}: {error}") from None
+        if len(data) > LARGEST:
+            raise Reject("too large", f"{path}: more than {LARGEST >> 20} MB")
+        return data
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file or folder."""
+        try:
+            return (self.root / name).exists()
+        except (OSError, ValueError):
+            return False
+
+    def _place(self, name: str) -> Path:
+        if not self.has(name) and "\\" in name:
+            name = name.replace("\\", "/")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise Reject("outside its folder", f"{name!r}: only files below {self.root} are read")
+        path = self.root / name
+        if self.follow_links:
+            return path
+        try:
+            real, root = os.path.realpath(path), os.path.realpath(self.root)
+        except (OSError, ValueError):
+            return path  # what is wrong with it is said where it is opened
+        if os.path.commonpath([real, root]) != root:
+            raise Reject("outside its folder", f"{path}: a link to {real}; --follow-links reads such files")
+        return path

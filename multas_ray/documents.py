@@ -1,0 +1,202 @@
+"""Text, JSON and YAML as people and programs write them, read as data: whatever is wrong with a file is one line."""
+
+import codecs
+import json
+import os
+import re
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from multas_ray.errors import UserError, one_line, quoted
+from multas_ray.storage import Location, StoragePath
+
+Model = TypeVar("Model", bound=BaseModel)
+
+MOST_NODES, DEEPEST = 100_000, 50
+"""Values of a YAML document and levels of its nesting. Aliases count each time that they stand for something: nine lines
+of them can stand for a billion values."""
+BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+
+
+def decode_text(data: bytes, source: object) -> str:
+    """UTF-8, or what a byte order mark says: Notepad writes one before UTF-8, and PowerShell's `>` writes UTF-16.
+
+    Raises:
+        UserError: it is neither.
+    """
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not text in {encoding.upper()} (byte {error.start}); save it as UTF-8") from None
+
+
+def read_text(file: Location) -> str:
+    """A text file.
+
+    Raises:
+        UserError: it cannot be read, or is no text.
+    """
+    place = StoragePath(file)
+    try:
+        data = place.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({os.strerror(error.errno) if error.errno else error})") from None
+    return decode_text(data, file)
+
+
+def parse_json(text: str, source: object) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{source}: not JSON ({error})") from None
+    except RecursionError:
+        raise UserError(f"{source}: not usable: lists or objects in one another, thousands of levels deep") from None
+
+
+def read_json(file: Location) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON.
+    """
+    return parse_json(read_text(file), file)
+
+
+def read_model(file: Location, model: type[Model]) -> Model:
+    """A JSON file that a program wrote, checked against its model.
+
+    Raises:
+        UserError: it cannot be read, or is of another form.
+    """
+    try:
+        return model.model_validate(read_json(file))
+    except ValidationError as error:
+        raise UserError(f"{file}: {explain(error, model)}") from None
+
+
+class YamlLoader(yaml.SafeLoader):
+    """Safe YAML of plain values: mappings, lists, strings, numbers, booleans and null, written as in YAML 1.2 (`on` is a
+    word, 1e-3 a number, 010 a ten). Dates, sets and bytes have no use here; they stay words, or are refused."""
+
+
+NULL, BOOLEAN, INTEGER, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+PATTERNS = {
+    NULL: (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    BOOLEAN: (r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    INTEGER: (r"([-+]?\d+|0o[0-7]+|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    FLOAT: (
+        r"([-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        list("-+.0123456789"),
+    ),
+}
+# Not the key `<<` either, which YAML 1.2 has not: some lines of it can stand for more than fits into memory.
+YamlLoader.yaml_implicit_resolvers = {}
+for _tag, (_pattern, _firsts) in PATTERNS.items():
+    YamlLoader.add_implicit_resolver(_tag, re.compile(_pattern), _firsts)
+
+
+def _scalar(tag: str, convert: Any) -> None:
+    """Values of a tag, which may stand there explicitly (`!!int x`), so that the text may be anything."""
+    pattern = re.compile(PATTERNS[tag][0])
+
+    def construct(loader: YamlLoader, node: yaml.ScalarNode) -> Any:
+        if not pattern.match(loader.construct_scalar(node)):
+            raise yaml.constructor.ConstructorError(None, None, f"no {tag.rpartition(':')[2]}", node.start_mark)
+        try:
+            return convert(node.value)
+        except ValueError as error:  # more digits than Python reads
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
+    YamlLoader.add_constructor(tag, construct)
+
+
+def _integer(text: str) -> int:
+    return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+
+
+_scalar(NULL, lambda text: None)
+_scalar(BOOLEAN, lambda text: text.lower() == "true")
+_scalar(INTEGER, _integer)
+_scalar(FLOAT, lambda text: float(re.sub(r"\.(?=inf|nan)", "", text.lower())))
+PLAIN = {NULL, BOOLEAN, INTEGER, FLOAT, *(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map"))}
+YamlLoader.yaml_constructors = {
+    tag: construct for tag, construct in YamlLoader.yaml_constructors.items() if tag is None or tag in PLAIN
+}
+
+
+def parse_yaml(text: str, source: object) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        UserError: it is none, has values of other than plain types, or stands for more than a configuration can be.
+    """
+    try:
+        value = yaml.load(text, YamlLoader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, TypeError) as error:  # a key that is a list; characters that YAML does not allow
+        raise UserError(f"{source}: not YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{source}: not usable: lists or mappings in one another, too deep") from None
+    _check_extent(value, source)
+    return value
+
+
+def _check_extent(value: Any, source: object) -> None:
+    nodes, level = 1, [value]
+    for _ in range(DEEPEST):
+        level = [node for node in level if isinstance(node, dict | list)]
+        nodes += sum(map(len, level))
+        if nodes > MOST_NODES:
+            raise UserError(f"{source}: not usable: it stands for more than {MOST_NODES:,} values")
+        if not level:
+            return
+        level = [child for node in level for child in (node if isinstance(node, list) else node.values())]
+    raise UserError(f"{source}: not usable: lists or mappings in one another, more than {DEEPEST} levels deep")
+
+
+def read_yaml(file: Location) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    tree = parse_yaml(read_text(file), file)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{file}: a mapping of sections is needed, found {type(tree).__name__}")
+    return tree
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """What is wrong with a tree that was to be such a model: one line."""
+    # An unknown key first: it often is the cause of the others, such as a misspelt key that is then missing.
+    first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
+    path = ".".join(one_line(part, 60) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        return f"{path}: no such key; allowed here: {', '.join(_keys_beside(first['loc'], model))}"
+    if first["type"] == "missing":
+        return f"{path}: missing, and it has no default"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["loc"]:
+        return f"{path}: {message} (given: {quoted(first['input'])})"
+    return message
+
+
+def _keys_beside(location: tuple[int | str, ...], model: Any) -> list[str]:
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+    return list(model.model_fields)
