@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="images at a time (default: %(default)s)")
     parser.add_argument("--score", type=float, help="the least of a detection (default: all; in overlays, 0.3)")
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures for people to look at")
+    parser.add_argument("--follow-links", action="store_true", help="read files to which links lead out of the folder")
     add_worker_flags(parser)
     arguments = parser.parse_args()
 
@@ -38,6 +39,7 @@ def main() -> None:
             batch_size=arguments.batch_size,
             overlays=not arguments.no_overlays,
             score=arguments.score,
+            follow_links=arguments.follow_links,
             progress=progress,
         )
     news = f"{counts['images']} images, {counts['detections']} detections"

@@ -15,8 +15,8 @@ from multas_ray.storage import Location, StoragePath
 Model = TypeVar("Model", bound=BaseModel)
 
 MOST_NODES, DEEPEST = 100_000, 50
-"""Values of a YAML document and levels of its nesting. Aliases count each time that they stand for something: nine lines
-of them can stand for a billion values."""
+"""Values of a YAML document and levels of its nesting. Aliases count each time that they stand for something: nine
+lines of them can stand for a billion values."""
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -83,8 +83,8 @@ def read_model(file: Location, model: type[Model]) -> Model:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """Safe YAML of plain values: mappings, lists, strings, numbers, booleans and null, written as in YAML 1.2 (`on` is a
-    word, 1e-3 a number, 010 a ten). Dates, sets and bytes have no use here; they stay words, or are refused."""
+    """Safe YAML of plain values: mappings, lists, strings, numbers, booleans and null, written as in YAML 1.2 (`on` is
+    a word, 1e-3 a number, 010 a ten). Dates, sets and bytes have no use here; they stay words, or are refused."""
 
 
 NULL, BOOLEAN, INTEGER, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
