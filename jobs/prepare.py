@@ -145,9 +145,11 @@ def read_voc(args: argparse.Namespace, track: Track) -> Read:
         ("val", args.val, ("det", "seg")),
     ]
     for split, name, tasks in roles:
-        for image_id in devkit.read_list(name) if name else ():
-            chosen.setdefault(split, {}).setdefault(image_id, set()).update(tasks)
-    if not any((args.det, args.seg, args.full, args.unlabelled, args.val)):
+        if name:
+            items = chosen.setdefault(split, {})
+            for image_id in devkit.read_list(name):
+                items.setdefault(image_id, set()).update(tasks)
+    if not chosen:
         raise UserError("voc: nothing to read; give at least one of --det, --seg, --full, --unlabelled, --val")
     # By id, so that rows of all task masks lie side by side and any stretch of the file holds each of them.
     lists = {

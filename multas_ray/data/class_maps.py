@@ -1,7 +1,7 @@
 """Masks of class ids or of colours, as VOC and the tools that write its layout have them."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +23,14 @@ def voc_palette() -> np.ndarray:
     return (bits.reshape(256, 8, 3) * weights[:, None]).sum(axis=1).astype(np.uint8)
 
 
+def voc_colours(classes: int) -> dict[Colour, int]:
+    """The values of the colours that VOC's palette gives to background, so many classes, and pixels to ignore."""
+    palette = voc_palette().tolist()
+    return {
+        (red, green, blue): value for value in (*range(classes + 1), IGNORE) for red, green, blue in [palette[value]]
+    }
+
+
 @dataclass(frozen=True)
 class ClassMap:
     """What the values and colours of masks mean."""
@@ -31,15 +39,12 @@ class ClassMap:
     """Classes in the order of their values, from 1; 0 is background."""
     kept: list[str]
     """Those that a data set has, in its order; the pixels of others become 255."""
-    colours: dict[Colour, int] = field(default_factory=dict)
-    """Of each value; where there are none, VOC's."""
+    colours: dict[Colour, int]
+    """Of masks of colours: what value each means."""
 
     def table(self) -> dict[int, int]:
         """Packed colour -> value."""
-        if self.colours:
-            return {_packed(np.array(colour)).item(): value for colour, value in self.colours.items()}
-        packed = _packed(voc_palette())
-        return {int(packed[value]): value for value in [*range(len(self.names) + 1), IGNORE]}
+        return {red << 16 | green << 8 | blue: value for (red, green, blue), value in self.colours.items()}
 
     def target(self) -> np.ndarray:
         """(256,) uint8: the value in the data set of each value in a mask."""

@@ -76,6 +76,11 @@ class Instances:
             )
         self._check_orphans(annotations)
         _check_boxes(self._images, self._objects, annotations)
+        if content["annotations"] and all(_is_crowd(item) for item in content["annotations"]):
+            raise UserError(
+                f"{annotations}: every object is a crowd (iscrowd 1), whose box is not scored and whose pixels are "
+                "ignored: there is nothing to learn. Where they are single objects, set iscrowd to 0"
+            )
         self._remark(content["annotations"])
         if empty == "skip":
             self._images = [image for image in self._images if self._objects.get(image.key)]
@@ -128,11 +133,6 @@ class Instances:
         )
 
     def _remark(self, annotations: Sequence[dict[str, Any]]) -> None:
-        if annotations and all(_is_crowd(item) for item in annotations):
-            self.remarks.append(
-                "every object is a crowd (iscrowd 1): its box is not scored and its pixels are ignored, so there is "
-                "nothing to learn; where they are single objects, set iscrowd to 0"
-            )
         used = {_id(item.get("category_id")) for item in annotations}
         seen = {self._labels.get(key) for key in used}
         unused = [name for label, name in enumerate(self.classes) if label not in seen]

@@ -53,7 +53,7 @@ class Folder:
             if not stat.S_ISREG(path.stat().st_mode):
                 raise Reject("not a regular file", f"{path}: a folder, device or pipe")
         except OSError as error:
-            raise Reject("missing file", f"{path}: {error.strerror}") from None
+            raise Reject("missing file", f"{path}: {error.strerror}{self._hint(name)}") from None
         except ValueError as error:  # a NUL in the name
             raise Reject("missing file", f"{name!r}: {error}") from None
         return path
@@ -65,11 +65,16 @@ class Folder:
         except (OSError, ValueError):
             return False
 
+    def _hint(self, name: str) -> str:
+        """Where the file may be instead."""
+        own = name.replace("\\", "/").rpartition("/")[2].partition("?")[0]
+        return f"; {self.root / own} is there: is it that one?" if own and own != name and self.has(own) else ""
+
     def _place(self, name: str) -> Path:
         if not self.has(name) and "\\" in name:
             name = name.replace("\\", "/")
         if name.startswith("/") or ".." in name.split("/"):
-            raise Reject("outside its folder", f"{name!r}: only files below {self.root} are read")
+            raise Reject("outside its folder", f"{name!r}: only files below {self.root} are read{self._hint(name)}")
         path = self.root / name
         if self.follow_links:
             return path

@@ -16,7 +16,7 @@ from defusedxml import DefusedXmlException
 from defusedxml import ElementTree as SafeXml
 
 from multas_ray.config import Task
-from multas_ray.data.class_maps import ClassMap, Colour, read_mask
+from multas_ray.data.class_maps import ClassMap, Colour, read_mask, voc_colours
 from multas_ray.data.files import Folder, image_ids
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, attempt
@@ -133,14 +133,15 @@ class Devkit:
         masks = any("seg" in tasks for items in splits.values() for _, tasks in items)
         if (self.root / LABEL_MAP).is_file():
             known, colours = _read_label_map(self.root / LABEL_MAP)
-            _check_known(names, known, f"{LABEL_MAP} has")
-            return ClassMap(known, list(names or known), colours)
+            if not _is_of_voc(known, colours):
+                _check_known(names, known, f"{LABEL_MAP} has")
+                return ClassMap(known, list(names or known), colours)
         if set(names or ()) <= set(CLASSES) and (names or not _other_than(CLASSES, found)):
-            return ClassMap(list(CLASSES), list(names or CLASSES))
+            return ClassMap(list(CLASSES), list(names or CLASSES), voc_colours(len(CLASSES)))
         if names is not None:
             if not masks:
                 _check_known(names, [*found, *CLASSES], "the files have")
-            return ClassMap(list(names), list(names))
+            return ClassMap(list(names), list(names), voc_colours(len(names)))
         if masks:
             others = ", ".join(f"{quoted(name)} ({found[name]})" for name in _other_than(CLASSES, found)[:10])
             raise UserError(
@@ -149,7 +150,7 @@ class Devkit:
             )
         own = sorted(_spellings(found).values())
         self.remarks.append(f"classes taken from the XML: {', '.join(own)}")
-        return ClassMap(own, own)
+        return ClassMap(own, own, {})
 
     def _names(self, splits: Mapping[str, Items]) -> Counter[str]:
         """What the XML of the images calls objects, and how many there are."""
@@ -158,7 +159,7 @@ class Devkit:
             for image_id, tasks in items:
                 if "det" in tasks:
                     try:
-                        names.update(_name(item) for item in self._parse(image_id).findall("object"))
+                        names.update(filter(None, map(_name, self._parse(image_id).findall("object"))))
                     except Reject:
                         continue  # said where the image is read
         return names
@@ -244,6 +245,15 @@ def _read_label_map(path: Path) -> tuple[list[str], dict[Colour, int]]:
         raise UserError(f"{path}: a class or a colour stands twice, or there are more than {IGNORE - 1} classes")
     colours.setdefault((0, 0, 0), 0)
     return names, colours
+
+
+def _is_of_voc(names: Sequence[str], colours: Mapping[Colour, int]) -> bool:
+    """Whether a list of classes and colours says nothing else than VOC does, of some or all of its classes."""
+    voc = voc_colours(len(CLASSES))
+    return all(
+        colour in voc and (CLASSES[voc[colour] - 1] == names[value - 1] if 0 < value < IGNORE else voc[colour] == value)
+        for colour, value in colours.items()
+    )
 
 
 def _check_known(names: Sequence[str] | None, known: Sequence[str], have: str) -> None:

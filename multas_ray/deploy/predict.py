@@ -71,8 +71,9 @@ def predict_images(
     ray.data.DataContext.get_current().enable_progress_bars = False
     images = find_images(source, split, follow_links)
     (folder / REJECTED).delete()
-    left_out = [_problem(reject.image_id, reject) for reject in images.left_out]
-    (folder / REJECTED).append_text("".join(line + "\n" for line in left_out))
+    if images.left_out:
+        lines = [_problem(reject.image_id, reject) + "\n" for reject in images.left_out]
+        (folder / REJECTED).write_text("".join(lines))
     counts = {"images": 0, "detections": 0, "rejected": 0}
 
     def found() -> Iterator[Row]:

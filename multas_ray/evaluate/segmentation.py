@@ -10,7 +10,6 @@ from torch import Tensor
 from multas_ray.data.schema import IGNORE
 from multas_ray.evaluate.arrays import to_numpy
 
-
 MOST_VALUES = 16_000_000
 """Interpolated at a time (64 MB): 81 classes at the 12 million pixels of a photograph would be 4 GB."""
 
