@@ -4,10 +4,10 @@ python jobs/predict.py --checkpoint runs/animals/kd --images 'photos/*.jpg' --ou
 """
 
 from multas_ray.cli import Parser, at_least, run_job
+from multas_ray.terminal import terminal
 
 
 def main() -> None:
-    from rich.console import Console
 
     from multas_ray.deploy.workers import Workers, add_worker_flags
     from multas_ray.storage import StoragePath
@@ -45,7 +45,7 @@ def main() -> None:
     news = f"{counts['images']} images, {counts['detections']} detections"
     if counts["rejected"]:
         news += f"; {counts['rejected']} images cannot be decoded, see rejected.jsonl"
-    Console().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
+    terminal().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
 
 
 if __name__ == "__main__":

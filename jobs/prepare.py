@@ -16,13 +16,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from multas_ray.cli import Parser, at_least, run_job
 from multas_ray.errors import UserError, one_line
+from multas_ray.terminal import terminal
 
 EMPTY = ("background", "unlabelled", "skip")
 IGNORE = 255
@@ -46,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from multas_ray.data.prepare import write_dataset
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal(stderr=True), disable=not sys.stderr.isatty()) as progress:
 
         def track(split: str, rows: Rows, total: int) -> Rows:
             return progress.track(rows, total=total, description=split)
@@ -215,11 +214,11 @@ def read_carved(args: argparse.Namespace, track: Track) -> Read:
 
 def show(summary: Summary, out: str, remarks: Sequence[str] = ()) -> None:
     """Print rows by split and task mask, and what was rejected, dropped, clipped, or taken for something."""
-    table = Table("split", "annotated for", "rows", "boxes", title=escape(f"{out}"))
+    table = Table("split", "annotated for", "rows", "boxes", title=out)
     for split, counts in summary.rows.items():
         for mask, rows in counts.items():
-            table.add_row(escape(split), mask, str(rows), str(summary.boxes[split, mask]))
-    console = Console()
+            table.add_row(split, mask, str(rows), str(summary.boxes[split, mask]))
+    console = terminal()
     console.print(table)
     reasons = [f"{rows} {reason}" for reason, rows in summary.rejected.most_common()]
     lines = [f"rejected rows: {', '.join(reasons) or 'none'}", *remarks]
@@ -228,7 +227,7 @@ def show(summary: Summary, out: str, remarks: Sequence[str] = ()) -> None:
         ignored, of = summary.pixels[split][IGNORE], summary.pixels[split].sum()
         lines += [f"{split}: {ignored / of:.1%} of the masks' pixels are ignored (255)"] if ignored else []
     for line in lines:
-        console.print(one_line(line), highlight=False, markup=False, soft_wrap=True)
+        console.print(one_line(line), highlight=False, soft_wrap=True)
 
 
 def folder(text: str) -> Path:

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from multas_ray.data.image import decode_rgb, upright_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.data.transforms import resize
-from multas_ray.errors import UserError, first_line, quoted
+from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.evaluate.segmentation import label_map
 from multas_ray.model.weights import load_network
@@ -130,8 +130,10 @@ def read_image(image: ImageLike) -> Tensor:
     if isinstance(image, str | Path):
         try:
             return decode_rgb(Path(image).read_bytes(), upright=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{quoted(str(image))}: not readable ({first_line(error)})") from None
+        except OSError as error:
+            raise UserError(f"{image}: not readable ({error.strerror})") from None
+        except ValueError as error:  # a NUL in the name
+            raise UserError(f"{image}: not readable ({error})") from None
         except Reject as reject:
             raise UserError(f"{image}: {reject.reason} ({reject.detail})") from None
     if isinstance(image, Image.Image):

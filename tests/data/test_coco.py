@@ -302,7 +302,7 @@ def test_files_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
 
 def test_boxes_of_two_corners_are_asked_about(tmp_path: Path) -> None:
     corners = [thing(1, 0, 0, 5, bbox=box) for box in ([20, 10, 38, 28], [10, 5, 35, 20], [1, 1, 5, 5])]
-    with pytest.raises(UserError, match="2 of 3 boxes go beyond .* x1, y1, x2, y2: are they that"):
+    with pytest.raises(UserError, match=r"2 of 3 boxes go beyond .* x1, y1, x2, y2: are they that"):
         instances(tmp_path, corners)
     # One such box among others is one that somebody drew beyond the image.
     row = read_row(tmp_path, [thing(1, 0, 0, 5, bbox=[20, 10, 38, 28]), thing(1, 20, 20, 5)])
@@ -327,7 +327,7 @@ def test_categories_that_are_no_classes_are_left_out_with_a_word(tmp_path: Path)
 def test_masks_hold_254_classes(tmp_path: Path) -> None:
     categories = [{"id": number, "name": f"c{number}"} for number in range(300)]
     objects = [thing(299, 0, 0, 5)]
-    with pytest.raises(UserError, match="300 classes, and masks hold 254.*--partial det=1"):
+    with pytest.raises(UserError, match=r"300 classes, and masks hold 254.*--partial det=1"):
         instances(tmp_path, objects, categories=categories)
     assert read_row(tmp_path, objects, categories=categories, masks=False).labels.tolist() == [299]
     assert read_row(tmp_path, [without(objects[0], "segmentation")], categories=categories).labels.tolist() == [299]

@@ -121,11 +121,11 @@ def test_rows_are_added_to_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_annotation_of_nothing_is_refused(tmp_path: Path) -> None:
     outside = make_row(boxes=[[40, 40, 50, 50], [9, 9, 3, 3]])
-    with pytest.raises(UserError, match="train: no box is left .1 boxes dropped: inverted, 1 boxes dropped: outside"):
+    with pytest.raises(UserError, match=r"train: no box is left .1 boxes dropped: inverted, 1 boxes dropped: outside"):
         write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": [outside]})
     ignored = make_row()
     ignored.mask = np.full_like(ignored.mask, 255)
-    with pytest.raises(UserError, match="train: no class is in any mask, and 100.0% of the pixels are ignored"):
+    with pytest.raises(UserError, match=r"train: no class is in any mask, and 100.0% of the pixels are ignored"):
         write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": [ignored]})
     # Images without an object are annotation of something.
     empty = make_row(boxes=[])

@@ -185,7 +185,7 @@ def test_unusable_arguments_are_named(devkit: Kit, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no class 'unicorn'; the files have aeroplane"):
         job.main([*command, "--det", "Main/train", "--classes", "cat,unicorn"])
     for names in ("cat,cat", "cat,,dog", ""):
-        with pytest.raises(UserError, match="--classes|stands twice"):
+        with pytest.raises(UserError, match=r"--classes|stands twice"):
             job.main([*command, "--full", "Main/train", "--classes", names])
     with pytest.raises(UserError, match="no rows for train"):
         job.main([*command, "--full", "Main/train"])
@@ -271,7 +271,7 @@ def test_images_without_xml(devkit: Kit, empty: str, masks: list[str]) -> None:
     devkit.add("b")
     (devkit.root / "Annotations" / "b.xml").unlink()
     devkit.split("train", ["a", "b"])
-    with pytest.raises(UserError, match="1 missing annotation .*--empty background"):
+    with pytest.raises(UserError, match=r"1 missing annotation .*--empty background"):
         devkit.prepare("--det", "Main/train")
     rows = devkit.prepare("--det", "Main/train", "--empty", empty)
     assert ["det" if row["has_det"] else "none" for row in rows] == masks
@@ -291,7 +291,7 @@ def test_links_out_of_the_folder_are_followed_where_asked(devkit: Kit) -> None:
     devkit.add("a", item("cat"))
     link(devkit.root / "JPEGImages" / "a.jpg")
     devkit.split("train", ["a"])
-    with pytest.raises(UserError, match="outside its folder .*--follow-links"):
+    with pytest.raises(UserError, match=r"outside its folder .*--follow-links"):
         devkit.prepare("--full", "Main/train")
     assert len(devkit.prepare("--full", "Main/train", "--follow-links")) == 1
 
