@@ -1,0 +1,1 @@
+"""Malformed inputs through the public entry points: `make fuzz`."""
