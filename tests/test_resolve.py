@@ -7,13 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
 import torch
-from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from multas_ray import resolve
-from multas_ray.config import Resources
 from multas_ray.errors import UserError
 from multas_ray.model.precision import bfloat16_slowdown, has_bfloat16
 from multas_ray.report.html import run_report
@@ -130,22 +126,36 @@ def test_a_run_of_before_that_names_its_precision_goes_on_with_auto(make_config,
     assert json.loads(attempts.read_text().splitlines()[-1])["precision"] == "float32"
 
 
+ASK = """
+import json, os, sys
+import ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from multas_ray import resolve
+from multas_ray.config_file import load_config
+
+config = load_config(sys.argv[1], ["train.resources.labels={role: train}"])
+
+def ask():
+    return resolve._on_worker(config, lambda device: [str(device), ray.get_runtime_context().get_node_id()])
+
+answers = [ask()]
+group = placement_group([{"CPU": 0.01}])
+within = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+answers.append(ray.get(ray.remote(num_cpus=0)(ask).options(scheduling_strategy=within).remote(), timeout=60))
+print(json.dumps(answers))
+"""
+
+
 @pytest.mark.slow
-def test_on_a_cluster_a_node_with_the_workers_resources_is_asked(cluster, make_config, monkeypatch):
+def test_on_a_cluster_a_node_with_the_workers_resources_is_asked(cluster, make_config, tmp_path):
     """Also from a trial of a study, whose placement group has no room for the question."""
     node = cluster.add_node(num_cpus=2, labels={"role": "train"})
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
-    config = make_config()
-    config.train.resources = Resources(labels={"role": "train"})
-
-    def ask() -> tuple[str, str]:
-        return resolve._on_worker(config, lambda device: (str(device), ray.get_runtime_context().get_node_id()))
-
-    try:
-        assert ask() == ("cpu", node.node_id)
-        group = placement_group([{"CPU": 0.01}])
-        within = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
-        trial = ray.remote(num_cpus=0)(ask).options(scheduling_strategy=within)
-        assert ray.get(trial.remote(), timeout=60) == ("cpu", node.node_id)
-    finally:
-        ray.shutdown()
+    file = tmp_path / "config.yaml"
+    file.write_text(make_config().to_yaml())
+    # In a process of its own: this one may be connected to another Ray.
+    command = [sys.executable, "-c", ASK, str(file)]
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [["cpu", node.node_id]] * 2
