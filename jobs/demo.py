@@ -138,8 +138,8 @@ def draw_overlays(out: Path) -> None:
     """Draw some validation scenes: ground truth, single-task, multi-task, distilled."""
     from multas_ray.config import EvaluateConfig
     from multas_ray.data import scenes
-    from multas_ray.data.collate import decode, read_row
     from multas_ray.data.index import read_index
+    from multas_ray.data.read import read_sample
     from multas_ray.evaluate.evaluator import Prediction
     from multas_ray.model.weights import load_network
     from multas_ray.report.pictures import Palette, grid
@@ -156,7 +156,7 @@ def draw_overlays(out: Path) -> None:
     for row in range(PICTURES):
         single = Prediction(found["det"][row].detections, found["seg"][row].logits)
         shown = [single, found["mtl"][row], found["kd"][row]]
-        sample = decode(read_row(index, row))
+        _, sample = read_sample(index, row)
         found_in = [draw_prediction(sample["image"], prediction, palette) for prediction in shown]
         rows.append([draw_truth(sample, palette), *found_in])
     titles = ["ground truth", "single-task (det, seg)", "multi-task (mtl)", "distilled (kd)"]

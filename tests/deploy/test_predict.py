@@ -10,8 +10,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import multas_ray
-from multas_ray.data.collate import read_row
 from multas_ray.data.index import read_index
+from multas_ray.data.read import read_row
 from multas_ray.deploy.images import find_images
 from multas_ray.deploy.outputs import safe_name, voc_palette, write_coco
 from multas_ray.deploy.predict import predict_images
