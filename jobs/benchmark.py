@@ -12,11 +12,11 @@ import os
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
 from rich.table import Table
 
 from multas_ray.benchmark.timing import write_figures
 from multas_ray.cli import Parser, run_job
+from multas_ray.terminal import terminal
 
 THREADS = 1
 
@@ -35,7 +35,7 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
         figures[f"batch{batch}_of_floor"] = seconds["batched"] / seconds["focal loss alone"]
         cells = [f"{1000 * value:.1f}" for value in seconds.values()]
         table.add_row(str(batch), *cells, f"{speedup:.2f}x", f"{figures[f'batch{batch}_of_floor']:.2f}x")
-    Console().print(table)
+    terminal().print(table)
 
     table = Table("preset", "million parameters", "GMACs an image", "step, seconds")
     table.title = f"Presets: ResNet-18, {SIZE} px, both tasks, batch {STEP_BATCH}, {THREADS} thread"
@@ -46,7 +46,7 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
         )
         figures |= {f"{preset}_{name}": value for name, value in values.items()}
     figures["preset_step_ratio"] = facts["paper"]["step_s"] / facts["default"]["step_s"]
-    Console().print(table)
+    terminal().print(table)
     print(f"a step of the paper's preset takes {figures['preset_step_ratio']:.1f} times as long as the default's")
     return figures
 
@@ -70,7 +70,7 @@ def data(arguments: argparse.Namespace) -> dict[str, float]:
     table = Table("part of the work", "milliseconds an image", title="One process, without Ray")
     for part, seconds in loading.stage_seconds(str(images)).items():
         table.add_row(part, f"{1000 * seconds:.2f}")
-    Console().print(table)
+    terminal().print(table)
     rates = loading.compare_loading(str(images))
     ratio, wait = loading.ratio(rates), loading.train_data_wait(images, arguments.out / "data")
     stream, loader = (median(values) for values in rates.values())
@@ -91,7 +91,7 @@ def overhead(arguments: argparse.Namespace) -> dict[str, float]:
     alone = median(rates["bare loop"])
     for name, values in rates.items():
         table.add_row(name, f"{median(values):.2f}", f"{median(values) / alone:.2f}")
-    Console().print(table)
+    terminal().print(table)
     figures = overhead_figures(rates)
     print("\n".join(f"{name}: {value:.3f}" for name, value in figures.items()))
     return figures
@@ -116,7 +116,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
     table = Table("process", "peak, first half", "second half", title="Memory that a process shares with no other, MB")
     for name, pair in sorted(halves, key=lambda item: -max(item[1])):
         table.add_row(name, *(f"{value:.0f}" for value in pair))
-    Console().print(table)
+    terminal().print(table)
     store = max(used for _, used in samples.store)
     print(f"{read:.1f} GB of images read; object store: at most {store:.0f} MB, {samples.spilled:.0f} MB spilled")
     waits = out_of_core.waits_at_epochs(small, arguments.out / "epochs")

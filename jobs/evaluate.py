@@ -6,10 +6,10 @@ python jobs/evaluate.py --checkpoint runs/animals/kd --data data/animals --split
 from typing import get_args
 
 from multas_ray.cli import Parser, at_least, run_job
+from multas_ray.terminal import terminal
 
 
 def main() -> None:
-    from rich.console import Console
 
     from multas_ray.config import Protocol
     from multas_ray.deploy.workers import Workers, add_worker_flags
@@ -45,7 +45,7 @@ def main() -> None:
     print_rows(metric_table(columns), "all classes")
     print_rows(class_table(columns), "by class")
     if result["rejected"]:
-        Console().print(f"{len(result['rejected'])} images cannot be decoded, see result.json")
+        terminal().print(f"{len(result['rejected'])} images cannot be decoded, see result.json")
     print(StoragePath(arguments.out) / REPORT)
 
 

@@ -4,6 +4,7 @@ python jobs/export.py --checkpoint runs/animals/kd --out exports/animals
 """
 
 from multas_ray.cli import Parser, run_job
+from multas_ray.terminal import terminal
 
 
 def main() -> None:
@@ -13,8 +14,6 @@ def main() -> None:
     parser.add_argument("--no-onnx", action="store_true", help="safetensors and description only")
     arguments = parser.parse_args()
 
-    from rich.console import Console
-
     from multas_ray.deploy.export import export
     from multas_ray.storage import StoragePath
 
@@ -22,7 +21,7 @@ def main() -> None:
     news = f"{told['parameters'] / 1e6:.2f} million parameters, for images of {told['size']} x {told['size']} pixels"
     if "difference" in told:
         news += f"; ONNX differs from PyTorch by {told['difference']:.1e} at most"
-    Console().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
+    terminal().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ python jobs/predict.py --checkpoint runs/animals/kd --images 'photos/*.jpg' --ou
 """
 
 from multas_ray.cli import Parser, at_least, run_job
+from multas_ray.terminal import terminal
 
 
 def main() -> None:
-    from rich.console import Console
 
     from multas_ray.deploy.workers import Workers, add_worker_flags
     from multas_ray.storage import StoragePath
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="images at a time (default: %(default)s)")
     parser.add_argument("--score", type=float, help="the least of a detection (default: all; in overlays, 0.3)")
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures for people to look at")
+    parser.add_argument("--follow-links", action="store_true", help="read files to which links lead out of the folder")
     add_worker_flags(parser)
     arguments = parser.parse_args()
 
@@ -38,12 +39,13 @@ def main() -> None:
             batch_size=arguments.batch_size,
             overlays=not arguments.no_overlays,
             score=arguments.score,
+            follow_links=arguments.follow_links,
             progress=progress,
         )
     news = f"{counts['images']} images, {counts['detections']} detections"
     if counts["rejected"]:
         news += f"; {counts['rejected']} images cannot be decoded, see rejected.jsonl"
-    Console().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
+    terminal().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
 
 
 if __name__ == "__main__":

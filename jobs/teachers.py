@@ -8,11 +8,11 @@ python jobs/teachers.py stop animals
 import argparse
 from dataclasses import replace
 
-from rich.console import Console
 from rich.table import Table
 
 from multas_ray.cli import Parser, run_job
 from multas_ray.errors import UserError
+from multas_ray.terminal import terminal
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def show(pool: str | None = None) -> None:
         if pool in (None, row["pool"]):
             cells = (row.get(name, "-") for name in columns)
             table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells))
-    Console().print(table if table.row_count else "no shared pool in this cluster")
+    terminal().print(table if table.row_count else "no shared pool in this cluster")
 
 
 if __name__ == "__main__":

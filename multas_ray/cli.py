@@ -74,12 +74,13 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number from `least` on."""
+def at_least(least: int, most: int = 2**31) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} on is needed")
+        if not (text.isascii() and text.isdecimal() and len(text) < 20) or not least <= int(text) <= most:
+            upto = "on" if most == 2**31 else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{text}: a whole number from {least} {upto} is needed")
         return int(text)
 
     return parse

@@ -15,8 +15,8 @@ from multas_ray.storage import Location, StoragePath
 Model = TypeVar("Model", bound=BaseModel)
 
 MOST_NODES, DEEPEST = 100_000, 50
-"""Values of a YAML document and levels of its nesting. Aliases count each time that they stand for something: nine lines
-of them can stand for a billion values."""
+"""Values of a YAML document and levels of its nesting. Aliases count each time that they stand for something: nine
+lines of them can stand for a billion values."""
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -83,11 +83,32 @@ def read_model(file: Location, model: type[Model]) -> Model:
 
 
 class YamlLoader(yaml.SafeLoader):
-    """Safe YAML of plain values: mappings, lists, strings, numbers, booleans and null, written as in YAML 1.2 (`on` is a
-    word, 1e-3 a number, 010 a ten). Dates, sets and bytes have no use here; they stay words, or are refused."""
+    """Safe YAML of plain values: mappings, lists, strings, numbers, booleans and null, written as in YAML 1.2 (`on` is
+    a word, 1e-3 a number, 010 a ten), and `<<` to merge a mapping into another. Dates, sets and bytes have no use here;
+    they stay words, or are refused."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what `<<` merges before the mapping's own pairs; of several, the first counts. Not PyYAML's, in which
+        some lines of merges stand for more than fits into memory."""
+        merged: list[tuple[yaml.Node, yaml.Node]] = []
+        own = []
+        for key, value in node.value:
+            if key.tag != MERGE:
+                own.append((key, value))
+                continue
+            for part in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
+                if not isinstance(part, yaml.MappingNode):
+                    raise yaml.constructor.ConstructorError(None, None, "<< merges mappings", part.start_mark)
+                self.flatten_mapping(part)
+                merged += part.value
+                if len(merged) > MOST_NODES:
+                    raise yaml.constructor.ConstructorError(None, None, "<< merges too much", part.start_mark)
+        node.value = merged + own
 
 
-NULL, BOOLEAN, INTEGER, FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+NULL, BOOLEAN, INTEGER, FLOAT, MERGE = (
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "merge")
+)
 PATTERNS = {
     NULL: (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     BOOLEAN: (r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
@@ -97,8 +118,8 @@ PATTERNS = {
         list("-+.0123456789"),
     ),
 }
-# Not the key `<<` either, which YAML 1.2 has not: some lines of it can stand for more than fits into memory.
 YamlLoader.yaml_implicit_resolvers = {}
+YamlLoader.add_implicit_resolver(MERGE, re.compile("<<$"), ["<"])
 for _tag, (_pattern, _firsts) in PATTERNS.items():
     YamlLoader.add_implicit_resolver(_tag, re.compile(_pattern), _firsts)
 

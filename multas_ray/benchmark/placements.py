@@ -11,6 +11,7 @@ from typing import Any
 from multas_ray.config import Config, Task
 from multas_ray.config_file import parse_config
 from multas_ray.data import scenes, voc
+from multas_ray.data.class_maps import ClassMap, voc_colours
 from multas_ray.data.partial import apply_partial, draw_partial
 from multas_ray.data.prepare import write_dataset
 from multas_ray.teacher.precompute import precompute
@@ -50,13 +51,15 @@ def prepare_images(path: Path, shared: Path) -> str:
     if not (path / "dataset.json").exists():
         if real:
             classes: Sequence[str] = voc.CLASSES
+            devkit = voc.Devkit(root)
             sets: dict[str, tuple[Task, ...]] = {"MXEdet/train": ("det",), "MXEseg/train": ("seg",)}
-            rows = sorted((name, tasks) for part, tasks in sets.items() for name in voc.read_split(root, part))
+            rows = sorted((name, tasks) for part, tasks in sets.items() for name in devkit.read_list(part))
             both: tuple[Task, ...] = ("det", "seg")
-            val = [(name, both) for name in voc.read_split(root, "Main/val")[:VAL]]
+            val = [(name, both) for name in devkit.read_list("Main/val")[:VAL]]
+            of_voc = ClassMap(list(classes), list(classes), voc_colours(len(classes)))
             splits: dict[str, Any] = {
-                "train": voc.read_rows(root, rows, classes),
-                "val": voc.read_rows(root, val, classes),
+                "train": devkit.read_rows(rows, of_voc),
+                "val": devkit.read_rows(val, of_voc),
             }
         else:
             classes = scenes.CLASSES

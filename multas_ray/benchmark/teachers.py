@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from multas_ray.benchmark import packing, placements, simulated
 from multas_ray.ray_setup import cluster_cores, start_ray
 from multas_ray.report.plots import scaling_curves
+from multas_ray.terminal import terminal
 
 COUNTS = (1, 2, 4, 8)
 """Of student workers and of replicas, in the scaling picture."""
@@ -122,7 +122,7 @@ def _show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(*_headings(rows), title=title)
     for row in rows:
         table.add_row(*_cells(row))
-    Console().print(table)
+    terminal().print(table)
 
 
 def _markdown(title: str, rows: Sequence[Mapping[str, Any]]) -> str:

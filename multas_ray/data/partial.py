@@ -6,7 +6,8 @@ from typing import get_args
 import numpy as np
 
 from multas_ray.config import Task
-from multas_ray.data.row import Reject, Row
+from multas_ray.data.reject import Reject
+from multas_ray.data.row import Row
 from multas_ray.errors import UserError
 
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from multas_ray.data.row import Reject, Row, check_row, encode
-from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
-from multas_ray.errors import UserError
+from multas_ray.data.image import encode
+from multas_ray.data.reject import Reject
+from multas_ray.data.row import Row, check_row
+from multas_ray.data.schema import IGNORE, SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
+from multas_ray.errors import UserError, one_line, quoted
 
 ROW_GROUP, GROUP_BYTES = 64, 8_000_000
 """The most rows of a row group, and the bytes of images that fill one: the unit that training reads and shuffles. With
@@ -36,10 +39,12 @@ class Summary:
     """By split and task mask."""
     rejected: Counter[str] = field(default_factory=Counter)
     """Rows by reason."""
-    zero_area: int = 0
-    """Boxes dropped for having no area."""
-    clipped: int = 0
-    """Boxes that lay a little outside their image."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Of each reason, the first row's id and what was found."""
+    notes: dict[str, Counter[str]] = field(default_factory=dict)
+    """By split: what was mended, left out or taken for something -> how many of them."""
+    pixels: dict[str, np.ndarray] = field(default_factory=dict)
+    """By split: (256,) int64 pixels of masks by value."""
 
 
 def write_dataset(
@@ -53,8 +58,9 @@ def write_dataset(
     command: str = "",
     max_rejected: float = 0.01,
     overwrite: bool = False,
+    add: bool = False,
 ) -> Summary:
-    """Write a data set, or add splits to one that has the same classes.
+    """Write a data set, or add splits, or rows to splits, to one that has the same classes.
 
     All is written into a folder beside `path` and moved there at the end: a job that fails or is killed leaves no half
     a data set. Memory holds a row group and the ids seen, whatever the number of rows.
@@ -69,18 +75,19 @@ def write_dataset(
         command: the command line that makes it.
         max_rejected: largest share of rejected rows, 0..1.
         overwrite: replace a data set that is there, with all its splits.
+        add: rows may be added to a split that is there.
 
     Raises:
         UserError: `path` cannot be written to, too many rows were rejected, or a split has none left.
     """
     out = _local(path)
-    present = _present(out, overwrite, splits, det_classes, seg_classes)
-    seen = set(_stored_ids(out, present)) if present else set()
+    present = _present(out, overwrite, add, splits, det_classes, seg_classes)
     summary = Summary()
     stage = _folder_beside(out)
     try:
         with (stage / REJECTED).open("w") as rejections:
             for split, rows in splits.items():
+                seen = set(_stored_ids(out / split)) if present and split in present.splits else set()
                 accepted = _accepted(rows, split, len(det_classes), len(seg_classes), seen, summary, rejections)
                 summary.rows[split] = _write_shards(stage / split, accepted)
         _judge(summary, max_rejected, stage / REJECTED, out)
@@ -105,11 +112,22 @@ def write_dataset(
 def _local(path: str | Path) -> Path:
     if "://" in str(path):
         raise UserError(f"--out {path}: a data set is written to a local folder; copy it to the store afterwards")
-    return Path(path).expanduser().resolve()
+    try:
+        out = Path(path).expanduser().resolve()
+        out.exists()
+        return out
+    # The home of nobody, a NUL, a name that is too long.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"--out {quoted(str(path))}: no usable path ({one_line(error, 100)})") from None
 
 
 def _present(
-    out: Path, overwrite: bool, splits: Iterable[str], det_classes: Sequence[str], seg_classes: Sequence[str]
+    out: Path,
+    overwrite: bool,
+    add: bool,
+    splits: Iterable[str],
+    det_classes: Sequence[str],
+    seg_classes: Sequence[str],
 ) -> DatasetInfo | None:
     """The data set at `out` that is to be added to, if any.
 
@@ -117,8 +135,14 @@ def _present(
         UserError: what is there may be neither replaced nor added to, or a split's name is no folder name.
     """
     for split in splits:
-        if not split or split.startswith(".") or Path(split).name != split:
-            raise UserError(f"split '{split}': a plain folder name is needed")
+        if (
+            not split
+            or split.startswith(".")
+            or Path(split).name != split
+            or len(split) > 100
+            or not split.isprintable()
+        ):
+            raise UserError(f"split {quoted(split)}: a plain folder name is needed")
     if not out.exists() or (out.is_dir() and {entry.name for entry in out.iterdir()} <= {REJECTED}):
         return None
     if not (out / "dataset.json").is_file():
@@ -127,8 +151,11 @@ def _present(
         return None
     info = read_info(str(out))
     again = [split for split in splits if split in info.splits]
-    if again:
-        raise UserError(f"--out {out}: this data set already has {', '.join(again)}; --overwrite replaces the data set")
+    if again and not add:
+        raise UserError(
+            f"--out {out}: this data set already has {', '.join(again)}; --add adds rows to it, --overwrite replaces "
+            "the data set"
+        )
     if info.det_classes != list(det_classes) or info.seg_classes != list(seg_classes):
         raise UserError(f"--out {out}: this data set has other classes ({', '.join(info.det_classes)})")
     return info
@@ -145,10 +172,12 @@ def _folder_beside(out: Path) -> Path:
     return folder
 
 
-def _stored_ids(out: Path, info: DatasetInfo) -> Iterator[str]:
-    for split in info.splits:
-        for file in sorted((out / split).glob("*.parquet")):
+def _stored_ids(split: Path) -> Iterator[str]:
+    for file in sorted(split.glob("*.parquet")):
+        try:
             yield from pq.read_table(file, columns=["image_id"])["image_id"].to_pylist()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file}: not a readable Parquet shard ({error})") from None
 
 
 def _accepted(
@@ -161,15 +190,18 @@ def _accepted(
     rejections: io.TextIOBase,
 ) -> Iterator[Row]:
     """Pass on the rows that keep the contract; put the others on record."""
+    notes = summary.notes[split] = Counter()
+    pixels = summary.pixels[split] = np.zeros(256, np.int64)
     for row in rows:
         try:
             if isinstance(row, Reject):
                 raise row
             if row.image_id in seen:
-                raise Reject("duplicate id", f"{row.image_id} is already in the data set")
-            checked, clipped, dropped = check_row(row, det_classes, seg_classes)
+                raise Reject("duplicate id", f"the split has {quoted(row.image_id)} already")
+            checked = check_row(row, det_classes, seg_classes)
         except Reject as reject:
             summary.rejected[reject.reason] += 1
+            summary.examples.setdefault(reject.reason, f"{row.image_id}: {reject.detail}")
             record = {
                 "split": split,
                 "image_id": row.image_id,
@@ -180,8 +212,9 @@ def _accepted(
             continue
         seen.add(row.image_id)
         summary.boxes[split, checked.task_mask] += len(checked.boxes)
-        summary.clipped += clipped
-        summary.zero_area += dropped
+        notes.update(checked.notes)
+        if checked.mask is not None:
+            pixels += np.bincount(checked.mask.ravel(), minlength=256)
         yield checked
 
 
@@ -229,11 +262,13 @@ def _record(row: Row) -> dict[str, object]:
 
 
 def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -> None:
-    """Refuse a data set with too many rejected rows, or with an empty split; the record of rejections is kept."""
+    """Refuse a data set with too many rejected rows, with an empty split, or with annotation of nothing; the record of
+    rejections is kept."""
     bad = summary.rejected.total()
     total = bad + sum(sum(counts.values()) for counts in summary.rows.values())
     empty = [split for split, counts in summary.rows.items() if not counts]
     if bad <= max_rejected * total and not empty:
+        _judge_content(summary)
         return
     if not bad:
         raise UserError(f"no rows for {', '.join(empty)}")
@@ -242,10 +277,26 @@ def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -
     kept.parent.mkdir(exist_ok=True)
     shutil.move(rejections, kept)
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.most_common())
+    first = summary.examples[summary.rejected.most_common(1)[0][0]]
     raise UserError(
         f"{bad} of {total} rows rejected, --max-rejected {max_rejected:g} allows {int(max_rejected * total)}: "
-        f"{reasons}; see {kept}"
+        f"{reasons} (such as {one_line(first, 400)}); see {kept}"
     )
+
+
+def _judge_content(summary: Summary) -> None:
+    """Refuse a split whose boxes were all dropped, or whose masks know no class: their files mean something else."""
+    for split, notes in summary.notes.items():
+        dropped = {name: count for name, count in notes.items() if name.startswith("boxes dropped")}
+        if dropped and not sum(boxes for (of, _), boxes in summary.boxes.items() if of == split):
+            reasons = ", ".join(f"{count} {name}" for name, count in dropped.items())
+            raise UserError(f"{split}: no box is left ({reasons}); are they x1 y1 x2 y2 in pixels of these images?")
+    for split, pixels in summary.pixels.items():
+        if pixels[IGNORE] and not pixels[1:IGNORE].sum():
+            raise UserError(
+                f"{split}: no class is in any mask, and {pixels[IGNORE] / pixels.sum():.1%} of the pixels are ignored "
+                "(255: crowds, void, classes that are not kept); do these masks mean objects by it?"
+            )
 
 
 def _replace_folder(out: Path, stage: Path) -> None:
@@ -260,19 +311,41 @@ def _replace_folder(out: Path, stage: Path) -> None:
 
 
 def _add_splits(out: Path, stage: Path, present: DatasetInfo, new: DatasetInfo) -> None:
-    """Move new splits into a data set. dataset.json comes last: a split that it lists is whole."""
-    for split in new.splits:
-        # A folder that dataset.json does not list is what a killed run left.
-        shutil.rmtree(out / split, ignore_errors=True)
-        (stage / split).rename(out / split)
+    """Move new splits, and new shards of splits that are there, into a data set. dataset.json comes last: a split that
+    it lists is whole."""
+    counts = dict(present.splits)
+    for split, rows in new.splits.items():
+        if split in present.splits:
+            _merge_shards(out / split, stage / split)
+            counts[split] = {mask: counts[split].get(mask, 0) + rows.get(mask, 0) for mask in TASK_MASKS}
+            counts[split] = {mask: count for mask, count in counts[split].items() if count}
+        else:
+            # A folder that dataset.json does not list is what a killed run left.
+            shutil.rmtree(out / split, ignore_errors=True)
+            (stage / split).rename(out / split)
+            counts[split] = rows
     with (out / REJECTED).open("a") as rejections:
         rejections.write((stage / REJECTED).read_text())
     info = present.model_copy(
         update={
-            "splits": present.splits | new.splits,
+            "splits": counts,
             "source": "; ".join(dict.fromkeys(filter(None, [present.source, new.source]))),
             "command": "; ".join(filter(None, [present.command, new.command])),
         }
     )
     (stage / "dataset.json").write_text(info.model_dump_json(indent=2) + "\n")
     (stage / "dataset.json").replace(out / "dataset.json")
+
+
+def _merge_shards(present: Path, new: Path) -> None:
+    """Put a folder of shards and more of them in the folder's place, all at once."""
+    shards = sorted(present.glob("*.parquet"))
+    for number, file in reversed(list(enumerate(sorted(new.iterdir()), start=len(shards)))):
+        file.rename(new / f"part-{number:05d}.parquet")
+    for number, file in enumerate(shards):
+        target = new / f"part-{number:05d}.parquet"
+        try:
+            target.hardlink_to(file)
+        except OSError:  # not every file system has links
+            shutil.copy2(file, target)
+    _replace_folder(present, new)

@@ -44,12 +44,12 @@ class Row:
 
     def only(self, task: Task | None) -> "Row":
         """The row without the annotation of every task but this one."""
-        kept = self
+        kept = replace(self)
         if task != "seg":
-            kept = replace(kept, has_seg=False, mask=None)
+            kept.has_seg, kept.mask = False, None
         if task != "det":
-            nothing = {"boxes": self.boxes[:0], "labels": self.labels[:0], "difficult": self.difficult[:0]}
-            kept = replace(kept, has_det=False, **nothing)
+            kept.has_det = False
+            kept.boxes, kept.labels, kept.difficult = self.boxes[:0], self.labels[:0], self.difficult[:0]
         return kept
 
 
@@ -88,17 +88,17 @@ def _turned(row: Row, image: Stored) -> Row:
     """The annotation in the frame of the upright image. One that fits both frames, as of a square image, was made on
     the upright one, which is what nearly all tools show."""
     upright, filed = (image.height, image.width), image.file_size
-    changes: dict[str, np.ndarray] = {}
+    turned = replace(row, notes=row.notes + Counter({"images turned upright with their annotation": 1}))
     stated = (upright[0] if row.height is None else row.height, upright[1] if row.width is None else row.width)
     if stated not in (upright, filed):
         raise Reject("annotation of another size", _sizes(stated, image))
-    if stated != upright:
-        changes["boxes"] = turn_boxes(row.boxes, *filed, image.orientation)
-    if row.mask is not None and row.mask.shape == filed != upright:
-        changes["mask"] = turn_mask(row.mask, image.orientation)
-    if not changes:
-        return row
-    return replace(row, **changes, notes=row.notes + Counter({"images turned upright with their annotation": 1}))
+    boxes_too = stated != upright
+    mask_too = row.mask is not None and row.mask.shape == filed != upright
+    if boxes_too:
+        turned.boxes = turn_boxes(row.boxes, *filed, image.orientation)
+    if row.mask is not None and mask_too:
+        turned.mask = turn_mask(row.mask, image.orientation)
+    return turned if boxes_too or mask_too else row
 
 
 def _sizes(found: tuple[int, ...], image: Stored) -> str:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from multas_ray.data.row import Row, encode
+from multas_ray.data.image import encode
+from multas_ray.data.row import Row
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 MAX_OBJECTS = 5

@@ -1,9 +1,9 @@
 """Where images to predict on come from: a folder, a glob, Parquet files, or a data set."""
 
 import glob
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -11,14 +11,21 @@ import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 
+from multas_ray.data.files import Folder, image_ids
+from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
-from multas_ray.errors import UserError
+from multas_ray.deploy.outputs import safe_name
+from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.storage import StoragePath
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+OTHERS = (
+    ".txt", ".json", ".jsonl", ".xml", ".csv", ".tsv", ".yaml", ".yml", ".md", ".html", ".log", ".ini", ".py", ".pdf",
+    ".zip", ".tar", ".gz", ".npy", ".npz", ".pt", ".pth", ".onnx", ".safetensors", ".mp4", ".mov", ".avi", ".mkv",
+    ".db", ".ds_store", ".parquet",
+)  # fmt: skip
+"""Ends of the names of files that are not tried as images. All others are: names lie, and new formats come."""
 COLUMNS = ["image_id", "image"]
 """Of a Parquet file: a name, and the encoded image."""
-COLUMNS_ARE = [pa.string(), pa.binary()]
 
 
 @dataclass(frozen=True)
@@ -26,69 +33,150 @@ class Images:
     """Images to predict on."""
 
     rows: ray.data.Dataset
-    """`image_id` (str) with either `image` (encoded bytes), or `path` (where they are) and `file_name` (the path below
-    the source)."""
+    """`image_id` with either `image` (encoded bytes; Hugging Face's {bytes, path} too), or `path` (where they are) and
+    `file_name` (the path below the source)."""
     count: int
+    left_out: list[Reject] = field(default_factory=list)
+    """Files that are not tried."""
 
 
-def find_images(source: str, split: str) -> Images:
+def find_images(source: str, split: str, follow_links: bool = False) -> Images:
     """The images of a source.
 
     Args:
         source: a folder that is searched with its subfolders, a glob, an image, Parquet files (a file, a folder or a
             glob) with columns `image_id` and `image`, or a data set folder.
         split: of a data set.
+        follow_links: whether links may lead out of the folder.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or two have one name.
     """
-    if glob.has_magic(source) and "://" not in source and not Path(source).exists():
+    left_out: list[Reject] = []
+    if glob.has_magic(source) and "://" not in source and not _exists(source):
         # Not pathlib: it takes no absolute pattern.
         base, found = _base(source), sorted(glob.glob(source, recursive=True))  # noqa: PTH207
         paths = [StoragePath(name) for name in found if Path(name).is_file()]
     elif (StoragePath(source) / "dataset.json").exists():
         if split not in read_info(source).splits:
-            raise UserError(f"{source}: no split '{split}'; it has {', '.join(read_info(source).splits)}")
-        base, paths = source, _files(StoragePath(source) / split)
+            raise UserError(f"{source}: no split {quoted(split)}; it has {', '.join(read_info(source).splits)}")
+        base, paths = source, _files(StoragePath(source) / split, follow_links, left_out)
     else:
-        base, paths = source, _files(StoragePath(source))
+        base, paths = source, _files(StoragePath(source), follow_links, left_out)
     shards = [path for path in paths if path.name.endswith(".parquet")]
+    images = [path for path in paths if not shards and not path.name.lower().endswith(OTHERS)]
+    tried = {*map(str, shards), *map(str, images)}
+    others = [path for path in paths if str(path) not in tried]
+    left_out += [Reject("not tried", "no image by its name", _below(path, StoragePath(base))) for path in others]
     if shards:
-        return _from_parquet(shards)
-    paths = [path for path in paths if path.name.lower().endswith(SUFFIXES)]
-    if not paths:
-        raise UserError(f"{source}: no image ({', '.join(SUFFIXES)}) and no Parquet file here")
+        return _from_parquet(shards, left_out)
+    if not images:
+        raise UserError(f"{source}: no image and no Parquet file here ({len(left_out)} other files)")
+    names = [_below(path, StoragePath(base)) for path in images]
+    ids = image_ids(names)
+    _check_names(ids, source)
     rows = [
-        {"image_id": name, "file_name": file_name, "path": path.uri}
-        for path, (name, file_name) in zip(paths, _names(paths, StoragePath(base)), strict=True)
+        {"image_id": image_id, "file_name": name, "path": path.uri}
+        for image_id, name, path in zip(ids, names, images, strict=True)
     ]
-    return Images(ray.data.from_items(rows), len(rows))
+    return Images(ray.data.from_items(rows), len(rows), left_out)
 
 
-def _from_parquet(shards: list[StoragePath]) -> Images:
-    count = 0
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except (OSError, ValueError):  # a name that is too long, or has a NUL
+        return False
+
+
+def _from_parquet(shards: list[StoragePath], left_out: list[Reject]) -> Images:
+    ids: list[str] = []
     for shard in shards:
         try:
             with shard.open() as stream, pq.ParquetFile(stream) as parquet:
-                count += parquet.metadata.num_rows
-                columns = {field.name: field.type for field in parquet.schema_arrow}
+                _check_columns(parquet.schema_arrow, shard)
+                # Nulls are told row by row.
+                found = parquet.read(columns=["image_id"])["image_id"].to_pylist()
+                ids += [str(image_id) for image_id in found if image_id is not None]
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{shard}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-        if [columns.get(name) for name in COLUMNS] != COLUMNS_ARE:
-            has = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
-            raise UserError(f"{shard}: has columns {has}; image_id (string) and image (binary) are needed")
+            raise UserError(f"{shard}: not a readable Parquet file ({first_line(error)})") from None
+    _check_names(ids, ", ".join(map(str, shards[:3])))
     paths = [shard.path for shard in shards]
-    return Images(ray.data.read_parquet(paths, filesystem=shards[0].filesystem, columns=COLUMNS), count)
+    rows = ray.data.read_parquet(paths, filesystem=shards[0].filesystem, columns=COLUMNS)
+    return Images(rows, len(ids), left_out)
 
 
-def _files(place: StoragePath) -> list[StoragePath]:
+def _check_columns(schema: pa.Schema, shard: StoragePath) -> None:
+    """Refuse other columns than a name and an image, before a value is read: a value of an extension type may be a
+    program in disguise."""
+    columns = {field.name: field.type for field in schema}
+    name, image = (columns.get(column, pa.null()) for column in COLUMNS)
+    if pa.types.is_dictionary(name):
+        name = name.value_type
+    if pa.types.is_struct(image):
+        image = next((part.type for part in image if part.name == "bytes"), pa.null())
+    if not (_is_text(name) or pa.types.is_integer(name)) or not _is_binary(image):
+        has = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+        raise UserError(
+            f"{shard}: has columns {has}; image_id (a string or a whole number) and image (binary, or a struct with "
+            "bytes) are needed"
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _check_names(ids: Sequence[str], source: str) -> None:
+    """Refuse names of which one image's files would overwrite another's."""
+    files: dict[str, str] = {}
+    for image_id in ids:
+        name = safe_name(image_id) + ".png"
+        if name in files:
+            other = files[name]
+            what = (
+                f"{quoted(image_id)} stands twice" if other == image_id else f"{quoted(other)} and {quoted(image_id)}"
+            )
+            raise UserError(f"{source}: {what}: {quoted(name)} can be written for one image only")
+        files[name] = image_id
+    for name in files:
+        for parent in PurePosixPath(name).parents:
+            if str(parent) in files:
+                raise UserError(f"{source}: {quoted(files[name])} needs a folder where {quoted(str(parent))} is a file")
+
+
+def _files(place: StoragePath, follow_links: bool, left_out: list[Reject]) -> list[StoragePath]:
     """A file, or all of a folder and its subfolders, in order of their names."""
     kind = place.filesystem.get_file_info(place.path).type
     if kind == fs.FileType.File:
         return [place]
+    if place.local:
+        return [place / name for name in _local_files(Path(place), follow_links, left_out)]
     entries = place.filesystem.get_file_info(fs.FileSelector(place.path, recursive=True, allow_not_found=True))
     names = sorted(entry.path for entry in entries if entry.type == fs.FileType.File)
     return [place / name.removeprefix(f"{place.path}/") for name in names]
+
+
+def _local_files(root: Path, follow_links: bool, left_out: list[Reject]) -> list[str]:
+    """Names of a folder's regular files; what cannot be read is put among those left out."""
+    folder = Folder(root, follow_links)
+    found = []
+    for parent, _, files in os.walk(root):
+        for file in files:
+            name = str((Path(parent) / file).relative_to(root))
+            try:
+                folder.check(name)
+                name.encode()
+                found.append(name)
+            except Reject as reject:
+                left_out.append(Reject(reject.reason, reject.detail, one_line(name)))
+            except UnicodeEncodeError:
+                left_out.append(Reject("not tried", "its name is not UTF-8: rename it", one_line(name)))
+    return sorted(found)
 
 
 def _base(pattern: str) -> str:
@@ -101,9 +189,6 @@ def _base(pattern: str) -> str:
     return str(PurePosixPath(*fixed))
 
 
-def _names(paths: Iterable[StoragePath], base: StoragePath) -> list[tuple[str, str]]:
-    """Each image's path below the base without its suffix (with it, where two would be alike), and with it."""
-    whole = [path.path.removeprefix(f"{base.path}/") if path.path != base.path else path.name for path in paths]
-    short = [str(PurePosixPath(name).with_suffix("")) for name in whole]
-    count = Counter(short)
-    return [(stem if count[stem] == 1 else name, name) for stem, name in zip(short, whole, strict=True)]
+def _below(path: StoragePath, base: StoragePath) -> str:
+    """A file's path below the base."""
+    return path.path.removeprefix(f"{base.path}/") if path.path != base.path else path.name

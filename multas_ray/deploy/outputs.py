@@ -1,5 +1,6 @@
 """What predictions are written as: COCO JSON, label PNGs with the VOC palette, overlays."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import encode_png
 
+from multas_ray.data.class_maps import voc_palette
 from multas_ray.deploy.predictor import Annotation
 from multas_ray.report.pictures import Palette, with_legend
 from multas_ray.storage import StoragePath
@@ -18,21 +20,14 @@ from multas_ray.train.samples import draw_found
 
 LARGEST_OVERLAY = 1024
 """Pixels: a longer image is shrunk for its overlay."""
-
-
-def voc_palette() -> bytes:
-    """The 256 RGB colours of VOC's label images: the bits of an index, from the lowest, go to red, green and blue in
-    turns, and in each from the highest bit down."""
-    index = np.arange(256)[:, None]
-    bits = (index >> np.arange(24)) & 1
-    weights = 1 << (7 - np.arange(8))
-    return (bits.reshape(256, 8, 3) * weights[:, None]).sum(axis=1).astype(np.uint8).tobytes()
+LONGEST_NAME = 200
+"""Bytes of a file's name: file systems take 255, with what is added to it."""
 
 
 def label_png(mask: np.ndarray) -> bytes:
     """A (H, W) uint8 mask of class ids as a palette PNG."""
     image = Image.fromarray(mask, "P")
-    image.putpalette(voc_palette())
+    image.putpalette(voc_palette().tobytes())
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=False)
     return stream.getvalue()
@@ -45,9 +40,17 @@ def overlay_png(image: Tensor, found: Annotation, palette: Palette, score: float
 
 
 def safe_name(image_id: str) -> str:
-    """An image's name as a relative path that stays below its folder."""
-    parts = [part for part in PurePosixPath(image_id).parts if part not in ("/", "..")]
-    return "/".join(parts) or "_"
+    """An image's name as a relative path that stays below its folder and that file systems take."""
+    parts = [part for part in PurePosixPath(image_id).parts if part not in ("/", "//", "..")]
+    return "/".join(map(_file_name, parts)) or "_"
+
+
+def _file_name(part: str) -> str:
+    printable = "".join(char if char.isprintable() else "_" for char in part)
+    if len(printable.encode(errors="replace")) <= LONGEST_NAME:
+        return printable
+    digest = hashlib.sha256(part.encode(errors="replace")).hexdigest()[:16]
+    return f"{printable[: LONGEST_NAME // 4 - 20]}~{digest}"
 
 
 def write_coco(file: StoragePath, det_classes: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:

@@ -10,10 +10,11 @@ import pyarrow as pa
 import ray
 import torch
 
-from multas_ray.data.row import Reject
+from multas_ray.data.image import decode_rgb
+from multas_ray.data.reject import Reject
 from multas_ray.deploy.images import Images, find_images
 from multas_ray.deploy.outputs import label_png, overlay_png, safe_name, write_coco
-from multas_ray.deploy.predictor import Annotation, Predictor, annotation, check_score, decode_rgb, network_input
+from multas_ray.deploy.predictor import Annotation, Predictor, annotation, check_score, network_input
 from multas_ray.deploy.workers import CPUS_PER_TASK, ONE, Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
@@ -40,15 +41,16 @@ def predict_images(
     batch_size: int = 16,
     overlays: bool = True,
     score: float | None = None,
+    follow_links: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, int]:
     """Write what a network finds in images into a folder.
 
     Args:
         checkpoint: a run folder, checkpoint folder or export.
-        source, split: see `find_images`.
+        source, split, follow_links: see `find_images`.
         out: gets predictions.json (COCO), masks/<image>.png (class ids), overlays/<image>.png, and rejected.jsonl with
-            images that cannot be decoded.
+            images that cannot be decoded and files that were not tried.
         score: the least of a detection in predictions.json and the overlays, 0 to 1; None: the file has all, the
             overlays those of SHOWN_SCORE and up.
         progress: told of every image.
@@ -67,8 +69,11 @@ def predict_images(
     folder = StoragePath(out)
     workers.start()
     ray.data.DataContext.get_current().enable_progress_bars = False
-    images = find_images(source, split)
+    images = find_images(source, split, follow_links)
     (folder / REJECTED).delete()
+    if images.left_out:
+        lines = [_problem(reject.image_id, reject) + "\n" for reject in images.left_out]
+        (folder / REJECTED).write_text("".join(lines))
     counts = {"images": 0, "detections": 0, "rejected": 0}
 
     def found() -> Iterator[Row]:
@@ -120,18 +125,34 @@ def read(table: pa.Table, size: int) -> pa.Table:
 
 
 def _read(row: Row, size: int) -> Row:
-    names = {"image_id": row["image_id"], "file_name": row.get("file_name", row["image_id"])}
+    name = "" if row["image_id"] is None else str(row["image_id"])
+    names = {"image_id": name, "file_name": row.get("file_name", name)}
     try:
-        data = row["image"] if "image" in row else StoragePath(row["path"]).read_bytes()
-        image = decode_rgb(data)
+        data = _bytes_of(row)
+        image = decode_rgb(data, upright=True)
     except (Reject, OSError) as error:
-        reason, detail = (error.reason, error.detail) if isinstance(error, Reject) else ("not readable", str(error))
-        problem = json.dumps({"image_id": row["image_id"], "reason": reason, "detail": detail})
+        problem = _problem(name, error if isinstance(error, Reject) else Reject("not readable", str(error)))
         empty = {"image": b"", "height": 0, "width": 0, "pixels": bytes(3 * size * size)}
         return names | {"error": problem} | empty
     height, width = image.shape[-2:]
     pixels = network_input(image, size).numpy().tobytes()
     return names | {"error": "", "image": data, "height": height, "width": width, "pixels": pixels}
+
+
+def _bytes_of(row: Row) -> bytes:
+    if "path" in row:
+        return StoragePath(row["path"]).read_bytes()
+    if row["image_id"] is None:
+        raise Reject("no name", "image_id is null")
+    image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+    if image is None:
+        raise Reject("broken image", "image is null")
+    return image
+
+
+def _problem(image_id: str, reject: Reject) -> str:
+    """A line of rejected.jsonl."""
+    return json.dumps({"image_id": image_id, "reason": reject.reason, "detail": reject.detail})
 
 
 class Network:
@@ -182,7 +203,7 @@ def write(row: Row, out: str, size: int, palette: Palette, overlays: bool, score
             (StoragePath(out) / MASKS / f"{name}.png").write_bytes(label_png(found.mask))
         if overlays:
             shown = SHOWN_SCORE if score is None else score
-            picture = overlay_png(decode_rgb(row["image"]), found, palette, shown)
+            picture = overlay_png(decode_rgb(row["image"], upright=True), found, palette, shown)
             (StoragePath(out) / OVERLAYS / f"{name}.png").write_bytes(picture)
     for name in ("boxes", "labels", "scores"):
         values = getattr(found, name)

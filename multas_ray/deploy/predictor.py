@@ -7,16 +7,16 @@ from typing import overload
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.io import ImageReadMode, decode_image
 
-from multas_ray.data.row import Reject, as_rgb
+from multas_ray.data.image import decode_rgb, upright_rgb
+from multas_ray.data.reject import Reject
 from multas_ray.data.transforms import resize
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
+from multas_ray.evaluate.segmentation import label_map
 from multas_ray.model.weights import load_network
 from multas_ray.storage import Location
 
@@ -121,33 +121,23 @@ def annotation(prediction: Prediction, height: int, width: int, score: float = 0
     return Annotation(boxes, labels, scores, mask)
 
 
-def label_map(logits: Tensor, height: int, width: int) -> Tensor:
-    """(height, width) uint8: each pixel's class, that of the largest of the logits (C, h, w), interpolated."""
-    # One class at a time: 81 classes at the 12 million pixels of a photograph would be 4 GB.
-    best = torch.full((height, width), -torch.inf, device=logits.device)
-    labels = torch.zeros((height, width), dtype=torch.uint8, device=logits.device)
-    for value, channel in enumerate(logits.float()):
-        own = F.interpolate(channel[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
-        labels.masked_fill_(own > best, value)
-        best = torch.maximum(best, own)
-    return labels
-
-
 def read_image(image: ImageLike) -> Tensor:
-    """(3, H, W) uint8 RGB of whatever an image may be given as.
+    """(3, H, W) uint8 RGB of whatever an image may be given as; files and Pillow's images upright, as EXIF says.
 
     Raises:
         UserError: it is none.
     """
     if isinstance(image, str | Path):
         try:
-            return decode_rgb(Path(image).read_bytes())
+            return decode_rgb(Path(image).read_bytes(), upright=True)
         except OSError as error:
             raise UserError(f"{image}: not readable ({error.strerror})") from None
+        except ValueError as error:  # a NUL in the name
+            raise UserError(f"{image}: not readable ({error})") from None
         except Reject as reject:
             raise UserError(f"{image}: {reject.reason} ({reject.detail})") from None
     if isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = np.asarray(upright_rgb(image))
     tensor = torch.tensor(image).permute(2, 0, 1) if isinstance(image, np.ndarray) and image.ndim == 3 else image
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8 or tensor.ndim != 3 or len(tensor) != 3:
         kind = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, np.ndarray | Tensor) else type(image).__name__
@@ -156,13 +146,3 @@ def read_image(image: ImageLike) -> Tensor:
             f"them; this is {kind}"
         )
     return tensor
-
-
-def decode_rgb(data: bytes) -> Tensor:
-    """(3, H, W) uint8 RGB of an encoded image.
-
-    Raises:
-        Reject: it is broken, or has no RGB meaning.
-    """
-    encoded, _, _ = as_rgb(data)
-    return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)

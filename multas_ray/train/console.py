@@ -1,6 +1,5 @@
 """What a person at the terminal sees of runs: progress while they last, a table of their results."""
 
-import os
 import sys
 import threading
 from collections import deque
@@ -10,7 +9,6 @@ from datetime import timedelta
 from time import monotonic, time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,6 +23,7 @@ from multas_ray.config import Config
 from multas_ray.model.checkpoint import newest_written
 from multas_ray.report.html import cell, columns_of
 from multas_ray.storage import StoragePath
+from multas_ray.terminal import terminal
 from multas_ray.train.tracking import newest_error, read_metrics, read_progress
 
 POLL_S, BUCKET_POLL_S = 1.0, 10.0
@@ -34,8 +33,6 @@ PACE = 60
 """Looks back that the remaining time goes by."""
 CLOCKS_S = 2.0
 """By how much the clocks of two machines may differ."""
-WIDE = 160
-"""Columns of a table that goes to no terminal."""
 HEADLINE = ("det/AP50", "det/AP", "seg/mIoU")
 
 
@@ -97,14 +94,14 @@ class _Run:
 
 def _bars(runs: Sequence[_Run], done: threading.Event) -> None:
     columns = (
-        TextColumn("{task.description:>12}"),
+        TextColumn("{task.description:>12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[news]}"),
+        TextColumn("{task.fields[news]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=terminal(stderr=True)) as progress:
         tasks = [progress.add_task(run.name, total=run.steps, news="starting", left="") for run in runs]
         while not _wait(runs, done):
             for run, task in zip(runs, tasks, strict=True):
@@ -149,7 +146,7 @@ def stopping(config: Config) -> str:
 def count_up(things: str) -> Iterator[Callable[[int, int], None]]:
     """Something to tell how many of how many things are done: a bar on a terminal, now and then a line elsewhere."""
     columns = (TextColumn(things), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
+    with Progress(*columns, console=terminal(stderr=True), disable=not sys.stderr.isatty()) as bars:
         bar = bars.add_task(things, total=None)
         said = monotonic()
 
@@ -172,7 +169,7 @@ def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = 
         final = result["final"]
         cells = [f"{final[key]:.1f}" if key in final else "-" for key in HEADLINE]
         table.add_row(name, *cells, f"{result['seconds']:.0f}")
-    _output().print(table)
+    terminal().print(table)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -181,9 +178,4 @@ def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*(cell(row.get(column, "")) for column in columns))
-    _output().print(table)
-
-
-def _output() -> Console:
-    """Standard output; where it is no terminal, such as a job's log, wide enough for a table."""
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
+    terminal().print(table)

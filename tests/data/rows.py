@@ -1,9 +1,12 @@
 """Rows to write."""
 
-import numpy as np
-from PIL import Image
+import io
 
-from multas_ray.data.row import Row, encode
+import numpy as np
+from PIL import ExifTags, Image
+
+from multas_ray.data.image import encode
+from multas_ray.data.row import Row
 
 DET, SEG = ["cat", "dog"], ["background", "cat", "dog"]
 HEIGHT, WIDTH = 20, 30
@@ -28,3 +31,13 @@ def make_row(image_id: str = "a", boxes: list[list[float]] | None = None) -> Row
         np.zeros(len(array), bool),
         mask,
     )
+
+
+def with_exif(data: bytes, orientation: int) -> bytes:
+    """An image as a phone stores it that was held another way: encoded anew, with EXIF's orientation."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.save(buffer, image.format, exif=exif)
+    return buffer.getvalue()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from multas_ray.data import prepare
 from multas_ray.data.prepare import write_dataset
-from multas_ray.data.row import Reject
+from multas_ray.data.reject import Reject
 from multas_ray.data.schema import SCHEMA, read_info
 from multas_ray.errors import UserError
 from tests.data.rows import DET, SEG, make_row
@@ -96,11 +96,41 @@ def test_too_many_rejected_rows_fail_in_one_line(tmp_path: Path) -> None:
     assert len(rejections(tmp_path / "set" / "rejected.jsonl")) == 2
 
 
-def test_ids_are_unique_across_splits(tmp_path: Path) -> None:
-    splits = {"train": [make_row("a"), make_row("b")], "val": [make_row("c"), make_row("a")]}
+def test_ids_are_unique_in_a_split(tmp_path: Path) -> None:
+    """A training and a validation set are each numbered from 0, as often as not."""
+    splits = {"train": [make_row("a"), make_row("b"), make_row("b")], "val": [make_row("c"), make_row("a")]}
     summary = write_dataset(tmp_path / "set", "toy", DET, SEG, splits, max_rejected=1)
-    assert summary.rows == {"train": {"both": 2}, "val": {"both": 1}}
-    assert rejections(tmp_path / "set" / "rejected.jsonl")[0]["split"] == "val"
+    assert summary.rows == {"train": {"both": 2}, "val": {"both": 2}}
+    assert [(r["split"], r["image_id"]) for r in rejections(tmp_path / "set" / "rejected.jsonl")] == [("train", "b")]
+
+
+def test_rows_are_added_to_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "ROW_GROUP", 1)
+    monkeypatch.setattr(prepare, "SHARD_GROUPS", 1)
+    path = tmp_path / "set"
+    write_dataset(path, "toy", DET, SEG, {"train": [make_row("a"), make_row("b")]})
+    more = [make_row("c"), make_row("a"), make_row("d").only("det")]
+    with pytest.raises(UserError, match="already has train; --add adds rows"):
+        write_dataset(path, "toy", DET, SEG, {"train": more})
+    write_dataset(path, "toy", DET, SEG, {"train": more, "val": [make_row("a")]}, add=True, max_rejected=0.5)
+    assert read_info(str(path)).splits == {"train": {"det": 1, "both": 3}, "val": {"both": 1}}
+    assert [file.name for file in sorted((path / "train").iterdir())] == [f"part-0000{n}.parquet" for n in range(4)]
+    assert [row["image_id"] for row in pq.read_table(path / "train").to_pylist()] == ["a", "b", "c", "d"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+def test_annotation_of_nothing_is_refused(tmp_path: Path) -> None:
+    outside = make_row(boxes=[[40, 40, 50, 50], [9, 9, 3, 3]])
+    with pytest.raises(UserError, match=r"train: no box is left .1 boxes dropped: inverted, 1 boxes dropped: outside"):
+        write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": [outside]})
+    ignored = make_row()
+    ignored.mask = np.full_like(ignored.mask, 255)
+    with pytest.raises(UserError, match=r"train: no class is in any mask, and 100.0% of the pixels are ignored"):
+        write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": [ignored]})
+    # Images without an object are annotation of something.
+    empty = make_row(boxes=[])
+    empty.mask = np.zeros_like(ignored.mask)
+    assert write_dataset(tmp_path / "set", "toy", DET, SEG, {"train": [empty]}).rows == {"train": {"both": 1}}
 
 
 def test_a_split_without_rows_is_refused(tmp_path: Path) -> None:
@@ -115,7 +145,10 @@ def test_unusable_outputs(tmp_path: Path) -> None:
     for out in (tmp_path / "file", tmp_path / "file" / "set", "s3://bucket/set"):
         with pytest.raises(UserError, match="--out"):
             write_dataset(out, "toy", DET, SEG, {"train": [make_row()]})
-    for split in ("../train", "..", "", "a/b"):
+    for out in ("~nobody-of-this-name/set", "a\0b", "x" * 5000):
+        with pytest.raises(UserError, match="no usable path"):
+            write_dataset(out, "toy", DET, SEG, {"train": [make_row()]})
+    for split in ("../train", "..", "", "a/b", "a\n", "x" * 300):
         with pytest.raises(UserError, match="plain folder name"):
             write_dataset(tmp_path / "set", "toy", DET, SEG, {split: [make_row()]})
 
@@ -126,7 +159,7 @@ def test_a_split_is_added_to_a_data_set(tmp_path: Path) -> None:
     # A folder that dataset.json does not list, as a killed run leaves it.
     (path / "val").mkdir()
     (path / "val" / "part-00007.parquet").touch()
-    write_dataset(path, "toy", DET, SEG, {"val": [make_row("b"), make_row("a")]}, max_rejected=0.5, command="second")
+    write_dataset(path, "toy", DET, SEG, {"val": [make_row("b"), make_row("b")]}, max_rejected=0.5, command="second")
     info = read_info(str(path))
     assert info.splits == {"train": {"both": 1}, "val": {"both": 1}}
     assert info.command == "first; second"
@@ -138,7 +171,7 @@ def test_a_split_is_added_to_a_data_set(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other classes"):
         write_dataset(path, "toy", ["cow"], ["background", "cow"], {"test": [make_row("c")]})
     with pytest.raises(UserError, match="rejected"):
-        write_dataset(path, "toy", DET, SEG, {"test": [make_row("a")]})
+        write_dataset(path, "toy", DET, SEG, {"test": [Reject("x", "", "a")]})
     assert read_info(str(path)) == info
     assert len(rejections(path / "rejected.jsonl")) == 1
     assert len(rejections(tmp_path / "set.rejected.jsonl")) == 1

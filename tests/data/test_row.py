@@ -1,19 +1,15 @@
 """Rows are checked against the data contract before they are written."""
 
-import io
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torchvision.io import decode_image
 
-from multas_ray.data.row import Reject, Row, as_rgb, check_row, encode
-from tests.data.rows import DET, HEIGHT, SEG, WIDTH, make_row
+from multas_ray.data.image import decode_rgb, turn_boxes, turn_mask
+from multas_ray.data.reject import Reject
+from multas_ray.data.row import Row, check_row
+from tests.data.rows import DET, HEIGHT, SEG, WIDTH, make_row, with_exif
 
 
 def reason_of(row: Row) -> str:
@@ -29,10 +25,8 @@ def reason_of(row: Row) -> str:
         (lambda row: replace(row, image=row.image[: len(row.image) // 2]), "broken image"),
         (lambda row: replace(row, image=b"no image"), "broken image"),
         (lambda row: replace(row, width=31), "annotation of another size"),
-        (lambda row: replace(row, boxes=np.array([[1, 2, 32.5, 12]], np.float32)), "box outside its image"),
-        (lambda row: replace(row, boxes=np.array([[-3, 2, 9, 12]], np.float32)), "box outside its image"),
-        (lambda row: replace(row, boxes=np.array([[1, 2, np.nan, 12]], np.float32)), "box outside its image"),
-        (lambda row: replace(row, boxes=np.array([[9, 2, 1, 12]], np.float32)), "inverted box"),
+        (lambda row: replace(row, boxes=np.array([[1, 2, np.nan, 12]], np.float32)), "broken box"),
+        (lambda row: replace(row, boxes=np.array([[1, 2, np.inf, 12]], np.float32)), "broken box"),
         (lambda row: replace(row, labels=np.array([2], np.int32)), "unknown class"),
         (lambda row: replace(row, mask=np.zeros((HEIGHT, WIDTH + 1), np.uint8)), "mask of another size"),
         (lambda row: replace(row, mask=np.full((HEIGHT, WIDTH), 3, np.uint8)), "unknown class"),
@@ -42,36 +36,58 @@ def test_bad_rows_are_rejected(change: Callable[[Row], Row], reason: str) -> Non
     assert reason_of(change(make_row())) == reason
 
 
-def test_boxes_are_clipped_and_those_without_area_dropped() -> None:
-    row = make_row(boxes=[[-2, 0, 32, 22], [5, 5, 5, 9], [-1, 3, 0, 6], [1, 1, 2, 2]])
-    row.labels = np.array([0, 1, 1, 1], np.int32)
-    row.difficult = np.array([True, False, False, False])
-    checked, clipped, dropped = check_row(row, len(DET), len(SEG))
+def test_a_bad_box_costs_neither_its_row_nor_the_count() -> None:
+    boxes = [[-20, 0, 90, 22], [5, 5, 5, 9], [1, 1, 2, 2], [9, 2, 1, 12], [31, 3, 36, 6], [-9, 3, -1, 6]]
+    row = make_row(boxes=boxes)
+    row.labels = np.array([0, 1, 1, 1, 1, 1], np.int32)
+    row.difficult = np.array([True, False, False, False, False, False])
+    checked = check_row(row, len(DET), len(SEG))
     assert checked.boxes.tolist() == [[0, 0, 30, 20], [1, 1, 2, 2]]
     assert checked.labels.tolist() == [0, 1]
     assert checked.difficult.tolist() == [True, False]
-    assert (clipped, dropped) == (1, 2)
+    assert +checked.notes == {
+        "boxes clipped at the image's edge": 1,
+        "boxes dropped: without area": 1,
+        "boxes dropped: inverted": 1,
+        "boxes dropped: outside their image": 2,
+    }
 
 
-@pytest.mark.parametrize(("mode", "format"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG")])
-def test_other_modes_become_rgb(mode: str, format: str) -> None:
-    data, height, width = as_rgb(encode(Image.new("RGB", (7, 5), (200, 60, 20)).convert(mode), format))
-    image = Image.open(io.BytesIO(data))
-    assert (image.mode, image.format, height, width) == ("RGB", format, 5, 7)
+def test_an_annotation_without_a_size_has_the_images() -> None:
+    checked = check_row(replace(make_row(), height=None, width=None), len(DET), len(SEG))
+    assert (checked.height, checked.width) == (HEIGHT, WIDTH)
+    assert checked.boxes.tolist() == make_row().boxes.tolist()
 
 
-def test_sixteen_bit_grey_is_no_rgb() -> None:
-    with pytest.raises(Reject, match="not convertible"):
-        as_rgb(encode(Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "PNG"))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_stored_upright_with_their_annotation(orientation: int) -> None:
+    """Whichever frame the annotation was made in, it lies on the same pixels of the upright image."""
+    filed = make_row()
+    filed.image = with_exif(filed.image, orientation)
+    upright = check_row(replace(filed, has_det=False, has_seg=False, boxes=filed.boxes[:0], mask=None), 2, 3)
+    size = (upright.height, upright.width)
+    assert size == ((WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH))
+
+    assert filed.mask is not None
+    boxes = turn_boxes(filed.boxes, HEIGHT, WIDTH, orientation)
+    mask = turn_mask(filed.mask, orientation)
+    annotated = replace(filed, height=size[0], width=size[1], boxes=boxes, mask=mask)
+    frames = [annotated, filed] if orientation in (1, 5, 6, 7, 8) else [annotated]
+    for row in frames:
+        checked = check_row(row, len(DET), len(SEG))
+        assert (checked.height, checked.width) == size
+        np.testing.assert_array_equal(checked.boxes, boxes)
+        np.testing.assert_array_equal(checked.mask, mask)
+        assert tuple(decode_rgb(checked.image, upright=True).shape[1:]) == size
+        turned = row is filed and orientation != 1
+        assert checked.notes["images turned upright with their annotation"] == turned
+        # What is stored is turned no more.
+        np.testing.assert_array_equal(decode_rgb(checked.image, upright=True), decode_rgb(checked.image, upright=False))
 
 
-def test_sixteen_bit_rgb_becomes_eight_bit() -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    pixels = b"\0" + struct.pack(">6H", 0xFFFF, 0x8000, 0, 0x1234, 0x4321, 0xABCD)
-    data, *_ = as_rgb(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
-    )
-    assert decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8)).dtype == torch.uint8
+def test_an_image_of_a_data_set_is_not_turned_again() -> None:
+    row = make_row()
+    row.image = with_exif(row.image, 6)
+    checked = check_row(replace(row, exif=False), len(DET), len(SEG))
+    assert (checked.height, checked.width) == (HEIGHT, WIDTH)
+    assert checked.image == row.image
