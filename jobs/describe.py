@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,6 +16,8 @@ from multas_ray.cli import Parser, at_least, run_job
 from multas_ray.errors import one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from multas_ray.data.describe import SplitCounts
     from multas_ray.data.index import Index
     from multas_ray.data.schema import DatasetInfo
@@ -40,8 +41,9 @@ def main() -> None:
     from multas_ray.data.index import read_index
     from multas_ray.data.schema import read_info
     from multas_ray.report.pictures import Palette, grid
+    from multas_ray.terminal import terminal
 
-    console = Console()
+    console = terminal()
     info = read_info(arguments.dataset)
     indexes = {split: read_index(arguments.dataset, split) for split in info.splits}
     counts = count_splits(indexes, info, console)
@@ -64,7 +66,7 @@ def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console)
     """Count every split behind a progress bar."""
     from multas_ray.data.describe import count
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bars = {split: progress.add_task(f"counting {split}", total=len(index)) for split, index in indexes.items()}
         return {split: count(index, info, partial(progress.advance, bars[split])) for split, index in indexes.items()}
@@ -104,7 +106,7 @@ def print_rejected(split: str, found: SplitCounts, console: Console) -> None:
     console.print(f"{split}: {len(found.rejected)} rows break the data contract; a training leaves them out")
     for reject in found.rejected[:NAMED]:
         line = f"    {one_line(reject.image_id, 100)}: {reject.reason} ({reject.detail})"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def numbers(title: str, heads: list[str]) -> Table:

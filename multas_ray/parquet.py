@@ -119,8 +119,8 @@ def _check_extent(parquet: pq.ParquetFile, size: int, file: StoragePath, columns
     lists = [column.name for column in columns if any(is_list(column.type) for is_list in LISTS)]
     if group is not None or not lists:
         return
-    # Goes through all pages a few values at a time. What footers say of columns is asked only then: some changed bits of
-    # it would end the process here, and are an error there.
+    # Goes through their pages a few values at a time. What the footer says of a column is asked only then: some changed
+    # bits of it are an error there, and would end the process here.
     parquet.scan_contents(lists)
     places = [n for n in range(len(parquet.schema)) if parquet.schema.column(n).path.partition(".")[0] in lists]
     values = sum(each.column(place).num_values for each in groups for place in places)
