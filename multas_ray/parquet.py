@@ -1,7 +1,6 @@
 """Parquet files of anybody, read as data: the columns of a contract, in plain types, and nothing else that is there."""
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -63,8 +62,6 @@ def read_parquet(
         except (pa.ArrowException, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
             raise _unreadable(file, error) from None
 
-    if file.local and Path(file).exists() and not Path(file).is_file():
-        raise UserError(f"{file}: a folder, device or pipe, not a Parquet file")
     try:
         with file.open() as source:
             return checked(source)

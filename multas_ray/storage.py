@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -102,8 +103,10 @@ class StoragePath:
         """The file, for reading and seeking.
 
         Raises:
-            OSError: there is none, or it cannot be read.
+            OSError: there is none, it cannot be read, or it is none that ends: a device, or a pipe.
         """
+        if self.local and not stat.S_ISREG(os.stat(self.path).st_mode):  # noqa: PTH116
+            raise OSError("a folder, device or pipe, not a file")
         return self.filesystem.open_input_file(self.path)
 
     def create(self) -> pa.NativeFile:

@@ -34,7 +34,7 @@ def test_other_text_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    for name, words in (("x", "No such file"), (".", "directory"), ("n" * 300, "name too long")):
+    for name, words in (("x", "No such file"), (".", "a folder, device or pipe"), ("n" * 300, "name too long")):
         with pytest.raises(UserError, match=rf"(?i)cannot be read \(.*{words}"):
             read_text(tmp_path / name)
 

@@ -202,7 +202,7 @@ def test_what_a_file_says_of_its_extent_is_not_believed(tmp_path: Path, lie: Cal
 def test_a_folder_in_place_of_a_shard_is_named(tmp_path: Path) -> None:
     path = write_set(tmp_path, table_of([row(0)]))
     (tmp_path / "train" / "a.parquet").mkdir()
-    with pytest.raises(UserError, match=r"a\.parquet: a folder, device or pipe, not a Parquet file"):
+    with pytest.raises(UserError, match=r"a\.parquet: cannot be read \(a folder, device or pipe, not a file\)"):
         read_index(path, "train")
 
 
