@@ -109,8 +109,8 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the picture of overlays and the report."""
     from multas_ray.report.html import report_page
     from multas_ray.report.plots import class_bars, learning_curves
+    from multas_ray.run_folder import read_metrics
     from multas_ray.train.console import HEADLINE
-    from multas_ray.train.tracking import read_metrics
 
     draw_overlays(out)
     curves = {name: read_metrics(out / name) for name in results}

@@ -4,6 +4,7 @@ import codecs
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import yaml
@@ -70,14 +71,17 @@ def read_json(file: Location) -> Any:
     return parse_json(read_text(file), file)
 
 
-def read_model(file: Location, model: type[Model]) -> Model:
-    """A JSON file that a program wrote, checked against its model.
+def read_model(file: Location, model: type[Model], read: Callable[[Location], Any] = read_json) -> Model:
+    """A file, checked against its model.
+
+    Args:
+        read: `read_json` or `read_yaml`.
 
     Raises:
         UserError: it cannot be read, or is of another form.
     """
     try:
-        return model.model_validate(read_json(file))
+        return model.model_validate(read(file))
     except ValidationError as error:
         raise UserError(f"{file}: {explain(error, model)}") from None
 

@@ -25,9 +25,9 @@ from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.stream import read_batches, stream, stream_options
 from multas_ray.data.transforms import Augment, Sample
 from multas_ray.errors import RunError
+from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
-from multas_ray.train.tracking import read_metrics
 
 SIZE, BATCH, PROCESSES = 320, 16, 2
 WARMUP_S, ROUND_S, ROUNDS = 5.0, 20.0, 5

@@ -22,13 +22,13 @@ from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import read_info
 from multas_ray.errors import RunError, UserError, root_cause
+from multas_ray.run_folder import read_metrics
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
 from multas_ray.teacher.precompute import precompute
 from multas_ray.teacher.store import StoreReader, _read_file
 from multas_ray.teacher.teacher import digests, teacher_specs, to_tensors
 from multas_ray.train.run import check_networks, plan_run, train
 from multas_ray.train.step import distilled_rows
-from multas_ray.train.tracking import read_metrics
 from tests.processes import named
 from tests.shared import ROOT
 from tests.teacher.test_teacher import spoil

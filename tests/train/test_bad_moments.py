@@ -12,9 +12,9 @@ import pytest
 
 from multas_ray.errors import RunError, UserError, root_cause
 from multas_ray.model.checkpoint import MODEL, step_folder, verify
+from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
-from multas_ray.train.tracking import read_metrics
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_rows_that_cannot_be_decoded_are_left_out_counted_and_named(started_ray,
     assert sorted(line["image_id"] for line in found) == sorted(broken + scored), "each once"
     assert {line["reason"] for line in found} == {"cannot be decoded"}
     assert [line for line in read_metrics(run) if "loss/total" in line][-1]["rejected_rows"] == 2
-    assert "could not be decoded and were left out" in (run / "report.html").read_text()
+    assert "could not be used and were left out" in (run / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ from pathlib import Path
 import torch
 
 from multas_ray.report.pictures import Palette, Picture
+from multas_ray.run_folder import METRICS, read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.samples import Samples
-from multas_ray.train.tracking import METRICS, Tracker, read_metrics, start_wandb
+from multas_ray.train.tracking import Tracker, start_wandb
 from tests.train.wandb_file import finished_records
 
 ATTEMPT = {"from_step": 0, "code": {"commit": "0" * 40, "digest": "1" * 64}}
