@@ -199,7 +199,7 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
         group=tracking.group,
         job_type=kind,
         name=run.name,
-        id=_wandb_id(run),
+        id=wandb_id(run),
         resume="allow",
         mode=mode,
         # Its files must be local; what is online does not need them any more.
@@ -208,7 +208,8 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
     )
 
 
-def _wandb_id(run: StoragePath) -> str:
+def wandb_id(run: StoragePath) -> str:
+    """What a run goes by in W&B: its folder keeps it."""
     file = run / WANDB_ID
     kept = file.read_bytes().strip() if file.exists() else b""
     if re.fullmatch(rb"[\w-]{1,64}", kept):

@@ -82,6 +82,26 @@ def test_a_search_that_cannot_be_run_is_refused(tree, tmp_path):
         run_sweep(Sweep(single, ["optim.lr=uniform(0.1,1)"], out, trials=1, metric="det/AP"))
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"trials": '], ids=range(6))
+def test_a_folder_whose_search_is_not_told_is_refused(tree, tmp_path, content):
+    (tmp_path / "search.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/search\.json: not "):
+        run_sweep(Sweep(tree, ["optim.lr=uniform(0.1,1)"], str(tmp_path), trials=1))
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"train": None}, r"train\.steps: missing"),
+        ({"teachers": "x"}, r"teachers: .*dictionary"),
+        ({"data": {"path": 5}}, r"data\.path: "),
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(tree, tmp_path, section, words):
+    with pytest.raises(UserError, match=words):
+        run_sweep(Sweep(tree | section, ["optim.lr=uniform(0.1,1)"], str(tmp_path), trials=1))
+
+
 def test_median_stopping_ends_the_poor_and_pauses_nobody(tree):
     scheduler = _scheduler(Sweep(tree, [], "out", trials=5, scheduler="median"), parse_config(deepcopy(tree)))
     scheduler.set_search_properties("score", "max")
