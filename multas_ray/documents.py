@@ -1,7 +1,6 @@
 """Text, JSON and YAML as people and programs write them, read as data: whatever is wrong with a file is one line."""
 
 import codecs
-import json
 import os
 import re
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from multas_ray.errors import UserError, one_line, quoted
-from multas_ray.storage import Location, StoragePath
+from multas_ray.storage import Location, StoragePath, json_value
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -55,7 +54,7 @@ def parse_json(text: str, source: object) -> Any:
         UserError: it is none.
     """
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError as error:
         raise UserError(f"{source}: not JSON ({error})") from None
     except RecursionError:

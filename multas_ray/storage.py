@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -178,8 +179,21 @@ def read_lines(file: StoragePath) -> list[dict[str, Any]]:
     for line in file.read_bytes().split(b"\n") if file.exists() else ():
         # Not JSON, not UTF-8, or thousands of lists in one another.
         with suppress(ValueError, RecursionError):
-            found.append(json.loads(line.decode()))
+            found.append(json_value(line.decode()))
     return [each for each in found if isinstance(each, dict)]
+
+
+def json_value(text: str) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        ValueError: it is none, or spells half a character, which no file can hold.
+        RecursionError: thousands of lists or objects are in one another.
+    """
+    value = json.loads(text)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 @lru_cache

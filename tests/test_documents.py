@@ -47,8 +47,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         ("9" * 5000, "not JSON"),
         ("[" * 100_000, "thousands of levels deep"),
         ('{"a":' * 100_000, "thousands of levels deep"),
+        ('{"\\ud800": 1}', "surrogates not allowed"),
     ],
-    ids=["empty", "quotes", "number", "lists", "objects"],
+    ids=["empty", "quotes", "number", "lists", "objects", "half a character"],
 )
 def test_what_is_no_json_is_refused(text: str, words: str) -> None:
     with pytest.raises(UserError, match=f"^file: .*{words}"):

@@ -78,10 +78,12 @@ def test_rubbish_is_passed_over_and_the_rest_is_told(run, content):
     [
         ({"step": 1, "loss/total": "high", "det/AP": [1], "lr": True, "seg/mIoU": 2}, {"step": 1, "seg/mIoU": 2}),
         ({"step": 1, "loss/total": float("nan"), "lr": float("inf")}, {"step": 1}),
+        ({"step": 1, "det/AP/\ud800": 1.0}, None),
+        ({"step": 1, "det/AP/\U0001f431": 2.0}, {"step": 1, "det/AP/\U0001f431": 2.0}),
         ({"step": "1"}, None),
         ({"loss/total": 1.0}, None),
     ],
-    ids=str,
+    ids=range(6),
 )
 def test_metrics_are_numbers_with_a_step(run, line: dict[str, Any], kept: dict[str, Any] | None):
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
