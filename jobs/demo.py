@@ -109,8 +109,8 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the picture of overlays and the report."""
     from multas_ray.report.html import report_page
     from multas_ray.report.plots import class_bars, learning_curves
+    from multas_ray.run_folder import read_metrics
     from multas_ray.train.console import HEADLINE
-    from multas_ray.train.tracking import read_metrics
 
     draw_overlays(out)
     curves = {name: read_metrics(out / name) for name in results}
@@ -138,8 +138,8 @@ def draw_overlays(out: Path) -> None:
     """Draw some validation scenes: ground truth, single-task, multi-task, distilled."""
     from multas_ray.config import EvaluateConfig
     from multas_ray.data import scenes
-    from multas_ray.data.collate import decode, read_row
     from multas_ray.data.index import read_index
+    from multas_ray.data.read import read_sample
     from multas_ray.evaluate.evaluator import Prediction
     from multas_ray.model.weights import load_network
     from multas_ray.report.pictures import Palette, grid
@@ -156,7 +156,7 @@ def draw_overlays(out: Path) -> None:
     for row in range(PICTURES):
         single = Prediction(found["det"][row].detections, found["seg"][row].logits)
         shown = [single, found["mtl"][row], found["kd"][row]]
-        sample = decode(read_row(index, row))
+        _, sample = read_sample(index, row)
         found_in = [draw_prediction(sample["image"], prediction, palette) for prediction in shown]
         rows.append([draw_truth(sample, palette), *found_in])
     titles = ["ground truth", "single-task (det, seg)", "multi-task (mtl)", "distilled (kd)"]

@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from multas_ray.cli import Parser, at_least, run_job
+from multas_ray.errors import one_line
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from multas_ray.data.describe import SplitCounts
     from multas_ray.data.index import Index
     from multas_ray.data.schema import DatasetInfo
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 COLUMNS = 4
 """Pictures side by side."""
+NAMED = 5
+"""Rows that are named, of those that cannot be used."""
 
 
 def main() -> None:
@@ -37,17 +41,20 @@ def main() -> None:
     from multas_ray.data.index import read_index
     from multas_ray.data.schema import read_info
     from multas_ray.report.pictures import Palette, grid
+    from multas_ray.terminal import terminal
 
-    console = Console()
+    console = terminal()
     info = read_info(arguments.dataset)
     indexes = {split: read_index(arguments.dataset, split) for split in info.splits}
     counts = count_splits(indexes, info, console)
     console.print(rows_table(info, counts))
     for split, found in counts.items():
         console.print(classes_table(info, split, found))
+        print_rejected(split, found, console)
     palette = Palette(info.det_classes, info.seg_classes)
     for split, index in indexes.items():
-        pictures = [draw(index, row, palette) for row in choose(index, arguments.samples, arguments.seed)]
+        drawn = (draw(index, row, palette) for row in choose(index, arguments.samples, arguments.seed))
+        pictures = [picture for picture in drawn if picture is not None]
         file = (arguments.out or Path("runs/describe") / info.name) / f"{split}.png"
         rows = [pictures[start : start + COLUMNS] for start in range(0, len(pictures), COLUMNS)]
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +66,7 @@ def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console)
     """Count every split behind a progress bar."""
     from multas_ray.data.describe import count
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bars = {split: progress.add_task(f"counting {split}", total=len(index)) for split, index in indexes.items()}
         return {split: count(index, info, partial(progress.advance, bars[split])) for split, index in indexes.items()}
@@ -92,6 +99,16 @@ def classes_table(info: DatasetInfo, split: str, found: SplitCounts) -> Table:
     return table
 
 
+def print_rejected(split: str, found: SplitCounts, console: Console) -> None:
+    """What a training would leave out: how many rows, and the first of them."""
+    if not found.rejected:
+        return
+    console.print(f"{split}: {len(found.rejected)} rows break the data contract; a training leaves them out")
+    for reject in found.rejected[:NAMED]:
+        line = f"    {one_line(reject.image_id, 100)}: {reject.reason} ({reject.detail})"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
 def numbers(title: str, heads: list[str]) -> Table:
     """An empty table of numbers with names in its first column."""
     table = Table(title=title, title_justify="left")
@@ -100,15 +117,19 @@ def numbers(title: str, heads: list[str]) -> Table:
     return table
 
 
-def draw(index: Index, row: int, palette: Palette) -> Picture:
-    """A row's picture with its annotation, under its id and task mask."""
-    from multas_ray.data.collate import decode, read_row
+def draw(index: Index, row: int, palette: Palette) -> Picture | None:
+    """A row's picture with its annotation, under its id and task mask; None if it cannot be used."""
+    from multas_ray.data.read import read_sample
+    from multas_ray.data.reject import Reject
     from multas_ray.data.schema import TASK_MASKS
     from multas_ray.report.pictures import captioned
     from multas_ray.train.samples import draw_truth
 
-    values = read_row(index, row)
-    return captioned(draw_truth(decode(values), palette), f"{values['image_id']} · {TASK_MASKS[index.task_mask[row]]}")
+    try:
+        values, sample = read_sample(index, row)
+    except Reject:
+        return None
+    return captioned(draw_truth(sample, palette), f"{values['image_id']} · {TASK_MASKS[index.task_mask[row]]}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ The same command goes on with a search that was cut short. The best configuratio
 
 from typing import get_args
 
-from multas_ray.cli import Parser, run_job
+from multas_ray.cli import Parser, at_least, run_job
 
 
 def main() -> None:
@@ -20,11 +20,11 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of a run")
     parser.add_argument("--search", required=True, nargs="+", metavar="path=domain(values)", help="what to search")
-    parser.add_argument("--trials", type=int, default=16, help="configurations to try (default 16)")
+    parser.add_argument("--trials", type=at_least(1), default=16, help="configurations to try (default 16)")
     parser.add_argument("--scheduler", choices=get_args(Scheduler), default="asha", help="how poor trials are stopped")
     parser.add_argument("--metric", choices=METRICS, default="score", help="what to maximise (default score)")
-    parser.add_argument("--parallel", type=int, help="trials at a time (default: as many as there is room for)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--parallel", type=at_least(1), help="trials at a time (default: as many as there is room for)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws")
     parser.add_argument("--out", default="runs/sweep", help="folder of the trials and of the outcome")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
     arguments = parser.parse_args()

@@ -1,11 +1,12 @@
 """The configuration of a run: one tree of pydantic models."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from multas_ray.storage import StoragePath
 
 Task = Literal["det", "seg"]
 TASKS: tuple[Task, ...] = ("det", "seg")
@@ -512,4 +513,4 @@ def distilled(on: DistilledOn, annotated: np.ndarray) -> np.ndarray:
 
 def _absolute(path: str) -> str:
     """A local path made absolute; a URI as it is."""
-    return path if "://" in path else str(Path(path).expanduser().resolve())
+    return path if "://" in path else StoragePath(path).uri

@@ -1,16 +1,16 @@
 """Text, JSON and YAML as people and programs write them, read as data: whatever is wrong with a file is one line."""
 
 import codecs
-import json
 import os
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from multas_ray.errors import UserError, one_line, quoted
-from multas_ray.storage import Location, StoragePath
+from multas_ray.storage import Location, StoragePath, json_value
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -54,7 +54,7 @@ def parse_json(text: str, source: object) -> Any:
         UserError: it is none.
     """
     try:
-        return json.loads(text)
+        return json_value(text)
     except ValueError as error:
         raise UserError(f"{source}: not JSON ({error})") from None
     except RecursionError:
@@ -70,14 +70,17 @@ def read_json(file: Location) -> Any:
     return parse_json(read_text(file), file)
 
 
-def read_model(file: Location, model: type[Model]) -> Model:
-    """A JSON file that a program wrote, checked against its model.
+def read_model(file: Location, model: type[Model], read: Callable[[Location], Any] = read_json) -> Model:
+    """A file, checked against its model.
+
+    Args:
+        read: `read_json` or `read_yaml`.
 
     Raises:
         UserError: it cannot be read, or is of another form.
     """
     try:
-        return model.model_validate(read_json(file))
+        return model.model_validate(read(file))
     except ValidationError as error:
         raise UserError(f"{file}: {explain(error, model)}") from None
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import ray
-import yaml
+from pydantic import BaseModel, Field
 
 from multas_ray.config import Config, Resources
+from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import UserError
 from multas_ray.ray_setup import on_cluster
 
@@ -172,15 +173,32 @@ def startable() -> list[Node]:
     find out their resources themselves."""
     if not RAY_UP.expanduser().exists():
         return []
-    cluster = yaml.safe_load(RAY_UP.expanduser().read_text())
-    most = cluster.get("max_workers", 2)
+    try:
+        cluster = read_model(RAY_UP.expanduser(), _Cluster, read_yaml)
+    except UserError:
+        # Of another version of Ray, say.
+        return []
     found: list[Node] = []
-    for name, kind in cluster["available_node_types"].items():
-        if not kind.get("resources"):
+    for name, kind in cluster.available_node_types.items():
+        if not kind.resources:
             return []
-        count = 1 if name == cluster["head_node_type"] else min(kind.get("max_workers", most), most)
-        found += [Node(kind["resources"], kind.get("labels", {}))] * count
+        most = cluster.max_workers if kind.max_workers is None else min(kind.max_workers, cluster.max_workers)
+        found += [Node(kind.resources, kind.labels)] * (1 if name == cluster.head_node_type else most)
     return found
+
+
+class _NodeType(BaseModel):
+    resources: dict[str, float] | None = None
+    labels: dict[str, str] = {}
+    max_workers: int | None = None
+
+
+class _Cluster(BaseModel):
+    """Of a file of `ray up`, what is asked here."""
+
+    available_node_types: dict[str, _NodeType]
+    head_node_type: str
+    max_workers: int = Field(2, le=100_000)
 
 
 def _mapping(values: Mapping[str, object]) -> str:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Union
@@ -13,7 +15,7 @@ from uuid import uuid4
 import pyarrow as pa
 from pyarrow import fs
 
-from multas_ray.errors import UserError
+from multas_ray.errors import UserError, quoted
 
 Location = Union[str, os.PathLike, "StoragePath"]
 """A local path, or a URI."""
@@ -30,7 +32,7 @@ class StoragePath:
                 (?endpoint_override=...). Credentials come from the environment.
 
         Raises:
-            UserError: the URI holds credentials, or its filesystem cannot be used.
+            UserError: it is no path, the URI holds credentials, or its filesystem cannot be used.
         """
         self.filesystem: fs.FileSystem
         self.path: str
@@ -44,7 +46,10 @@ class StoragePath:
             self._uri, self._query = self._uri.rstrip("/"), mark + query
         else:
             self.filesystem = fs.LocalFileSystem()
-            self._uri = self.path = str(Path(path).expanduser().resolve())
+            try:
+                self._uri = self.path = str(Path(path).expanduser().resolve())
+            except (OSError, RuntimeError, ValueError) as error:  # no such user's home; a NUL
+                raise UserError(f"{quoted(str(path))}: not a path ({error})") from None
             self._query = ""
 
     def __truediv__(self, name: str) -> "StoragePath":
@@ -87,6 +92,9 @@ class StoragePath:
 
     def exists(self) -> bool:
         """Whether there is a file or folder."""
+        if self.local:
+            # Nor is there one whose name is too long.
+            return os.path.exists(self.path)  # noqa: PTH110
         return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
 
     def modified(self) -> float:
@@ -102,8 +110,10 @@ class StoragePath:
         """The file, for reading and seeking.
 
         Raises:
-            OSError: there is none, or it cannot be read.
+            OSError: there is none, it cannot be read, or it is none that ends: a device, or a pipe.
         """
+        if self.local and not stat.S_ISREG(Path(self.path).stat().st_mode):
+            raise OSError("a folder, device or pipe, not a file")
         return self.filesystem.open_input_file(self.path)
 
     def create(self) -> pa.NativeFile:
@@ -163,15 +173,27 @@ class StoragePath:
 
 
 def read_lines(file: StoragePath) -> list[dict[str, Any]]:
-    """The lines of a file of JSON lines, none if there is no file; one that a kill cut short is left out."""
-    lines: list[dict[str, Any]] = []
-    if file.exists():
-        for line in file.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return lines
+    """The objects of a file of JSON lines, none if there is no file. A line that is none, as a kill leaves it that cuts
+    it short, is left out."""
+    found = []
+    for line in file.read_bytes().split(b"\n") if file.exists() else ():
+        # Not JSON, not UTF-8, or thousands of lists in one another.
+        with suppress(ValueError, RecursionError):
+            found.append(json_value(line.decode()))
+    return [each for each in found if isinstance(each, dict)]
+
+
+def json_value(text: str) -> Any:
+    """The value of a JSON document.
+
+    Raises:
+        ValueError: it is none, or spells half a character, which no file can hold.
+        RecursionError: thousands of lists or objects are in one another.
+    """
+    value = json.loads(text)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 @lru_cache

@@ -19,7 +19,6 @@ from multas_ray.cli import run_job
 from multas_ray.data.describe import choose, count
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo
-from multas_ray.errors import UserError
 from tests.shared import ROOT
 
 INFO = DatasetInfo(
@@ -95,19 +94,19 @@ def test_choice_covers_every_task_mask_and_is_seeded(dataset: str) -> None:
     assert sorted(choose(index, 100, seed=0)) == list(range(10)), "no more than there are"
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (row(1, [2]), r"row image1: label 2, .* 0\.\.1"),
-        (row(1, None, np.full((20, 30), 7, np.uint8)), r"row image1: mask value 7, .* 0\.\.1"),
-        (row(1) | {"has_seg": True, "mask": b"no image"}, "row image1: the mask is not an image"),
-    ],
-    ids=["label", "mask value", "mask"],
-)
-def test_a_row_that_breaks_the_contract_is_named(tmp_path: Path, bad: dict[str, Any], message: str) -> None:
-    index = read_index(write(tmp_path / "bad", [row(0), bad]), "train")
-    with pytest.raises(UserError, match=message):
-        count(index, INFO, lambda rows: None)
+def test_rows_that_break_the_contract_are_counted_and_the_first_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [row(number, [2]) | {"image_id": f"[{number}]"} for number in range(6)]
+    path = write(tmp_path / "bad", [row(6, [0]), *bad, row(7) | {"has_seg": True, "mask": b"no image"}])
+    monkeypatch.setattr(sys, "argv", ["describe.py", path, "--out", str(tmp_path / "out")])
+    main()
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    place = lines.index("train: 7 rows break the data contract; a training leaves them out")
+    assert lines[place + 1] == "[0]: unknown class (label 2, 2 classes are in dataset.json)"
+    assert [line.startswith("[") for line in lines[place + 1 :]] == [True] * 5 + [False]
+    with Image.open(tmp_path / "out" / "train.png") as picture:
+        assert picture.width < 300, "of the one row that can be shown"
 
 
 def test_job_prints_tables_and_writes_pictures(dataset: str, tmp_path: Path) -> None:

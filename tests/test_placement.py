@@ -93,6 +93,17 @@ def test_what_the_largest_cluster_of_ray_up_has_no_room_for_is_refused(monkeypat
                 check_placement([ask(1, cpu=64)], lambda: [HEAD])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[1]", b"\xff", b"a: [", b"available_node_types: {a: 5}\nhead_node_type: a", b"max_workers: 1000000000"],
+    ids=range(6),
+)
+def test_where_ray_s_own_file_tells_nothing_the_most_nodes_are_not_known(monkeypatch, tmp_path, content):
+    (tmp_path / "up.yaml").write_bytes(content)
+    monkeypatch.setattr(placement, "RAY_UP", tmp_path / "up.yaml")
+    assert placement.startable() == []
+
+
 def test_what_is_large_is_placed_before_what_is_small():
     nodes = [Node({"CPU": 16.0, "GPU": 1.0}), Node({"CPU": 4.0, "GPU": 1.0})]
     assert unplaced([ask(1, cpu=2, gpu=1), ask(1, "teachers.resources", cpu=8, gpu=1)], nodes) is None

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from multas_ray.cli import hide_ray_log
-from multas_ray.train.tracking import PROGRESS
+from multas_ray.run_folder import PROGRESS
 from tests.processes import named
 from tests.shared import ROOT
 

@@ -17,16 +17,17 @@ from torch.utils.data import DataLoader, Dataset
 from multas_ray.config import AugmentConfig, Config, Resources
 from multas_ray.config_file import parse_config
 from multas_ray.data.batch import pack
-from multas_ray.data.collate import decode, make_batch, read_row
+from multas_ray.data.collate import make_batch
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import Plan, lay_plan, mix
+from multas_ray.data.read import decode, read_row
 from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.stream import read_batches, stream, stream_options
 from multas_ray.data.transforms import Augment, Sample
 from multas_ray.errors import RunError
+from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
-from multas_ray.train.tracking import read_metrics
 
 SIZE, BATCH, PROCESSES = 320, 16, 2
 WARMUP_S, ROUND_S, ROUNDS = 5.0, 20.0, 5
@@ -39,13 +40,14 @@ class PlainDataset(Dataset):
         files = StoragePath(index.path).filesystem
         tables = [pq.read_table(file, filesystem=files) for file in index.files]
         self.rows = [row for table in tables for row in table.to_pylist()]
+        self.seg_classes = index.seg_classes
         self.augment = Augment(augment)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Sample:
-        sample = decode(self.rows[number])
+        sample = decode(self.rows[number], self.seg_classes)
         seed = int(mix(0, int(torch.randint(2**31, ())), number))
         return self.augment(sample, SIZE, seed)
 
@@ -172,7 +174,7 @@ def stage_seconds(path: str, images: int = 256) -> dict[str, float]:
         return done
 
     read = timed("read", lambda: [read_row(index, int(row)) for row in rows])
-    decoded = timed("decode", lambda: [decode(row) for row in read])
+    decoded = timed("decode", lambda: [decode(row, index.seg_classes) for row in read])
     timed("augment", lambda: [augment(sample, SIZE, seed) for seed, sample in enumerate(decoded)])
     plan = lay_plan(index, usable=TASK_MASKS, mixing=None, batch_size=BATCH, steps=99, seed=0, sizes=[SIZE], window=16)
     parts = [plan.part(step, 0, 1) for step in range(images // BATCH)]

@@ -22,8 +22,8 @@ from multas_ray.data import scenes
 from multas_ray.data.index import read_index
 from multas_ray.data.prepare import write_dataset
 from multas_ray.data.schema import read_info
+from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import train
-from multas_ray.train.tracking import read_metrics
 
 OBJECT_STORE = 512 * 2**20
 BATCH = 16

@@ -14,8 +14,8 @@ from multas_ray.config import Config
 from multas_ray.config_file import parse_config
 from multas_ray.data.schema import read_info
 from multas_ray.ray_setup import start_ray
+from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import plan_run, train
-from multas_ray.train.tracking import read_metrics
 
 BATCH = 8
 """Images of a worker's batch."""

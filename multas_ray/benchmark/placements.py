@@ -14,9 +14,9 @@ from multas_ray.data import scenes, voc
 from multas_ray.data.class_maps import ClassMap, voc_colours
 from multas_ray.data.partial import apply_partial, draw_partial
 from multas_ray.data.prepare import write_dataset
+from multas_ray.run_folder import read_metrics
 from multas_ray.teacher.precompute import precompute
 from multas_ray.train.run import train
-from multas_ray.train.tracking import read_metrics
 
 SIZE = 128
 VAL = 64

@@ -6,6 +6,9 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from multas_ray.documents import read_json
+from multas_ray.errors import UserError
+
 ROUNDS = 5
 
 
@@ -33,6 +36,8 @@ def write_figures(folder: Path, bench: str, figures: Mapping[str, float]) -> Pat
     """Put a benchmark's figures into the folder's benchmark.json, beside those of other benchmarks."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "benchmark.json"
-    known = json.loads(file.read_text()) if file.exists() else {}
+    known = read_json(file) if file.exists() else {}
+    if not isinstance(known, dict):
+        raise UserError(f"{file}: not figures of benchmarks; delete it")
     file.write_text(json.dumps(known | {bench: dict(figures)}, indent=1) + "\n")
     return file

@@ -1,22 +1,21 @@
 """Part of a split set aside: settings are chosen on it, so that the rows that are reported stay unseen."""
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
 
-from multas_ray.data.collate import read_row
 from multas_ray.data.index import Index, read_index
+from multas_ray.data.read import decode_mask, read_row
+from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
 from multas_ray.data.schema import TASK_MASKS
 
 
-def carve(path: str, split: str, fraction: float, seed: int) -> dict[str, tuple[int, Iterator[Row]]]:
+def carve(path: str, split: str, fraction: float, seed: int) -> dict[str, tuple[int, Iterator[Row | Reject]]]:
     """A split in two: `val` with this fraction of the rows of each task mask, drawn at random, `train` with the others.
 
     Returns:
-        Name -> number of rows, and the rows, both in storage order.
+        Name -> number of rows, and the rows, both in storage order; of one that breaks the data contract, why.
 
     Raises:
         UserError: there is no such data set or split.
@@ -31,19 +30,15 @@ def carve(path: str, split: str, fraction: float, seed: int) -> dict[str, tuple[
     return {name: (len(rows), _rows(index, rows)) for name, rows in parts.items()}
 
 
-def _rows(index: Index, numbers: np.ndarray) -> Iterator[Row]:
+def _rows(index: Index, numbers: np.ndarray) -> Iterator[Row | Reject]:
     for number in numbers:
-        stored = read_row(index, int(number))
-        mask = np.asarray(Image.open(io.BytesIO(stored["mask"]))) if stored["has_seg"] else None
-        yield Row(
-            stored["image_id"],
-            stored["image"],
-            stored["height"],
-            stored["width"],
-            stored["has_det"],
-            stored["has_seg"],
-            stored["boxes"],
-            stored["labels"],
-            stored["difficult"],
-            mask,
-        )
+        try:
+            stored = read_row(index, int(number))
+            mask = decode_mask(stored, index.seg_classes) if stored["has_seg"] else None
+        except Reject as reject:
+            yield reject
+            continue
+        values = {name: stored[name] for name in ("image_id", "image", "height", "width", "has_det", "has_seg")}
+        lists = {name: stored[name] for name in ("boxes", "labels", "difficult")}
+        # Images of a data set are upright, whatever their EXIF says.
+        yield Row(**values, **lists, mask=mask, exif=False)

@@ -1,33 +1,22 @@
 """One batch: rows of a split read, decoded, augmented and collated."""
 
 import json
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from cachetools import LRUCache, cached
 from torchvision import tv_tensors
-from torchvision.io import ImageReadMode, decode_image
 
 from multas_ray.config import AugmentConfig
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Part
+from multas_ray.data.read import read_sample
+from multas_ray.data.reject import Reject
 from multas_ray.data.transforms import Augment, Sample, resize
-from multas_ray.errors import UserError
-from multas_ray.storage import StoragePath
-
-CACHE_BYTES = 256e6
-"""Of row groups that a process keeps: the rows of a shuffled window come from the same few."""
-
-
-PLAIN_COLUMNS = ("image_id", "image", "height", "width", "has_det", "has_seg", "mask")
 
 
 def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[str, np.ndarray]:
-    """Read, decode, transform and collate one part. A row that cannot be decoded is left out and named; where that
-    leaves none for training, a black image without an id or annotation stands in, since a network needs an image.
+    """Read, decode, transform and collate one part. A row that cannot be used is left out and named; where that leaves
+    none for training, a black image without an id or annotation stands in, since a network needs an image.
 
     Returns:
         step, rank: int64 scalars; rows, epochs, views: (b,) int64; ids: (b,) bytes
@@ -40,18 +29,17 @@ def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[
         sizes: (b, 2) int64 height and width; pixels: the s masks in original size, raveled one after another
 
     Raises:
-        UserError: a file of the data set is no longer there.
+        UserError: a file of the data set is no longer there, or no longer what it was.
     """
     rows, samples, kept, rejected = [], [], [], []
     for place, number in enumerate(part.rows):
-        row = read_row(index, int(number))
         try:
-            samples.append(decode(row))
-        except (RuntimeError, ValueError) as error:
-            detail = str(error).splitlines()[0]
-            rejected.append({"image_id": row["image_id"], "reason": "cannot be decoded", "detail": detail})
+            row, sample = read_sample(index, int(number))
+        except Reject as reject:
+            rejected.append({"image_id": reject.image_id, "reason": reject.reason, "detail": reject.detail})
         else:
             rows.append(row)
+            samples.append(sample)
             kept.append(place)
     if augment is not None and rejected and not kept:
         rows, kept = [{"image_id": "", "has_det": False, "has_seg": False}], [0]
@@ -88,76 +76,6 @@ def make_batch(index: Index, part: Part, augment: AugmentConfig | None) -> dict[
 def rejected_rows(batch: dict[str, np.ndarray]) -> list[dict[str, str]]:
     """The rows that `make_batch` left out."""
     return json.loads(batch["rejected"].tobytes())
-
-
-def decode(row: dict[str, Any]) -> Sample:
-    """The image of a row with the annotation that it has.
-
-    Raises:
-        RuntimeError, ValueError: the image or the mask is broken, or of another size than the row says.
-    """
-    image = decode_image(torch.frombuffer(bytearray(row["image"]), dtype=torch.uint8), ImageReadMode.RGB)
-    size = (row["height"], row["width"])
-    if image.shape[-2:] != size:
-        raise ValueError(f"the image has {tuple(image.shape[-2:])} pixels, its row says {size}")
-    sample: Sample = {"image": tv_tensors.Image(image)}
-    if row["has_det"]:
-        boxes = torch.tensor(row["boxes"], dtype=torch.float32)
-        sample["boxes"] = tv_tensors.BoundingBoxes(
-            boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=image.shape[-2:]
-        )
-        sample["labels"] = torch.tensor(row["labels"], dtype=torch.int64)
-        sample["difficult"] = torch.tensor(row["difficult"], dtype=torch.bool)
-    if row["has_seg"]:
-        mask = decode_image(torch.frombuffer(bytearray(row["mask"]), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-        if mask.shape[-2:] != size:
-            raise ValueError(f"the mask has {tuple(mask.shape[-2:])} pixels, the image {size}")
-        sample["mask"] = tv_tensors.Mask(mask[0])
-    return sample
-
-
-def read_row(index: Index, row: int) -> dict[str, Any]:
-    """One row of a split: plain Python values, and arrays of boxes (n, 4), labels and difficult (n,).
-
-    Raises:
-        UserError: its file is no longer there.
-    """
-    group = _row_group(index.path, index.files[index.file[row]], int(index.group[row]))
-    place = int(index.offset[row])
-    first, end = group.ends[place : place + 2]
-    return {
-        **{name: column[place].as_py() for name, column in group.columns.items()},
-        "boxes": group.boxes[first:end],
-        "labels": group.labels[first:end],
-        "difficult": group.difficult[first:end],
-    }
-
-
-class _RowGroup:
-    """A row group, so laid out that a row costs little: Arrow's lists become Python's slowly."""
-
-    def __init__(self, table: pa.Table) -> None:
-        self.bytes = table.nbytes
-        table = table.combine_chunks()
-        self.columns = {name: table[name].chunk(0) for name in PLAIN_COLUMNS}
-        boxes, labels, difficult = (table[name].chunk(0) for name in ("boxes", "labels", "difficult"))
-        # Of rows without boxes too, all three lists of a row are of one length.
-        self.ends = boxes.offsets.to_numpy() - boxes.offsets[0].as_py()
-        self.boxes = boxes.flatten().flatten().to_numpy().reshape(-1, 4)
-        self.labels = labels.flatten().to_numpy()
-        self.difficult = difficult.flatten().to_numpy(zero_copy_only=False)
-
-
-@cached(LRUCache(CACHE_BYTES, getsizeof=lambda group: group.bytes))
-def _row_group(path: str, file: str, group: int) -> _RowGroup:
-    try:
-        with (
-            StoragePath(path).filesystem.open_input_file(file) as source,
-            pq.ParquetFile(source, pre_buffer=True) as parquet,
-        ):
-            return _RowGroup(parquet.read_row_group(group))
-    except FileNotFoundError:
-        raise UserError(f"{file}: was there when the run began, and is gone") from None
 
 
 def _stack(tensors: list[torch.Tensor], shape: tuple[int, ...]) -> np.ndarray:

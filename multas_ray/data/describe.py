@@ -4,17 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
-import torch
-from torchvision.io import decode_image
 
 from multas_ray.data.index import Index
-from multas_ray.data.schema import IGNORE, TASK_MASKS, DatasetInfo, TaskMask
-from multas_ray.errors import UserError
-from multas_ray.storage import StoragePath
+from multas_ray.data.read import decode_mask, group_of
+from multas_ray.data.reject import Reject
+from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask
 
-BATCH_ROWS = 64
-"""Rows in memory at a time; their images are not read."""
+COLUMNS = [name for name in SCHEMA.names if name != "image"]
 
 
 @dataclass(frozen=True)
@@ -33,41 +29,45 @@ class SplitCounts:
     """(256,) int64: mask pixels."""
     pixel_images: np.ndarray
     """(256,) int64: images with a pixel of the class."""
+    rejected: list[Reject]
+    """Rows that break the data contract; of them only the task mask is counted. Images are not looked at."""
 
 
 def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> SplitCounts:
-    """Go through a split once, a few rows at a time.
+    """Go through a split once, a row group at a time. Rows that break the data contract are counted apart.
 
     Args:
         advance: called with the number of rows that were counted since the last call.
 
     Raises:
-        UserError: a label or a mask value is no class of the data set, or a mask cannot be decoded.
+        UserError: a file of it is gone or broken.
     """
     classes = len(info.det_classes)
     boxes, difficult, box_images = (np.zeros(classes, np.int64) for _ in range(3))
     pixels, pixel_images = (np.zeros(256, np.int64) for _ in range(2))
-    filesystem = StoragePath(index.path).filesystem
-    for file in index.files:
-        with filesystem.open_input_file(file) as source, pq.ParquetFile(source) as parquet:
-            for batch in parquet.iter_batches(BATCH_ROWS, columns=["image_id", "labels", "difficult", "mask"]):
-                for row in batch.to_pylist():
-                    _check(row["image_id"], "label", row["labels"], range(classes))
-                    labels = np.asarray(row["labels"], np.int64)
-                    per_class = np.bincount(labels, minlength=classes)
-                    boxes += per_class
-                    box_images += per_class > 0
-                    difficult += np.bincount(labels[np.asarray(row["difficult"], bool)], minlength=classes)
-                    if row["mask"] is not None:
-                        per_value = _histogram(row["image_id"], row["mask"])
-                        found = [value for value in np.flatnonzero(per_value).tolist() if value != IGNORE]
-                        _check(row["image_id"], "mask value", found, range(len(info.seg_classes)))
-                        pixels += per_value
-                        pixel_images += per_value > 0
-                advance(batch.num_rows)
+    rejected: list[Reject] = []
+    for first in np.flatnonzero(np.diff(index.block, prepend=-1)).tolist():
+        group = group_of(index, first, COLUMNS)
+        for place in range(len(group)):
+            try:
+                row = group.row(place)
+                mask = decode_mask(row, index.seg_classes) if row["has_seg"] else np.zeros(0, np.uint8)
+            except Reject as reject:
+                rejected.append(Reject(reject.reason, reject.detail, group.ids[place] or f"row {first + place}"))
+                continue
+            per_class, per_value = (
+                np.bincount(row["labels"], minlength=classes),
+                np.bincount(mask.ravel(), minlength=256),
+            )
+            boxes += per_class
+            box_images += per_class > 0
+            difficult += np.bincount(row["labels"][row["difficult"]], minlength=classes)
+            pixels += per_value
+            pixel_images += per_value > 0
+        advance(len(group))
     by_mask = np.bincount(index.task_mask, minlength=len(TASK_MASKS)).tolist()
     rows = dict(zip(TASK_MASKS, by_mask, strict=True))
-    return SplitCounts(rows, boxes, difficult, box_images, pixels, pixel_images)
+    return SplitCounts(rows, boxes, difficult, box_images, pixels, pixel_images, rejected)
 
 
 def choose(index: Index, samples: int, seed: int, masks: Sequence[TaskMask] = TASK_MASKS) -> list[int]:
@@ -77,18 +77,3 @@ def choose(index: Index, samples: int, seed: int, masks: Sequence[TaskMask] = TA
     # Turn by turn one row of every mask, until there are enough.
     turns = sorted((turn, mask, row) for mask, rows in enumerate(shuffled) for turn, row in enumerate(rows))
     return [row for _, _, row in sorted(turns[:samples], key=lambda chosen: chosen[1])]
-
-
-def _check(image_id: str, what: str, values: Sequence[int], allowed: range) -> None:
-    for value in values:
-        if value not in allowed:
-            raise UserError(f"row {image_id}: {what} {value}, but dataset.json allows 0..{len(allowed) - 1}")
-
-
-def _histogram(image_id: str, mask: bytes) -> np.ndarray:
-    """(256,) int64: pixels by value of an encoded mask."""
-    try:
-        values = decode_image(torch.frombuffer(bytearray(mask), dtype=torch.uint8))
-    except RuntimeError as error:
-        raise UserError(f"row {image_id}: the mask is not an image ({str(error).splitlines()[0]})") from None
-    return np.bincount(values.flatten().numpy(), minlength=256)

@@ -2,15 +2,16 @@
 
 import hashlib
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from multas_ray.data.schema import TASK_MASKS, TaskMask, read_info
-from multas_ray.errors import UserError
+from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, TaskMask, read_info
+from multas_ray.errors import UserError, first_line
+from multas_ray.parquet import Found, read_parquet
 from multas_ray.storage import StoragePath
 
 
@@ -32,6 +33,10 @@ class Index:
     """(N,) uint8: has_det + 2 * has_seg."""
     digest: str = ""
     """Of the data set's description and the files' footers, which hold every column's sizes and value ranges."""
+    det_classes: int = 0
+    """Number of object classes."""
+    seg_classes: int = 0
+    """Number of pixel classes."""
 
     def __len__(self) -> int:
         return len(self.file)
@@ -46,6 +51,11 @@ class Index:
         columns = {name: getattr(self, name)[list(rows)] for name in ("file", "group", "offset", "task_mask")}
         return replace(self, **columns)
 
+    def shard(self, row: int) -> StoragePath:
+        """The Parquet file of a row."""
+        root = StoragePath(self.path)
+        return root / self.files[self.file[row]].removeprefix(f"{root.path}/")
+
     @cached_property
     def block(self) -> np.ndarray:
         """(N,) int64: number of the row's row group among those of the split."""
@@ -57,7 +67,7 @@ def read_index(path: str, split: str) -> Index:
     """Read the index of a split; of the Parquet files, only the footers and the two task-mask columns.
 
     Raises:
-        UserError: there is no such split, or a file of it cannot be read.
+        UserError: there is no such split, or a file of it cannot be read or has other columns.
     """
     info = read_info(path)
     if split not in info.splits:
@@ -70,22 +80,55 @@ def read_index(path: str, split: str) -> Index:
     digest = hashlib.sha256(info.model_dump_json(exclude={"command", "source"}).encode())
     for number, file in enumerate(files):
         try:
-            with file.open() as source, pq.ParquetFile(source) as parquet:
-                sizes = [parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]
-                table = parquet.read(columns=["has_det", "has_seg"])
-                footer = io.BytesIO()
-                parquet.metadata.write_metadata_file(footer)
-                digest.update(footer.getvalue())
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{file}: not a readable Parquet shard ({str(error).splitlines()[0]})") from None
-        det, seg = (table[name].to_numpy().astype(np.uint8) for name in ("has_det", "has_seg"))
+            task_mask, sizes, footer = read_shard(file, _task_masks)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({first_line(error)})") from None
+        digest.update(footer)
         columns.append(
             (
-                np.full(len(det), number, np.int32),
+                np.full(len(task_mask), number, np.int32),
                 np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
                 np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.zeros(0, np.int32)]),
-                det + 2 * seg,
+                task_mask,
             )
         )
     file_column, group, offset, task_mask = (np.concatenate(parts) for parts in zip(*columns, strict=True))
-    return Index(path, tuple(file.path for file in files), file_column, group, offset, task_mask, digest.hexdigest())
+    return Index(
+        path=path,
+        files=tuple(file.path for file in files),
+        file=file_column,
+        group=group,
+        offset=offset,
+        task_mask=task_mask,
+        digest=digest.hexdigest(),
+        det_classes=len(info.det_classes),
+        seg_classes=len(info.seg_classes),
+    )
+
+
+def _task_masks(shard: pq.ParquetFile) -> tuple[np.ndarray, list[int], bytes]:
+    """Every row's task mask, the sizes of the row groups, and the footer. A null is no annotation here; its row is
+    rejected where it is read."""
+    sizes = [shard.metadata.row_group(group).num_rows for group in range(shard.num_row_groups)]
+    table = shard.read(columns=["has_det", "has_seg"])
+    det, seg = (table[name].fill_null(False).to_numpy().astype(np.uint8) for name in ("has_det", "has_seg"))
+    if sum(sizes) != len(det):
+        raise ValueError(f"{len(det)} rows, but its footer says {sum(sizes)}")
+    if "mask" not in shard.schema_arrow.names and seg.any():
+        raise ValueError("no column 'mask', but rows whose has_seg is true")
+    footer = io.BytesIO()
+    shard.metadata.write_metadata_file(footer)
+    return det + 2 * seg, sizes, footer.getvalue()
+
+
+def read_shard(file: StoragePath, read: Callable[[pq.ParquetFile], Found], group: int | None = None) -> Found:
+    """What `read` takes out of a Parquet file of a data set; see `read_parquet`.
+
+    Raises:
+        UserError: the file is broken, or has other columns.
+        OSError: there is no such file, or the storage fails.
+    """
+    try:
+        return read_parquet(file, SCHEMA, read, optional=MAY_BE_MISSING, group=group)
+    except UserError as error:
+        raise UserError(f"{error}; write it anew (docs/data.md has the format), or take it away") from None

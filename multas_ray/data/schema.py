@@ -1,13 +1,13 @@
 """The one definition of a data set on disk: a folder with `dataset.json` and Parquet shards a split."""
 
-import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections import Counter
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from multas_ray.errors import UserError
+from multas_ray.documents import read_model
+from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.storage import StoragePath
 
 SCHEMA_VERSION = 1
@@ -30,11 +30,31 @@ SCHEMA = pa.schema(
 )
 """Columns of a shard (docs/data.md): boxes are x1 y1 x2 y2 in pixels, continuous; labels are 0..C_det-1; `mask` is a
 PNG of uint8 class ids, 255 = ignore, null where has_seg is false."""
+MAY_BE_MISSING = ("difficult", "mask")
+"""Columns that a shard without difficult boxes, or without masks, need not have."""
 
 TaskMask = Literal["det", "seg", "both", "none"]
 """What a row is annotated for."""
 TASK_MASKS: tuple[TaskMask, ...] = ("none", "det", "seg", "both")
 """Indexed by has_det + 2 * has_seg."""
+
+
+def _distinct(names: list[str]) -> list[str]:
+    for name, times in Counter(names).most_common(1):
+        if times > 1:
+            raise ValueError(f"{quoted(name)} stands there {times} times")
+    return names
+
+
+def _folder(name: str) -> str:
+    if name.startswith(".") or any(mark in name for mark in "/\\\0"):
+        raise ValueError("a plain folder name is needed")
+    return name
+
+
+ClassNames = Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_distinct)]
+Split = Annotated[str, Field(min_length=1), AfterValidator(_folder)]
+Rows = Annotated[int, Field(ge=0)]
 
 
 class DatasetInfo(BaseModel):
@@ -44,15 +64,23 @@ class DatasetInfo(BaseModel):
 
     name: str
     schema_version: int = SCHEMA_VERSION
-    det_classes: list[str]
+    det_classes: ClassNames
     """Object classes; index = label."""
-    seg_classes: list[str]
-    """Pixel classes, with `background` first if there is one; index = mask value."""
-    splits: dict[str, dict[TaskMask, int]] = Field(default_factory=dict)
+    seg_classes: Annotated[ClassNames, Field(max_length=IGNORE)]
+    """Pixel classes, with `background` first if there is one; index = mask value, below `IGNORE`."""
+    splits: dict[Split, dict[TaskMask, Rows]] = Field(default_factory=dict)
     """Rows of each split by task mask."""
     source: str = ""
     command: str = ""
     """The command line that made it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _version(cls, tree: Any) -> Any:
+        version = tree.get("schema_version", SCHEMA_VERSION) if isinstance(tree, dict) else SCHEMA_VERSION
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {quoted(version)}, this version of multas-ray reads {SCHEMA_VERSION}")
+        return tree
 
 
 def read_info(path: str) -> DatasetInfo:
@@ -61,20 +89,11 @@ def read_info(path: str) -> DatasetInfo:
     Raises:
         UserError: it is missing, not JSON, of another schema version, or has wrong fields.
     """
+    file = StoragePath(path) / "dataset.json"
     try:
-        raw: Mapping[str, Any] = json.loads((StoragePath(path) / "dataset.json").read_text())
-        info = DatasetInfo.model_validate(raw)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no data set here (dataset.json is missing); make one with jobs/prepare.py") from None
+        there = file.exists()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}/dataset.json: not JSON ({error})") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}/dataset.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if info.schema_version != SCHEMA_VERSION:
-        raise UserError(
-            f"{path}/dataset.json: schema_version {info.schema_version}, this version reads {SCHEMA_VERSION}"
-        )
-    return info
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+    if not there:
+        raise UserError(f"{path}: no data set here (dataset.json is missing); make one with jobs/prepare.py")
+    return read_model(file, DatasetInfo)

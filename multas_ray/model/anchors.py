@@ -46,6 +46,11 @@ def anchors(
         return torch.cat(parts).clamp(0, 1).to(device=device, dtype=torch.float32)
 
 
+def count_anchors(size: int, levels: int) -> int:
+    """How many `anchors` a square input of this side in pixels has."""
+    return sum(PER_CELL * math.ceil(size / (FINEST_STRIDE * 2**level)) ** 2 for level in range(levels))
+
+
 def corners(boxes: Tensor) -> Tensor:
     """cx cy w h to x1 y1 x2 y2, (..., 4)."""
     centre, size = boxes[..., :2], boxes[..., 2:]

@@ -11,13 +11,15 @@ An export is a checkpoint folder too, without state.pt.
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from multas_ray.config import EvaluateConfig, ModelConfig
+from multas_ray.documents import read_model
 from multas_ray.errors import UserError
 from multas_ray.storage import Location, StoragePath
 
@@ -29,18 +31,22 @@ class Meta(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    step: int
+    step: int = Field(ge=0)
     model: ModelConfig
     det_classes: list[str]
     seg_classes: list[str]
-    size: int
+    size: int = Field(ge=32, le=2**15)
     """Side of the evaluation input in pixels."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """How boxes are made of the network's outputs, and scored."""
     metrics: dict[str, float]
     """Of the evaluation at this step; empty without one."""
-    seconds: float = 0.0
+    seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Wall time up to here, start-up and the attempts before this one included."""
+
+
+class _Manifest(RootModel[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], str]]):
+    """`manifest.json`: SHA-256 by the name of a file of the folder."""
 
 
 def write_files(folder: StoragePath, files: Mapping[str, Callable[[BinaryIO], object]]) -> None:
@@ -132,13 +138,10 @@ def weights_digest(folder: StoragePath) -> str:
 
 
 def _manifest(folder: StoragePath) -> dict[str, str]:
-    try:
-        digests = json.loads((folder / MANIFEST).read_text())
-        if not {MODEL, META} <= digests.keys():
-            raise ValueError(f"it lacks {MODEL} or {META}")
-        return {name: str(digest) for name, digest in digests.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / MANIFEST}: not readable ({error})") from None
+    digests = read_model(folder / MANIFEST, _Manifest).root
+    if not {MODEL, META} <= digests.keys():
+        raise UserError(f"{folder / MANIFEST}: lacks {MODEL} or {META}")
+    return digests
 
 
 def _digest(stream: io.IOBase) -> str:
@@ -189,11 +192,18 @@ def find_checkpoint(path: Location) -> StoragePath:
     if (folder / META).exists():
         return folder
     candidates = [c for c in _newest_first(folder) if (c / META).exists()]
-    candidates.sort(key=lambda c: read_meta(c).metrics.get("score", -1.0), reverse=True)
-    for candidate in candidates:
+    for candidate in sorted(candidates, key=_score, reverse=True):
         if verify(candidate) is None:
             return candidate
     raise UserError(f"{path}: no whole checkpoint here (a run folder or a checkpoint folder is needed)")
+
+
+def _score(checkpoint: StoragePath) -> float:
+    """Of its evaluation; less than any without one, and where nobody can tell."""
+    try:
+        return read_meta(checkpoint).metrics.get("score", -1.0)
+    except UserError:
+        return -1.0
 
 
 def read_meta(folder: StoragePath) -> Meta:
@@ -202,12 +212,9 @@ def read_meta(folder: StoragePath) -> Meta:
     Raises:
         UserError: it is missing or not of a network that this version knows.
     """
-    try:
-        return Meta.model_validate_json((folder / META).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / META}: not a checkpoint's description ({str(error).splitlines()[0]})") from None
+    return read_model(folder / META, Meta)
 
 
 def _newest_first(run: Location) -> Iterator[StoragePath]:
     checkpoints = StoragePath(run) / "checkpoints"
-    return (checkpoints / name for name in reversed(checkpoints.names()) if name.startswith("step_"))
+    return (checkpoints / name for name in reversed(checkpoints.names()) if re.fullmatch(r"step_\d+", name))

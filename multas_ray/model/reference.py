@@ -1,15 +1,14 @@
 """Weights of the method's published code (github.com/lhoangan/multas) into a network of the paper preset."""
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.model.weights import load_tensors
 
 RENAMED = (
     (r"backbone\.conv1\.", "backbone.stages.0.0."),
@@ -86,10 +85,10 @@ def renamed(key: str) -> str:
 
 def _read(file: str | Path) -> Mapping[str, Tensor]:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file}: not readable as weights ({reason})") from None
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    content = load_tensors(data, file)
     if not isinstance(content, Mapping):
         raise UserError(f"{file}: holds no state dict, neither by itself nor under the key 'model'")
     return content

@@ -1,9 +1,9 @@
 """A report as one HTML file that opens without a network."""
 
 import base64
-import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from html import escape
 from typing import Any
 
@@ -11,8 +11,19 @@ import yaml
 
 from multas_ray.config import Config
 from multas_ray.config_docs import sections
+from multas_ray.documents import parse_yaml
+from multas_ray.errors import UserError
 from multas_ray.report.plots import class_bars, learning_curves
-from multas_ray.storage import Location, StoragePath, read_lines
+from multas_ray.run_folder import (
+    CONFIG,
+    REPORT,
+    SAMPLES,
+    read_attempts,
+    read_metrics,
+    read_result,
+    read_workers,
+)
+from multas_ray.storage import Location, StoragePath
 
 Records = Sequence[Mapping[str, Any]]
 """Rows of a table; the columns are their keys, in order of first occurrence."""
@@ -77,8 +88,8 @@ def run_report(run: Location) -> StoragePath:
         The report's path.
     """
     run = StoragePath(run)
-    lines = read_lines(run / "metrics.jsonl")
-    result = json.loads(_text(run / "result.json") or "{}")
+    lines = read_metrics(run)
+    result = read_result(run) or {}
     final, best = result.get("final", {}), result.get("best", {})
     # A run that is not over yet shows its newest evaluation.
     columns = {"final": final} if final else {"newest": _newest_evaluation(lines)}
@@ -94,10 +105,10 @@ def run_report(run: Location) -> StoragePath:
     figures = {"Learning curves": learning_curves({run.name: lines})} if lines else {}
     if tables["Metrics by class [%]"]:
         figures["By class"] = class_bars(columns)
-    config = _text(run / "config.yaml")
-    if config:
-        tables["Settings other than the defaults"] = _settings(config)
-    report = run / "report.html"
+    config = _text(run / CONFIG)
+    with suppress(UserError):
+        tables["Settings other than the defaults"] = _settings(parse_yaml(config, CONFIG))
+    report = run / REPORT
     page = report_page(
         title=f"Run {run.name}",
         intro=_intro(result, lines),
@@ -119,7 +130,7 @@ def _troubles(lines: Records) -> list[str]:
     logged = next((line for line in reversed(lines) if "bad_steps" in line), {})
     bad, rejected = logged.get("bad_steps", 0), logged.get("rejected_rows", 0)
     return [f"{bad} steps were not taken, their loss or gradient was not finite (bad_steps.jsonl)"] * (bad > 0) + [
-        f"{rejected} images could not be decoded and were left out (rejected.jsonl)"
+        f"{rejected} images could not be used and were left out (rejected.jsonl)"
     ] * (rejected > 0)
 
 
@@ -161,7 +172,7 @@ def class_table(columns: Mapping[str, Mapping[str, Any]]) -> Records:
 
 def _time_shares(lines: Records) -> Records:
     """Where a step's seconds go, averaged over the run's logging steps."""
-    steps = [line for line in lines if line.get("time/step_s")]
+    steps = [line for line in lines if line.get("time/step_s", 0) > 0]
     if not steps:
         return []
     total = sum(line["time/step_s"] for line in steps)
@@ -177,8 +188,9 @@ def _time_shares(lines: Records) -> Records:
 def _stragglers(lines: Records, run: StoragePath) -> Records:
     """The workers that the others waited for: how often, and how much longer than the median they took for what they
     do without the others (waiting for data, forward pass)."""
-    timed = [line for line in lines if "time/slowest_rank" in line]
-    nodes = {line["rank"]: line["node"] for line in read_lines(run / "workers.jsonl")}
+    keys = {"time/slowest_rank", "time/slowest_rank_s", "time/median_rank_s"}
+    timed = [line for line in lines if keys <= line.keys() and line["time/median_rank_s"] > 0]
+    nodes = {worker.rank: worker.node for worker in read_workers(run)}
     rows = []
     for rank in sorted({line["time/slowest_rank"] for line in timed}):
         own = [line for line in timed if line["time/slowest_rank"] == rank]
@@ -199,9 +211,9 @@ def _teachers(lines: Records) -> Records:
     newest = next((line for line in reversed(lines) if any(key.startswith("teacher/") for key in line)), {})
     rows: dict[str, dict[str, Any]] = {}
     for key, value in newest.items():
-        if key.startswith("teacher/"):
-            _, task, figure = key.split("/")
-            rows.setdefault(task, {"teacher": task})[figure] = value
+        match = re.fullmatch(r"teacher/([^/]+)/(.+)", key)
+        if match:
+            rows.setdefault(match[1], {"teacher": match[1]})[match[2]] = value
     return list(rows.values())
 
 
@@ -209,25 +221,25 @@ def _attempts(run: StoragePath) -> Records:
     """Every start of the run: which code, data and teachers, by the beginnings of their digests."""
     return [
         {
-            "started": attempt["started"],
-            "from step": attempt["from_step"],
-            "commit": _short(attempt["code"]["commit"]),
-            "source": _short(attempt["code"]["digest"]),
-            "precision": attempt.get("precision"),
-            **{f"data.{role}": _short(digest) for role, digest in attempt["data"].items()},
-            **{f"teachers.{task}": _short(digest) for task, digest in attempt["teachers"].items()},
-            **attempt["versions"],
+            "started": attempt.started,
+            "from step": attempt.from_step,
+            "commit": _short(attempt.code.commit),
+            "source": _short(attempt.code.digest),
+            "precision": attempt.precision,
+            **{f"data.{role}": _short(digest) for role, digest in attempt.data.items()},
+            **{f"teachers.{task}": _short(digest) for task, digest in attempt.teachers.items()},
+            **attempt.versions,
         }
-        for attempt in read_lines(run / "attempts.jsonl")
+        for attempt in read_attempts(run)
     ]
 
 
-def _settings(config: str) -> Records:
-    """Of a run's config.yaml, a row a setting that differs from its default, or has none."""
+def _settings(config: Any) -> Records:
+    """Of what a run's config.yaml holds, a row a setting that differs from its default, or has none."""
     parts = {path: (section, holder) for path, section, holder in sections("", Config)}
     rows = []
     for path, (section, holder) in parts.items():
-        own = _at(yaml.safe_load(config), path)
+        own = _at(config, path)
         for name, field in section.model_fields.items():
             default = getattr(holder.default if holder else None, name, field.default)
             if (
@@ -243,8 +255,8 @@ def _settings(config: str) -> Records:
 def _at(tree: Any, path: str) -> Mapping[str, Any]:
     """A part of a tree of mappings by its dotted path, empty if it is not there."""
     for name in path.split("."):
-        tree = (tree or {}).get(name)
-    return tree or {}
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) else {}
 
 
 def _value(value: Any) -> str:
@@ -258,9 +270,9 @@ def _short(digest: str | None) -> str:
 
 
 def _newest_samples(run: StoragePath) -> list[StoragePath]:
-    names = [name for name in (run / "samples").names() if name.endswith(".png")]
+    names = [name for name in (run / SAMPLES).names() if name.endswith(".png")]
     newest = max((_step_of(name) for name in names), default=0)
-    return [run / "samples" / name for name in names if _step_of(name) == newest]
+    return [run / SAMPLES / name for name in names if _step_of(name) == newest]
 
 
 def _step_of(name: str) -> int:
@@ -268,8 +280,8 @@ def _step_of(name: str) -> int:
     return int(number.group()) if number else -1
 
 
-def _text(file: StoragePath) -> str | None:
-    return file.read_text() if file.exists() else None
+def _text(file: StoragePath) -> str:
+    return file.read_bytes().decode(errors="replace") if file.exists() else ""
 
 
 def _section(heading: str, body: str) -> str:

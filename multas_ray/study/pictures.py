@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from multas_ray.config import EvaluateConfig
-from multas_ray.data.collate import decode, make_batch, read_row
+from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan
+from multas_ray.data.read import read_sample
 from multas_ray.data.schema import read_info
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.model.network import MultiTaskNet
@@ -57,7 +58,7 @@ def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes:
                 shown = sorted([*shown, (score, int(batch["rows"][row]), own)], key=lambda each: -each[0])[:IMAGES]
     rows = []
     for _, number, own in shown:
-        sample = decode(read_row(plan.index, number))
+        _, sample = read_sample(plan.index, number)
         answers = [draw_prediction(sample["image"], prediction, palette) for prediction in own]
         rows.append([draw_truth(sample, palette), *answers])
     return grid(rows, ["ground truth", *columns], palette)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from multas_ray.config import Config
 from multas_ray.config_file import parse_config
-from multas_ray.documents import explain, read_yaml
+from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import UserError
 from multas_ray.storage import Location, StoragePath
 
@@ -40,9 +40,9 @@ class Study(BaseModel):
     """Trials at a time; default: as many as the cluster has room for."""
     stored_views: int = Field(8, ge=1)
     """Augmentations of each row in the stores of soft targets that arms with stored teachers make."""
-    base: dict[str, Any]
+    base: dict[str, dict[str, Any]]
     """The common configuration."""
-    arms: dict[Name, dict[str, Any]] = Field(min_length=1)
+    arms: dict[Name, dict[str, dict[str, Any]]] = Field(min_length=1)
     """Name -> what differs from the common configuration."""
 
 
@@ -68,10 +68,7 @@ def load_study(file: Location) -> Study:
     Raises:
         UserError: one line that names the key, what was given and what is allowed.
     """
-    try:
-        return Study.model_validate(read_yaml(file))
-    except ValidationError as error:
-        raise UserError(f"{file}: {explain(error, Study)}") from None
+    return read_model(file, Study, read_yaml)
 
 
 def lay_out(study: Study) -> dict[str, Trial]:
@@ -142,8 +139,9 @@ def change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str
     for *sections, key in PATHS:
         section: Any = tree
         for name in sections:
-            section = section.get(name) or {}
-        if section.get(key) is not None:
+            section = section.get(name) if isinstance(section, dict) else None
+        # What is no section or no path, the configuration's own checks name.
+        if isinstance(section, dict) and isinstance(section.get(key), str):
             section[key] = change(section[key])
     return tree
 

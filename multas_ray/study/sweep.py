@@ -12,16 +12,17 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from multas_ray.config import Config
+from multas_ray.documents import read_json
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.ray_setup import start_ray, warn_if_passing
 from multas_ray.report.html import report_page
 from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
+from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.study.plan import Sweep, change_paths
 from multas_ray.study.search import parse_search
 from multas_ray.study.trials import trials_that_fit
 from multas_ray.train.run import cpus_needed, train
-from multas_ray.train.tracking import read_metrics
 
 LOOK_EVERY_S = 1.0
 SWEEP, BEST, TUNE = "sweep.json", "best.yaml", "tune"
@@ -80,13 +81,13 @@ def _tuner(sweep: Sweep, space: Mapping[str, Any], room: int, example: Config) -
             reported = 0
             while not training.done():
                 wait([training], timeout=LOOK_EVERY_S)
-                for line in _evaluations(config.train.run, after=reported):
+                for line in _evaluations(config.train.run, sweep.metric, after=reported):
                     # Of the last one Tune hears when the run is finished, as it may stop a trial at any report.
                     if line["step"] < config.train.steps:
                         reported = line["step"]
                         tune.report({"step": line["step"], sweep.metric: line[sweep.metric]})
             training.result()
-            for line in _evaluations(config.train.run, after=reported):
+            for line in _evaluations(config.train.run, sweep.metric, after=reported):
                 tune.report({"step": line["step"], sweep.metric: line[sweep.metric]})
 
     # The trial only waits for the workers, which have their own share.
@@ -125,7 +126,7 @@ class _News(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Tune, in the process that runs the search."""
-        lines = _evaluations((StoragePath(self.sweep.out) / trial.trial_id).uri, after=0)
+        lines = _evaluations((StoragePath(self.sweep.out) / trial.trial_id).uri, self.sweep.metric, after=0)
         if lines:
             top = max(line[self.sweep.metric] for line in lines)
             self._tell(trials, trial, f"{self.sweep.metric} {top:.2f} within {lines[-1]['step']} steps")
@@ -156,8 +157,8 @@ class _Median(MedianStoppingRule):
         return TrialScheduler.CONTINUE
 
 
-def _evaluations(run: str, after: int) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(run) if "score" in line and line["step"] > after]
+def _evaluations(run: str, metric: str, after: int) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run) if {"score", metric} <= line.keys() and line["step"] > after]
 
 
 def _check_folder(out: StoragePath, sweep: Sweep) -> None:
@@ -170,7 +171,9 @@ def _check_folder(out: StoragePath, sweep: Sweep) -> None:
     if not file.exists():
         file.write_text(json.dumps(wanted, indent=1) + "\n")
         return
-    before = json.loads(file.read_text())
+    before = read_json(file)
+    if not isinstance(before, dict):
+        raise UserError(f"{file}: not a search's description; delete it, or choose another folder")
     changed = next((key for key, value in wanted.items() if before.get(key) != value), None)
     if changed is not None:
         raise UserError(f"--out {out}: holds a search with another {changed}; choose another folder")
@@ -179,7 +182,7 @@ def _check_folder(out: StoragePath, sweep: Sweep) -> None:
 def _trial(sweep: Sweep, outcome: Any) -> dict[str, Any]:
     """What is kept of a trial. Its own record counts, which holds all of its evaluations."""
     name = outcome.metrics.get("trial_id") if outcome.metrics else None
-    lines = _evaluations((StoragePath(sweep.out) / name).uri, after=0) if name else []
+    lines = _evaluations((StoragePath(sweep.out) / name).uri, sweep.metric, after=0) if name else []
     top = max(lines, key=lambda line: line[sweep.metric], default=None)
     return {
         "name": name,

@@ -4,28 +4,47 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from time import sleep
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, FiniteFloat
 from ray import tune
 from torch.utils.flop_counter import FlopCounterMode
 
 from multas_ray.config import Config
+from multas_ray.documents import read_model
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import count_parameters
 from multas_ray.model.weights import load_network
 from multas_ray.ray_setup import cluster_cores, cluster_gpus, on_cluster, start_ray, warn_if_passing
+from multas_ray.run_folder import read_metrics, read_result
 from multas_ray.storage import StoragePath
 from multas_ray.study.plan import Study, Trial, change_paths, lay_out
 from multas_ray.teacher.precompute import precompute
 from multas_ray.train.console import follow
 from multas_ray.train.run import cpus_needed, first_difference, train
-from multas_ray.train.tracking import read_metrics
 
 Result = dict[str, Any]
-"""What is kept of a finished trial: arm, seed, final (metrics), steps, seconds, million_parameters, gmacs,
-curve (its evaluations), needs (names of other trials) and config."""
+"""What is kept of a finished trial, see `Kept`."""
+
+
+class Kept(BaseModel):
+    """A result in trials/*.json."""
+
+    arm: str
+    seed: int
+    final: dict[str, FiniteFloat]
+    """Metrics."""
+    steps: int
+    seconds: FiniteFloat
+    million_parameters: FiniteFloat
+    gmacs: FiniteFloat
+    needs: list[Annotated[str, Field(pattern=r"^.+-\d+$")]]
+    """Names of other trials."""
+    curve: list[dict[str, int | FiniteFloat]]
+    """Its evaluations."""
+    config: Config
 
 
 def run_study(study: Study, arms: Sequence[str] | None = None) -> dict[str, Result]:
@@ -61,15 +80,18 @@ def read_results(study: Study, trials: Mapping[str, Trial]) -> dict[str, Result]
     """The kept results of a study's trials, by name.
 
     Raises:
-        UserError: one is of another configuration.
+        UserError: one is of another configuration, or is none.
     """
     found = {}
     for name, trial in trials.items():
         file = _result_file(study, name)
         if not file.exists():
             continue
-        result = json.loads(file.read_text())
-        kept = Config.model_validate(result["config"])
+        try:
+            result = read_model(file, Kept)
+        except UserError as error:
+            raise UserError(f"{error}; delete it, and what its run folder holds is kept anew") from None
+        kept = result.config
         changed = first_difference(Config.model_validate(portable(trial.config)), kept)
         if kept.train.steps != trial.config.train.steps:
             changed = "train.steps"
@@ -80,7 +102,7 @@ def read_results(study: Study, trials: Mapping[str, Trial]) -> dict[str, Result]
                 f"{file}: is of another {changed}; give the arm another name, or delete the result, its run folder "
                 f"{trial.config.train.run} and those of its students"
             )
-        found[name] = result
+        found[name] = result.model_dump(mode="json")
     return found
 
 
@@ -109,10 +131,10 @@ def _missing(trials: Mapping[str, Trial], wanted: Iterable[Trial], finished: Map
 def has_network(trial: Trial) -> bool:
     """Whether a trial's run has all of its steps and is still there."""
     run = StoragePath(trial.config.train.run)
-    result = run / "result.json"
-    if not result.exists() or json.loads(result.read_text())["steps"] < trial.config.train.steps:
-        return False
     try:
+        result = read_result(run)
+        if result is None or result["steps"] < trial.config.train.steps:
+            return False
         find_checkpoint(run)
     except UserError:
         return False
@@ -217,7 +239,8 @@ def _reason(error: BaseException | None) -> str | None:
 def _keep(study: Study, trial: Trial) -> None:
     """Write down what is worth keeping of a finished trial."""
     run = StoragePath(trial.config.train.run)
-    outcome = json.loads((run / "result.json").read_text())
+    outcome = read_result(run)
+    assert outcome is not None
     parameters, gmacs = _network_cost(run, trial.config.data.eval_size)
     result: Result = {
         "arm": trial.arm,

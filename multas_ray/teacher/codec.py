@@ -10,14 +10,17 @@ that need every anchor's box codes, features, or the far tail of a distribution 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from multas_ray.config import Task
+from multas_ray.errors import first_line
 from multas_ray.loss.distillation import SEEN
 
 BLOCK = 8
@@ -27,6 +30,8 @@ STEP = 0.02
 TINY = 1e-7
 """Probability that stands for none."""
 CODEC, LEVEL = "zstd", 9
+HEAD = 16
+"""Bytes before what is compressed: the shape, and its size."""
 NAME = f"zstd {LEVEL}, seen {SEEN}, block {BLOCK}, step {STEP}"
 """Says how targets were packed."""
 
@@ -69,20 +74,11 @@ def pack_detection(cls: Tensor, box: Tensor) -> Packed:
 
 def unpack_detection(packed: Sequence[bytes], device: torch.device) -> tuple[Tensor, Tensor]:
     """The answer as logits (n, A, C) and box codes (n, A, 4), float32; zeros for the codes of anchors not seen."""
-    rests, places, values, boxed, codes = [], [], [], [], []
-    for row, data in enumerate(packed):
-        (anchors, classes, count), buffer = _decompress(data)
-        rest, buffer = _take(buffer, np.float32, classes)
-        gaps, buffer = _take(buffer, np.uint32, count)
-        value, buffer = _take(buffer, np.float16, count)
-        place = gaps.cumsum(dtype=np.int64)
-        seen = np.unique(place // classes)
-        code, _ = _take(buffer, np.float16, 4 * len(seen))
-        rests.append(rest)
-        places.append(place + row * anchors * classes)
-        values.append(value)
-        boxed.append(seen + row * anchors)
-        codes.append(code.reshape(-1, 4))
+    seen = [_read_detection(data) for data in packed]
+    anchors, classes = seen[0].shape
+    rests, values, codes = [[getattr(row, name) for row in seen] for name in ("rest", "values", "codes")]
+    places = [own.places + row * anchors * classes for row, own in enumerate(seen)]
+    boxed = [own.anchors + row * anchors for row, own in enumerate(seen)]
     fill = torch.logit(_join(rests, device).clamp(TINY, 1 - TINY)).view(len(packed), 1, classes)
     cls = fill.expand(-1, anchors, -1).contiguous()
     cls.view(-1)[_join(places, device)] = _join(values, device).float()
@@ -107,13 +103,11 @@ def pack_segmentation(logits: Tensor) -> Packed:
 
 def unpack_segmentation(packed: Sequence[bytes], device: torch.device) -> Tensor:
     """The answer as logarithms of probabilities (n, C, h, w), float32."""
-    rows = []
-    for data in packed:
-        (classes, height, width), buffer = _decompress(data)
-        rows.append(_take(buffer, np.uint16, classes * height * width)[0].astype(np.int32))
+    shapes, rows = zip(*map(_read_segmentation, packed), strict=True)
+    classes, height, width = shapes[0]
     shape = (len(packed), classes, BLOCK, BLOCK, height // BLOCK, width // BLOCK)
     basis = cosine_basis(device)
-    counted = torch.as_tensor(np.stack(rows), device=device).view(shape)
+    counted = torch.as_tensor(np.stack(rows).astype(np.int32), device=device).view(shape)
     coefficients = STEP * torch.where(counted % 2 == 1, -(counted + 1) // 2, counted // 2).float()
     # An autocast around it would round the probabilities to bfloat16's eight bits.
     with torch.autocast(device.type, enabled=False):
@@ -138,15 +132,87 @@ def _compress(shape: Sequence[int], parts: Sequence[np.ndarray]) -> bytes:
     return head + pa.Codec(CODEC, compression_level=LEVEL).compress(body, asbytes=True)
 
 
-def _decompress(data: bytes) -> tuple[list[int], memoryview]:
+def check_packed(task: Task, data: bytes, shapes: Collection[tuple[int, ...]]) -> None:
+    """Look at a packed answer that has lain in a file.
+
+    Args:
+        shapes: of which it may be: (A, C) of detection, (C, h, w) of segmentation.
+
+    Raises:
+        ValueError: it is none, or of another shape.
+    """
+    shape, _ = _head(data)
+    if shape[: 2 if task == "det" else 3] not in shapes:
+        raise ValueError(f"of the shape {shape}, not one of {sorted(shapes)}")
+    (_read_detection if task == "det" else _read_segmentation)(data)
+
+
+class _Seen(NamedTuple):
+    """What a detection teacher sees in an image."""
+
+    shape: tuple[int, int]
+    """Anchors and classes."""
+    rest: np.ndarray
+    """(C,) float32: mean probability of what it does not see."""
+    places: np.ndarray
+    """(k,) int64, ascending: anchor * C + class."""
+    values: np.ndarray
+    """(k,) float16: their logits."""
+    anchors: np.ndarray
+    """(s,) int64: the anchors among them."""
+    codes: np.ndarray
+    """(s, 4) float16: their box codes."""
+
+
+def _read_detection(data: bytes) -> _Seen:
+    (anchors, classes, count), size = _head(data)
+    least = 4 * classes + 6 * count
+    if count > anchors * classes or not least <= size <= least + 8 * min(count, anchors):
+        raise ValueError("of another size than it says")
+    buffer = _decompress(data, size)
+    rest, buffer = _take(buffer, np.float32, classes)
+    gaps, buffer = _take(buffer, np.uint32, count)
+    values, buffer = _take(buffer, np.float16, count)
+    places = gaps.cumsum(dtype=np.int64)
+    seen = np.unique(places // max(1, classes))
+    codes, buffer = _take(buffer, np.float16, 4 * len(seen))
+    if len(buffer) or not (gaps[1:] > 0).all() or (places >= anchors * classes).any():
+        raise ValueError("its parts do not fit each other")
+    if not all(np.isfinite(part).all() for part in (rest, values, codes)):
+        raise ValueError("not finite")
+    return _Seen((anchors, classes), rest, places, values, seen, codes.reshape(-1, 4))
+
+
+def _read_segmentation(data: bytes) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape (C, h, w), and (C * h * w,) uint16: the transform's bins, counted from zero to both sides."""
+    shape, size = _head(data)
+    count = math.prod(shape)
+    if size != 2 * count:
+        raise ValueError("of another size than it says")
+    return shape, _take(_decompress(data, size), np.uint16, count)[0]
+
+
+def _head(data: bytes) -> tuple[tuple[int, ...], int]:
+    """Shape and size in bytes of a packed answer, as it begins."""
+    if len(data) < HEAD:
+        raise ValueError("cut short")
     *shape, size = np.frombuffer(data, np.uint32, 4).tolist()
-    return shape, memoryview(pa.Codec(CODEC).decompress(memoryview(data)[16:], size))
+    return tuple(shape), size
+
+
+def _decompress(data: bytes, size: int) -> memoryview:
+    try:
+        return memoryview(pa.Codec(CODEC).decompress(memoryview(data)[HEAD:], size))
+    except OSError as error:
+        raise ValueError(first_line(error)) from None
 
 
 def _take(buffer: memoryview, dtype: type, count: int) -> tuple[np.ndarray, memoryview]:
     """The array that the buffer begins with, and what comes after it."""
     width = np.dtype(dtype).itemsize
     size = count * width
+    if size > len(buffer):
+        raise ValueError("cut short")
     planes = np.frombuffer(buffer[:size], np.uint8).reshape(width, count)
     return np.ascontiguousarray(planes.T).view(dtype).reshape(-1), buffer[size:]
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from multas_ray.config import Task
+from multas_ray.errors import RunError
 from multas_ray.teacher.teacher import Rows, SoftTargets, Teacher, digests
 
 Batch = dict[str, np.ndarray]
@@ -74,7 +75,7 @@ def with_soft_targets(
     costs the training no time.
 
     Raises:
-        RuntimeError: soft targets are of other pixels than the batch's.
+        RunError: soft targets are of other pixels than the batch's.
     """
     feed = _feed(iter(batches), teachers, rows_of, ahead)
     return _one_ahead(feed) if ahead else feed
@@ -127,4 +128,4 @@ def check_digests(batch: Batch, rows: Rows, soft: SoftTargets) -> None:
             continue
         found = soft.get(f"{task}.digest", np.zeros(0, np.uint64))
         if not np.array_equal(found, digests(batch["images"][task_rows])):
-            raise RuntimeError(f"step {batch['step']}: soft targets of {task} are not of this batch's pixels")
+            raise RunError(f"step {batch['step']}: soft targets of {task} are not of this batch's pixels")

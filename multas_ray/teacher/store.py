@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from multas_ray.config import AugmentConfig, Config, DistilledOn, Task, distilled
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Replay
 from multas_ray.data.transforms import VERSION as TRANSFORMS
-from multas_ray.errors import UserError
+from multas_ray.documents import read_model
+from multas_ray.errors import UserError, first_line, quoted
+from multas_ray.model.anchors import count_anchors
+from multas_ray.parquet import read_parquet
 from multas_ray.storage import StoragePath
 from multas_ray.teacher import codec
 from multas_ray.teacher.teacher import Rows, SoftTargets, TeacherSpec, joined
@@ -57,21 +60,32 @@ class StoreInfo(BaseModel):
     dataset: str
     """Digest of the data set's split."""
     split: str
-    size: int
+    size: int = Field(ge=32, le=2**15)
     """Side of the images in pixels."""
     augment: AugmentConfig
     transforms: int
     """Version of the augmentation."""
     codec: str
-    seed: int
+    seed: int = Field(ge=0, lt=2**64)
     """From which the augmentations' seeds are derived."""
-    views: int
+    views: int = Field(ge=1, le=100_000)
     """Of each row."""
     teachers: dict[Task, StoredTeacher]
 
     def replay(self) -> Replay:
         """The augmentations that a run must take."""
         return Replay(self.seed, self.views)
+
+    def shapes(self) -> dict[Task, set[tuple[int, ...]]]:
+        """Those that an answer of each teacher may have: (A, C) of detection, (C, h, w) of segmentation."""
+        found: dict[Task, set[tuple[int, ...]]] = {}
+        for task, teacher in self.teachers.items():
+            classes = len(teacher.classes)
+            if task == "det":
+                found[task] = {(count_anchors(self.size, levels), classes) for levels in (4, 5)}
+            else:
+                found[task] = {(classes, self.size // 4, self.size // 4)}
+        return found
 
 
 def describe_store(config: Config, specs: Mapping[Task, TeacherSpec], index: Index, views: int) -> StoreInfo:
@@ -103,12 +117,20 @@ def read_store_info(path: str) -> StoreInfo | None:
     Raises:
         UserError: it is not of a store that this version reads.
     """
+    file = StoragePath(path) / INFO
     try:
-        return StoreInfo.model_validate_json((StoragePath(path) / INFO).read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}/{INFO}: not a store's description ({str(error).splitlines()[0]})") from None
+        return read_model(file, StoreInfo) if file.exists() else None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({first_line(error)})") from None
+    except UserError as error:
+        raise UserError(f"{error}; delete the store and run jobs/precompute.py again") from None
+
+
+def _existing(path: str) -> StoreInfo:
+    found = read_store_info(path)
+    if found is None:
+        raise UserError(f"teachers.store {path}: no store here ({INFO} is missing); fill one with jobs/precompute.py")
+    return found
 
 
 def write_store_info(path: str, info: StoreInfo) -> None:
@@ -122,9 +144,7 @@ def check_store(path: str, wanted: StoreInfo) -> StoreInfo:
     Raises:
         UserError: there is no store, or it was made of something else.
     """
-    found = read_store_info(path)
-    if found is None:
-        raise UserError(f"teachers.store {path}: no store here ({INFO} is missing); fill one with jobs/precompute.py")
+    found = _existing(path)
     for name, value, expected in _facts(found, wanted):
         if name.endswith(".on") and value == "all":
             continue
@@ -179,7 +199,7 @@ def write_file(path: str, view: int, block: int, table: pa.Table) -> int:
     """Write the answers for a row group in a view; their size in bytes."""
     sink = pa.BufferOutputStream()
     # The answers are compressed already.
-    pq.write_table(table, sink, compression="none")
+    pq.write_table(table, sink, compression="none", write_page_checksum=True)
     data = sink.getvalue()
     file_of(path, view, block).write_bytes(data)
     return data.size
@@ -189,15 +209,26 @@ class StoreReader:
     """Adds stored soft targets to the batches of a stream, for the rows that are distilled."""
 
     def __init__(self, path: str, index: Index, rows_of: Callable[[dict[str, np.ndarray]], Rows]) -> None:
+        """Read what the store is of.
+
+        Args:
+            path: of a store that `check_store` has found to fit.
+            index: of the split.
+            rows_of: the rows of a batch that each task is distilled on.
+
+        Raises:
+            UserError: there is no store.
+        """
         self.path = path
         self.index = index
         self.rows_of = rows_of
+        self.shapes = _existing(path).shapes()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> SoftTargets:
         """See `SoftTargets`: packed, of the rows that `rows_of` names.
 
         Raises:
-            UserError: a file of the store is broken, or lacks a row.
+            UserError: a file of the store is gone or broken, or lacks a row.
         """
         targets: SoftTargets = {}
         for task, rows in self.rows_of(batch).items():
@@ -209,23 +240,36 @@ class StoreReader:
     def _find(self, task: Task, batch: dict[str, np.ndarray], row: int) -> tuple[int, bytes]:
         view, block = int(batch["views"][row]), int(self.index.block[batch["rows"][row]])
         image_id = batch["ids"][row].decode()
-        table, places = _read_file(self.path, view, block)
+        answers, places = _read_file(self.path, view, block)
         place = places.get(image_id)
-        packed = None if place is None else table[task][place].as_py()
-        if packed is None:
-            raise UserError(f"{file_of(self.path, view, block)}: no {task} target of image {image_id}")
-        return table["digest"][place].as_py(), packed
+        packed = None if place is None else answers[task][place].as_py()
+        try:
+            if packed is None:
+                raise ValueError("is not there")
+            codec.check_packed(task, packed, self.shapes[task])
+        except ValueError as error:
+            file = file_of(self.path, view, block)
+            raise UserError(f"{file}: the {task} target of image {quoted(image_id)}: {error}; {AGAIN}") from None
+        return answers["digest"][place].as_py(), packed
+
+
+AGAIN = "delete the file and run jobs/precompute.py again"
 
 
 @lru_cache(maxsize=32)
 def _read_file(path: str, view: int, block: int) -> tuple[pa.Table, dict[str, int]]:
     """The answers for a row group in a view, and the place of each image. Kept, as the row groups of a data set are."""
-    file = file_of(path, view, block)
     try:
-        with file.open() as source:
-            table = pq.read_table(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file}: not readable ({str(error).splitlines()[0]}); delete it and run jobs/precompute.py again"
-        ) from None
+        table = read_parquet(file_of(path, view, block), SCHEMA, _answers)
+    except FileNotFoundError:
+        raise UserError(f"{file_of(path, view, block)}: is gone; run jobs/precompute.py again") from None
+    except UserError as error:
+        raise UserError(f"{error}; {AGAIN}") from None
     return table, {image_id: place for place, image_id in enumerate(table["image_id"].to_pylist())}
+
+
+def _answers(file: pq.ParquetFile) -> pa.Table:
+    # Refuses nulls where there may be none.
+    table = file.read(columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
+    table.validate(full=True)
+    return table

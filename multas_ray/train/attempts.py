@@ -13,10 +13,10 @@ from typing import Any
 import multas_ray
 from multas_ray.config import Task
 from multas_ray.data.index import Index
+from multas_ray.run_folder import ATTEMPTS
 from multas_ray.storage import StoragePath
 from multas_ray.teacher.teacher import TeacherSpec
 
-ATTEMPTS = "attempts.jsonl"
 PACKAGE = Path(multas_ray.__file__).parent
 
 

@@ -22,9 +22,9 @@ from rich.table import Table
 from multas_ray.config import Config
 from multas_ray.model.checkpoint import newest_written
 from multas_ray.report.html import cell, columns_of
+from multas_ray.run_folder import newest_error, read_metrics, read_progress
 from multas_ray.storage import StoragePath
 from multas_ray.terminal import terminal
-from multas_ray.train.tracking import newest_error, read_metrics, read_progress
 
 POLL_S, BUCKET_POLL_S = 1.0, 10.0
 PLAIN_EVERY_S = 30.0
@@ -33,6 +33,7 @@ PACE = 60
 """Looks back that the remaining time goes by."""
 CLOCKS_S = 2.0
 """By how much the clocks of two machines may differ."""
+RATE = "throughput/images_per_s"
 HEADLINE = ("det/AP50", "det/AP", "seg/mIoU")
 
 
@@ -73,9 +74,9 @@ class _Run:
         if "step" in progress and (not self.seen or self.seen[-1][1] < self.step):
             self.seen.append((monotonic(), self.step))
         news = [f"starting {self.starting}"] if self.starting else []
-        logged = next((line for line in reversed(lines) if "loss/total" in line), None)
+        logged = next((line for line in reversed(lines) if {"loss/total", RATE} <= line.keys()), None)
         if logged:
-            news.append(f"loss {logged['loss/total']:.3f}  {logged['throughput/images_per_s']:.1f} img/s")
+            news.append(f"loss {logged['loss/total']:.3f}  {logged[RATE]:.1f} img/s")
         scored = next((line for line in reversed(lines) if "score" in line), None)
         if scored:
             news.append("  ".join(f"{name} {scored[name]:.1f}" for name in HEADLINE if name in scored))

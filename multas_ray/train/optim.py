@@ -2,12 +2,15 @@
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 from multas_ray.config import OptimConfig
+from multas_ray.errors import UserError, quoted
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.model.weights import check_tensor
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -22,6 +25,26 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: object, source: str) -> None:
+    """Go on from the state of such an optimiser; its settings stay what they are.
+
+    Raises:
+        UserError: it is of another one, or not finite; names the source.
+    """
+    found = state.get("state") if isinstance(state, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise UserError(f"{source}: holds no state of an optimiser")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    for place, values in found.items():
+        if place not in range(len(parameters)) or not isinstance(values, Mapping) or values.keys() != names:
+            raise UserError(f"{source}: its optimiser is another one: see its parameter {quoted(place)}")
+        for name, value in values.items():
+            like = torch.zeros((), dtype=torch.float32) if name == "step" else parameters[place]
+            check_tensor(value, like, f"{source}: the optimiser's '{name}' of parameter {place}")
+    optimizer.load_state_dict({"state": dict(found), "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def learning_rate(step: int, base: float, warmup: int, total: int) -> float:

@@ -16,12 +16,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
 from multas_ray.config import Config, Task, distilled
-from multas_ray.config_file import load_config
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import Addition, PlannedData, Source
 from multas_ray.data.weak import WeakAnnotations, weak_tasks
+from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, newest_written, read_meta
 from multas_ray.model.network import MultiTaskNet
@@ -29,18 +29,17 @@ from multas_ray.placement import asks, check_placement
 from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
 from multas_ray.report.html import run_report
 from multas_ray.resolve import resolve_precision
-from multas_ray.storage import StoragePath, read_lines
+from multas_ray.run_folder import CONFIG, RESULT, read_attempts, read_metrics, read_result
+from multas_ray.storage import StoragePath
 from multas_ray.teacher.pool import start_pool
 from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
 from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
-from multas_ray.train.attempts import ATTEMPTS, describe_attempt, record_attempt
+from multas_ray.train.attempts import describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
 from multas_ray.train.resume import start_step
 from multas_ray.train.samples import choose_samples
 from multas_ray.train.step import distilled_rows
-from multas_ray.train.tracking import Progress, discard, log_error, read_metrics
-
-CONFIG, RESULT = "config.yaml", "result.json"
+from multas_ray.train.tracking import Progress, discard, log_error
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -200,8 +199,8 @@ def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
         newest, broken = newest_checkpoint(run)
         if not config.train.resume and newest is not None:
             raise UserError(f"train.run: {run} holds a run, and train.resume is false; choose another folder")
-        before = load_config(run / CONFIG)
-        result = _result(run)
+        before = read_model(run / CONFIG, Config, read_yaml)
+        result = read_result(run)
         changed = first_difference(config, before)
         if changed is not None:
             if newest is not None or result is not None:
@@ -234,8 +233,8 @@ def kept_precision(run: StoragePath, config: Config) -> str | None:
     # Not `newest_checkpoint`, which reads whole checkpoints to see that they are.
     if not newest_written(run):
         return None
-    before = load_config(run / CONFIG).train.precision
-    kept = next((line["precision"] for line in reversed(read_lines(run / ATTEMPTS)) if "precision" in line), before)
+    before = read_model(run / CONFIG, Config, read_yaml).train.precision
+    kept = next((each.precision for each in reversed(read_attempts(run)) if each.precision), before)
     if config.train.precision not in ("auto", kept):
         raise UserError(
             f"train.precision: {config.train.precision}, but {run} has been trained in {kept}; choose another folder"
@@ -275,10 +274,6 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
     return {
         key: value for name, child in tree.items() for key, value in _leaves(child, f"{path}.{name}".strip(".")).items()
     }
-
-
-def _result(run: StoragePath) -> dict[str, Any] | None:
-    return json.loads((run / RESULT).read_text()) if (run / RESULT).exists() else None
 
 
 def cpus_needed(config: Config) -> int:
@@ -389,7 +384,7 @@ def conclude(run: StoragePath, outcome: dict[str, Any], seconds: float) -> dict[
     """
     best = read_meta(find_checkpoint(run))
     scored = [line for line in read_metrics(run) if "score" in line]
-    top = max(scored, key=lambda line: line["score"])
+    top = max(scored, key=lambda line: line["score"], default={})
     result = {
         "final": outcome["final"],
         "best": top,

@@ -9,10 +9,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from multas_ray.config import EvaluateConfig, Task
-from multas_ray.data.collate import decode, make_batch, read_row
+from multas_ray.data.collate import make_batch
 from multas_ray.data.describe import choose
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Part
+from multas_ray.data.read import read_sample
 from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.transforms import Sample
 from multas_ray.deploy.predictor import Annotation, annotation
@@ -44,7 +45,7 @@ def choose_samples(index: Index, tasks: Collection[Task], count: int) -> Index:
 
 
 def draw_samples(network: MultiTaskNet, index: Index, size: int, config: EvaluateConfig) -> Samples:
-    """Draw a split's rows, but those that cannot be decoded.
+    """Draw a split's rows, but those that cannot be used.
 
     Args:
         network: in evaluation mode.
@@ -53,8 +54,7 @@ def draw_samples(network: MultiTaskNet, index: Index, size: int, config: Evaluat
     palette = Palette(network.det_classes, network.seg_classes)
     samples = Samples(palette, [], [])
     for row, prediction in predict_rows(network, index, range(len(index)), size, config):
-        values = read_row(index, row)
-        sample = decode(values)
+        values, sample = read_sample(index, row)
         samples.image_ids.append(values["image_id"])
         samples.rows.append([draw_truth(sample, palette), draw_prediction(sample["image"], prediction, palette)])
     return samples
@@ -63,7 +63,7 @@ def draw_samples(network: MultiTaskNet, index: Index, size: int, config: Evaluat
 def predict_rows(
     network: MultiTaskNet, index: Index, rows: Sequence[int], size: int, config: EvaluateConfig
 ) -> Iterator[tuple[int, Prediction]]:
-    """Rows of a split, but those that cannot be decoded, and what a network says of them."""
+    """Rows of a split, but those that cannot be used, and what a network says of them."""
     for start in range(0, len(rows), config.batch_size):
         chosen = np.array(rows[start : start + config.batch_size], np.int64)
         nothing = np.zeros_like(chosen)

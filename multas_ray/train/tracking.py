@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from multas_ray.config import Config, TrackingConfig
+from multas_ray.run_folder import BAD_STEPS, ERRORS, METRICS, PROGRESS, REJECTED, REPORT, SAMPLES, WANDB_ID, WORKERS
 from multas_ray.storage import Location, StoragePath, read_lines
 
 if TYPE_CHECKING:
     from multas_ray.train.samples import Samples
 
-METRICS, ERRORS, WORKERS, PROGRESS = "metrics.jsonl", "errors.log", "workers.jsonl", "progress.json"
-REJECTED, BAD_STEPS = "rejected.jsonl", "bad_steps.jsonl"
-SAMPLES, WANDB_ID = "samples", "wandb_id"
 REWRITE_S = 15.0
 """Between two writes of a growing file where storage cannot append."""
 
@@ -36,7 +34,7 @@ class Tracker:
         self.run = run
         self.metrics = _Lines(run / METRICS, start)
         self.bad_steps = _Lines(run / BAD_STEPS, start)
-        self.rejected = {line["image_id"]: line for line in read_lines(run / REJECTED)}
+        self.rejected = {line["image_id"]: line for line in read_lines(run / REJECTED) if _named(line)}
         self.wandb = start_wandb(run, config.tracking, config.model_dump(mode="json") | {"ran": dict(attempt)})
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -102,13 +100,17 @@ class Tracker:
             self.wandb.finish(exit_code=0 if kind is None else 1)
 
 
+def _named(line: Mapping[str, Any]) -> bool:
+    return isinstance(line.get("image_id"), str)
+
+
 class _Lines:
     """A file of JSON lines, each with its step, that grows."""
 
     def __init__(self, file: StoragePath, start: int) -> None:
         """Drop the lines after step `start`, and any that is not whole."""
         self.file = file
-        kept = [line for line in read_lines(file) if line["step"] <= start]
+        kept = [line for line in read_lines(file) if isinstance(line.get("step"), int) and line["step"] <= start]
         self.text = "".join(json.dumps(line) + "\n" for line in kept)
         if kept or file.exists():
             file.write_text(self.text)
@@ -134,16 +136,11 @@ class _Lines:
 def discard(run: StoragePath) -> None:
     """Delete what a start that left no checkpoint has written of its own: curve, pictures, report, the W&B run's id.
     What the folder tells of its history (attempts.jsonl, errors.log), and whatever else is in it, stays."""
-    for name in (METRICS, BAD_STEPS, REJECTED, WORKERS, WANDB_ID, "report.html"):
+    for name in (METRICS, BAD_STEPS, REJECTED, WORKERS, WANDB_ID, REPORT):
         (run / name).delete()
     for name in (run / SAMPLES).names():
         if re.fullmatch(r"\d{8}\.png", name):
             (run / SAMPLES / name).delete()
-
-
-def read_metrics(run: Location) -> list[dict[str, Any]]:
-    """The lines of a run's metrics file."""
-    return read_lines(StoragePath(run) / METRICS)
 
 
 class Progress:
@@ -173,26 +170,9 @@ class Progress:
         self.written = monotonic()
 
 
-def read_progress(run: StoragePath, since: float) -> dict[str, Any]:
-    """What a run's progress.json holds, if it has been written since then (seconds since 1970); else nothing."""
-    file = run / PROGRESS
-    if not file.exists() or file.modified() < since:
-        return {}
-    return dict(json.loads(file.read_text()))
-
-
 def log_error(run: Location, headline: str, details: str = "") -> None:
     """Put on record what went wrong in a run, which Ray may repair without a word."""
     (StoragePath(run) / ERRORS).append_text(f"{datetime.now():%F %T} {headline}\n{details}\n")
-
-
-def newest_error(run: StoragePath) -> str:
-    """The headline of the newest entry of a run's errors.log, unless the run has logged metrics since."""
-    errors, metrics = run / ERRORS, run / METRICS
-    if not errors.exists() or (metrics.exists() and metrics.modified() > errors.modified()):
-        return ""
-    headlines = [line for line in errors.read_text().splitlines() if line[:4].isdigit()]
-    return headlines[-1][:160] if headlines else ""
 
 
 def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, Any], kind: str | None = None) -> Any:
@@ -210,9 +190,6 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
     import wandb
 
     # The run's own folder keeps its id, so that every attempt goes on in the same W&B run.
-    id_file = run / WANDB_ID
-    if not id_file.exists():
-        id_file.write_text(uuid4().hex[:8])
     os.environ.setdefault("WANDB_SILENT", "true")
     if run.local:
         # Where tables wait for `wandb sync`; by default the home folder of a node that may not last.
@@ -222,13 +199,23 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
         group=tracking.group,
         job_type=kind,
         name=run.name,
-        id=id_file.read_text().strip(),
+        id=wandb_id(run),
         resume="allow",
         mode=mode,
         # Its files must be local; what is online does not need them any more.
         dir=str(run) if run.local else tempfile.mkdtemp(prefix="wandb"),
         config=dict(tree),
     )
+
+
+def wandb_id(run: StoragePath) -> str:
+    """What a run goes by in W&B: its folder keeps it."""
+    file = run / WANDB_ID
+    kept = file.read_bytes().strip() if file.exists() else b""
+    if re.fullmatch(rb"[\w-]{1,64}", kept):
+        return kept.decode()
+    file.write_text(uuid4().hex[:8])
+    return file.read_text()
 
 
 def wandb_image(png: bytes, caption: str) -> Any:

@@ -1,5 +1,6 @@
 """The network and all that changes with it from step to step. Plain PyTorch, in one process or in several."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from multas_ray.config import Config
+from multas_ray.errors import UserError, quoted
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.precision import autocast
 from multas_ray.model.weights import load_weights
 from multas_ray.teacher.teacher import Rows, SoftTargets, to_tensors
-from multas_ray.train.optim import Ema, build_optimizer, learning_rate
+from multas_ray.train.optim import Ema, build_optimizer, learning_rate, load_optimizer
 from multas_ray.train.step import Batch, loss_terms, term_weights, total_loss
 
 
@@ -77,13 +79,22 @@ class Trainer:
         """Go on from a `state`.
 
         Raises:
-            UserError: it is of another network; names the source.
+            UserError: it is of another network or optimiser, or broken; names the source.
         """
+        own = self.state()
+        lacking = sorted(own.keys() - state.keys())
+        if lacking:
+            raise UserError(f"{source}: not a run's state: lacks {', '.join(lacking)}")
         load_weights(self.network, state["model"], source)
         load_weights(self.ema.model, state["ema"], source)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.bad_steps = state["bad_steps"]
+        load_optimizer(self.optimizer, state["optimizer"], source)
+        scaler, bad_steps = state["scaler"], state["bad_steps"]
+        if not isinstance(scaler, dict) or scaler.keys() != own["scaler"].keys() or not _counts(*scaler.values()):
+            raise UserError(f"{source}: its loss scale is none, or of another train.precision")
+        if not _counts(bad_steps):
+            raise UserError(f"{source}: bad_steps is no number: {quoted(bad_steps)}")
+        self.scaler.load_state_dict(scaler)
+        self.bad_steps = bad_steps
 
     def step(self, batch: Batch, rows: Rows, soft: SoftTargets, step: int, workers: int) -> StepOutcome:
         """One optimiser step on this worker's part of a global batch; all workers call it.
@@ -135,6 +146,11 @@ class Trainer:
         for name, buffer in self.network.named_buffers():
             if not buffer.isfinite().all():
                 buffer.copy_(average[name])
+
+
+def _counts(*values: object) -> bool:
+    """Whether these are numbers from 0 on."""
+    return all(isinstance(value, int | float) and 0 <= value < math.inf for value in values)
 
 
 class _Clock:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jobs.prepare import main
-from multas_ray.data.collate import read_row
 from multas_ray.data.index import Index, read_index
+from multas_ray.data.read import read_row
 from multas_ray.errors import UserError
 
 

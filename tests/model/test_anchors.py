@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from multas_ray.model.anchors import anchors, decode, encode
+from multas_ray.model.anchors import anchors, count_anchors, decode, encode
 
 
 def test_oblong_inputs() -> None:
     found = anchors(64, 128)
     assert len(found) == 6 * (8 * 16 + 4 * 8 + 2 * 4 + 1 * 2)
+    assert [len(anchors(96, 96, levels=levels)) for levels in (4, 5)] == [count_anchors(96, 4), count_anchors(96, 5)]
     torch.testing.assert_close(found[0], torch.tensor([4 / 128, 4 / 64, 24 / 128, 24 / 64]))
     torch.testing.assert_close(found[6, :2], torch.tensor([12 / 128, 4 / 64]))  # the next cell is to the right
 

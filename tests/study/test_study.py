@@ -19,12 +19,12 @@ from multas_ray.evaluate.evaluator import Prediction
 from multas_ray.evaluate.postprocess import Detections
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.pictures import GAP, STRIP
+from multas_ray.run_folder import read_metrics
 from multas_ray.study import pictures
 from multas_ray.study.outcome import write_outcome
 from multas_ray.study.pictures import disagreement, disagreements
 from multas_ray.study.plan import Study, lay_out, load_study
-from multas_ray.study.trials import has_network, run_study, trials_that_fit
-from multas_ray.train.tracking import read_metrics
+from multas_ray.study.trials import has_network, portable, read_results, run_study, trials_that_fit
 from tests.shared import ROOT
 from tests.test_jobs import call
 from tests.train.test_failures import kill_family
@@ -94,6 +94,69 @@ def test_a_study_file_with_a_wrong_key_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match=r"seed: no such key; allowed here: .*seeds"):
         load_study(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"base": {"train": None}}, r"base\.train: .*dictionary \(given: None\)"),
+        ({"arms": {"a": {"teachers": "arm:a"}}}, r"arms\.a\.teachers: .*dictionary \(given: 'arm:a'\)"),
+        ({"arms": {"a": {"teachers": {"det": "arm:a"}}}}, r"arms\.a: teachers\.det: |needs"),
+        ({"arms": {"a": {"data": {"path": [1]}}}}, r"arms\.a: data\.path: .*string \(given: \[1\]\)"),
+        ({"arms": {"a": {"data": {"path": "x\0"}}}}, r"'x\\x00': not a path"),
+        ({"arms": {"a/../b": {}}}, r"arms\.a/\.\./b.*: "),
+        ({"runs": "~nobody-of-this-name/x"}, "not a path"),
+        ({"seeds": [-1]}, r"arms\.a: train\.seed: "),
+        ({"seeds": []}, "seeds: "),
+    ],
+    ids=str,
+)
+def test_a_study_file_of_another_form_is_refused(tmp_path, changes, words):
+    file = tmp_path / "study.yaml"
+    whole = {"name": "x", "runs": "r", "results": "s", "base": {"data": {"path": "d"}}, "arms": {"a": {}}}
+    file.write_text(yaml.safe_dump(whole | {"base": {"data": {"path": "d"}, "train": {"steps": 1}}} | changes))
+    with pytest.raises(UserError, match=words) as caught:
+        lay_out(load_study(file))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[:100], "not JSON"),
+        (lambda text: "\udcff" + text, "not text in UTF-8"),
+        (lambda text: "[]", "valid dictionary"),
+        (lambda text: text.replace('"steps": 9', '"stepps": 9'), "steps: missing"),
+        (lambda text: text.replace('"det/AP": 20.0', '"det/AP": NaN'), r"final\.det/AP: "),
+        (lambda text: text.replace('"needs": []', '"needs": ["det"]'), r"needs\.0: "),
+        (lambda text: text.replace('"batch_size": 16', '"batch_size": "many"'), r"config\.train\.batch_size: "),
+    ],
+)
+def test_a_kept_result_that_is_none_is_named(make_study, tmp_path, change, words):
+    study = make_study({"det": {"model": {"tasks": ["det"]}, "train": {"batch_size": 16}}})
+    trials = lay_out(study)
+    trial = trials["det-0"]
+    numbers = {"steps": 9, "seconds": 1.0, "million_parameters": 1.0, "gmacs": 1.0}
+    kept = {"arm": "det", "seed": 0, "final": {"det/AP": 20.0}, "needs": [], "curve": [{"step": 9}], **numbers}
+    kept["config"] = portable(trial.config)
+    file = Path(study.results) / "trials" / "det-0.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(kept))
+    assert read_results(study, trials)["det-0"] == kept
+    file.write_bytes(change(json.dumps(kept)).encode(errors="surrogateescape"))
+    with pytest.raises(
+        UserError, match=rf"^{file}: .*{words}.*; delete it, and what its run folder holds is kept anew"
+    ):
+        read_results(study, trials)
+
+
+def test_a_trial_whose_result_is_none_has_no_network(make_study):
+    trial = lay_out(make_study({"det": {"model": {"tasks": ["det"]}}}))["det-0"]
+    run = Path(trial.config.train.run)
+    run.mkdir(parents=True)
+    for text in ("", "[]", '{"steps": "many"}'):
+        (run / "result.json").write_text(text)
+        assert not has_network(trial)
 
 
 def test_trials_run_once_and_their_results_stand_for_them(make_study, started_ray, tmp_path):

@@ -17,10 +17,10 @@ from ray.tune.schedulers import TrialScheduler
 from multas_ray.config_file import load_config, parse_config
 from multas_ray.errors import UserError
 from multas_ray.report.sweep_plots import axis_scale
+from multas_ray.run_folder import read_metrics
 from multas_ray.study.plan import Sweep
 from multas_ray.study.search import parse_search
 from multas_ray.study.sweep import _scheduler, run_sweep
-from multas_ray.train.tracking import read_metrics
 from tests.shared import ROOT
 from tests.train.test_failures import kill_family
 
@@ -80,6 +80,26 @@ def test_a_search_that_cannot_be_run_is_refused(tree, tmp_path):
     single = tree | {"model": tree["model"] | {"tasks": ["seg"]}}
     with pytest.raises(UserError, match=r"--metric det/AP: det is not trained \(model.tasks: seg\)"):
         run_sweep(Sweep(single, ["optim.lr=uniform(0.1,1)"], out, trials=1, metric="det/AP"))
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"trials": '], ids=range(6))
+def test_a_folder_whose_search_is_not_told_is_refused(tree, tmp_path, content):
+    (tmp_path / "search.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/search\.json: not "):
+        run_sweep(Sweep(tree, ["optim.lr=uniform(0.1,1)"], str(tmp_path), trials=1))
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"train": None}, r"train\.steps: missing"),
+        ({"teachers": "x"}, r"teachers: .*dictionary"),
+        ({"data": {"path": 5}}, r"data\.path: "),
+    ],
+)
+def test_a_configuration_of_another_form_is_refused(tree, tmp_path, section, words):
+    with pytest.raises(UserError, match=words):
+        run_sweep(Sweep(tree | section, ["optim.lr=uniform(0.1,1)"], str(tmp_path), trials=1))
 
 
 def test_median_stopping_ends_the_poor_and_pauses_nobody(tree):

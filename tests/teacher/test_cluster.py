@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from multas_ray.train.tracking import read_metrics
+from multas_ray.run_folder import read_metrics
 from tests.cluster import end_of, job
 from tests.train.test_run import wait_for_step
 

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from multas_ray.errors import RunError
 from multas_ray.teacher import feed
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
 from multas_ray.teacher.teacher import digests
@@ -154,7 +155,7 @@ def test_targets_of_other_pixels_are_not_trained_on(answer):
             return lambda: {"seg.digest": wrong[answer]} if answer in wrong else {}
 
     fed = with_soft_targets(batches(1), Wrong(), lambda batch: {"seg": ALL}, 0)
-    with pytest.raises(RuntimeError, match="step 0: soft targets of seg are not of this batch's pixels"):
+    with pytest.raises(RunError, match="step 0: soft targets of seg are not of this batch's pixels"):
         next(fed)
 
 

@@ -1,6 +1,8 @@
 """The store of soft targets: filled by a Ray Data job, replayed by a run."""
 
 import json
+import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -10,21 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import read_info
-from multas_ray.errors import UserError, root_cause
+from multas_ray.errors import RunError, UserError, root_cause
+from multas_ray.run_folder import read_metrics
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
 from multas_ray.teacher.precompute import precompute
-from multas_ray.teacher.store import StoreReader
+from multas_ray.teacher.store import StoreReader, _read_file
 from multas_ray.teacher.teacher import digests, teacher_specs, to_tensors
 from multas_ray.train.run import check_networks, plan_run, train
 from multas_ray.train.step import distilled_rows
-from multas_ray.train.tracking import read_metrics
 from tests.processes import named
 from tests.shared import ROOT
 from tests.teacher.test_teacher import spoil
@@ -198,25 +202,153 @@ def test_other_pixels_than_the_store_s_are_not_trained_on(fill, stored):
     (fed,) = with_soft_targets([batch], StoredTargets(), rows_of, 0)
     assert to_tensors(fed.soft, torch.device("cpu")).keys() == {"cls", "box", "seg"}
     other = batch | {"images": np.ascontiguousarray(batch["images"][..., ::-1])}
-    with pytest.raises(RuntimeError, match=r"soft targets of .* are not of this batch's pixels"):
+    with pytest.raises(RunError, match=r"soft targets of .* are not of this batch's pixels"):
         next(with_soft_targets([other], StoredTargets(), rows_of, 0))
 
 
-def test_a_broken_file_and_a_missing_row_are_named(fill, stored):
-    config = stored()
-    fill(config)
+def reader_and_batch(config) -> tuple[StoreReader, dict[str, np.ndarray]]:
+    """Of a filled store, and of the first step."""
     plan = plan_run(config, specs_of(config))
     part = plan.part(0, 0, 1)
-    batch = make_batch(plan.index, part, config.data.augment)
-    read = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
+    reader = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
+    return reader, make_batch(plan.index, part, config.data.augment)
+
+
+def rewrite(file: Path, change) -> None:
+    """Write a store's file anew, its table changed."""
+    pq.write_table(change(pq.read_table(file, partitioning=None)), file)
+
+
+def with_column(name, make):
+    """A change of one column: of a list of its values into another column."""
+    return lambda table: table.set_column(table.column_names.index(name), name, make(table[name].to_pylist()))
+
+
+def packed_anew(change):
+    """A change of what is packed, past its head, of all answers of a detector."""
+
+    def each(data: bytes | None) -> bytes | None:
+        if data is None:
+            return None
+        size = int(np.frombuffer(data, np.uint32, 4)[3])
+        body = bytearray(pa.Codec("zstd").decompress(data[16:], size))
+        change(body)
+        return data[:12] + np.uint32(len(body)).tobytes() + pa.Codec("zstd").compress(bytes(body), asbytes=True)
+
+    return with_column("det", lambda values: pa.array([each(value) for value in values], pa.binary()))
+
+
+def binary(change):
+    return with_column("det", lambda values: pa.array([value and change(value) for value in values], pa.binary()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: table.slice(0, 0), "the det target of image 'scene_.*': is not there"),
+        (lambda table: table.drop_columns(["digest"]), "has no column 'digest'"),
+        (with_column("digest", lambda values: pa.array(map(float, values))), "'digest' is of the type 'double'"),
+        (with_column("digest", lambda values: pa.array([-1] * len(values))), "not a readable Parquet file"),
+        (with_column("digest", lambda values: pa.nulls(len(values), pa.uint64())), "'digest' with null values"),
+        (
+            with_column("image_id", lambda values: pa.nulls(len(values), pa.string())),
+            "'image_id' with null values",
+        ),
+        (with_column("det", lambda values: pa.nulls(len(values), pa.binary())), "the det target .* is not there"),
+        (with_column("det", lambda values: pa.array(["x"] * len(values))), "column 'det' is of the type 'string'"),
+        (binary(lambda data: data[:10]), "the det target of image 'scene_.*': cut short"),
+        (
+            binary(lambda data: np.uint32(2**31).tobytes() + data[4:]),
+            r"of the shape \(2147483648, 6, \d+\), not one of",
+        ),
+        (binary(lambda data: data[:8] + np.uint32(2**31).tobytes() + data[12:]), "of another size than it says"),
+        (binary(lambda data: data[:12] + np.uint32(2**32 - 1).tobytes() + data[16:]), "of another size than it says"),
+        (binary(lambda data: data[:20] + bytes(len(data) - 20)), "ZSTD"),
+        (packed_anew(lambda body: body.extend(bytes(8))), "of another size|do not fit"),
+        (packed_anew(lambda body: body.__setitem__(slice(-24, None), b"\xff" * 24)), "not finite|do not fit"),
+    ],
+)
+def test_a_file_that_has_changed_is_named_and_what_to_do(fill, stored, change, words):
+    config = stored()
+    fill(config)
+    read, batch = reader_and_batch(config)
     (file,) = files(config)
-    pq.write_table(pq.read_table(file, partitioning=None).slice(0, 0), file)
-    with pytest.raises(UserError, match=rf"{file}: no det target of image"):
+    rewrite(file, change)
+    with pytest.raises(UserError, match=rf"^{file}: .*{words}.*; delete the file and run jobs/precompute\.py again$"):
         read(batch)
-    file.write_bytes(b"PAR1 broken")
-    other = StoreReader(f"{config.teachers.store}/.", plan.index, read.rows_of)
-    with pytest.raises(UserError, match=r"not readable .* delete it and run jobs/precompute.py again"):
-        other(batch)
+
+
+def test_a_store_s_file_runs_no_code(fill, stored, tmp_path):
+    class Marker:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    config = stored()
+    fill(config)
+    read, batch = reader_and_batch(config)
+    (file,) = files(config)
+    code = with_column(
+        "det",
+        lambda values: pa.ExtensionArray.from_storage(
+            ArrowPythonObjectType(), pa.array([pickle.dumps(Marker())] * len(values), pa.large_binary())
+        ),
+    )
+    rewrite(file, code)
+    with pytest.raises(UserError, match=rf"^{file}: column 'det' is of the type 'extension<ray"):
+        read(batch)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_changed_bytes_of_a_file_change_no_target_unseen(fill, stored):
+    config = stored()
+    fill(config)
+    read, batch = reader_and_batch(config)
+    expected = read(batch)
+    (file,) = files(config)
+    whole, chosen, refused = file.read_bytes(), random.Random(4), 0
+    for number in range(120):
+        data = bytearray(whole)
+        place = chosen.randrange(len(data))
+        if number % 3:
+            data[place] ^= 1 << chosen.randrange(8)
+        else:
+            del data[place : place + chosen.choice([1, 9, 300])]
+        file.write_bytes(data)
+        _read_file.cache_clear()
+        try:
+            found = read(batch)
+        except UserError as error:
+            refused += str(error).startswith(f"{file}: ")
+        else:
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values)
+            refused += 1
+    assert refused == 120
+    file.unlink()
+    _read_file.cache_clear()
+    with pytest.raises(UserError, match=rf"^{file}: is gone; run jobs/precompute\.py again"):
+        read(batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text[:50], "not JSON"),
+        (lambda text: text.replace('"views": 1', '"views": 1000000000'), "views: .* less than or equal to 100000"),
+        (lambda text: text.replace('"views": 1', '"views": 0'), "views: .* greater than or equal to 1"),
+        (lambda text: text.replace('"seed": 0', '"seed": -1'), "seed: .* greater than or equal to 0"),
+        (lambda text: text.replace('"codec"', '"kodec"'), "kodec: no such key; allowed here: dataset, split, size"),
+        (lambda text: "[" * 100_000, "thousands of levels deep"),
+        (lambda text: text.replace('"split": "train"', '"split": "tr\xe9in"'), "not text in UTF-8"),
+    ],
+)
+def test_a_store_s_description_that_is_none_is_one_line(fill, stored, change, words):
+    config = stored()
+    fill(config)
+    file = Path(config.teachers.store) / "store.json"
+    file.write_bytes(change(file.read_text()).encode("latin-1"))
+    with pytest.raises(UserError, match=rf"^{file}: .*{words}.*; delete the store and run jobs/precompute\.py again"):
+        plan_run(config, specs_of(config))
 
 
 def test_a_store_needs_teachers_one_size_and_losses_that_live_with_it(stored, make_config, random_teachers):

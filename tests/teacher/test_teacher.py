@@ -59,10 +59,12 @@ def test_a_teacher_that_does_not_fit_is_refused(specs, changes, words):
 
 
 def spoil(checkpoint: str, folder: Path) -> str:
-    """A copy of a checkpoint one of whose weights is NaN."""
+    """A copy of a checkpoint whose answers are beyond float16."""
     network, meta = load_network(checkpoint)
     weights = network.state_dict()
-    next(value for name, value in sorted(weights.items()) if name.endswith("weight"))[:] = float("nan")
+    for name, value in weights.items():
+        if "_head." in name and name.endswith("bias"):
+            value[:] = 1e38
     write_checkpoint(folder, weights, {}, meta)
     return str(folder)
 

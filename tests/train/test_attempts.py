@@ -6,8 +6,9 @@ import pytest
 
 from multas_ray.data.index import read_index
 from multas_ray.report.html import run_report
+from multas_ray.run_folder import ATTEMPTS
 from multas_ray.storage import StoragePath
-from multas_ray.train.attempts import ATTEMPTS, commit, describe_attempt, record_attempt, source_digest
+from multas_ray.train.attempts import commit, describe_attempt, record_attempt, source_digest
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 
 from multas_ray.errors import RunError, UserError, root_cause
 from multas_ray.model.checkpoint import MODEL, step_folder, verify
+from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
-from multas_ray.train.tracking import read_metrics
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def data(scenes_path, tmp_path) -> Path:
     return Path(shutil.copytree(scenes_path, tmp_path / "data"))
 
 
-def damage_rows(data: Path, split: str, *damage: tuple[int, str, bytes]) -> list[str]:
-    """Put other bytes into a column of some rows of the first shard of a split; their ids."""
+def damage_rows(data: Path, split: str, *damage: tuple[int, str, object]) -> list[str]:
+    """Put something else into a column of some rows of the first shard of a split; their ids."""
     file = min((data / split).glob("*.parquet"))
     table = pq.read_table(file)
     rows = table.to_pylist()
@@ -51,9 +51,10 @@ def test_a_diverging_run_ends_with_the_images_of_its_last_bad_step(started_ray, 
     assert "RunError: the loss or its gradient was not finite" in (run / "errors.log").read_text()
 
 
-def test_rows_that_cannot_be_decoded_are_left_out_counted_and_named(started_ray, make_config, data):
+def test_rows_that_cannot_be_used_are_left_out_counted_and_named(started_ray, make_config, data):
     masked = pq.read_table(min((data / "train").glob("*.parquet")))["has_seg"].to_pylist().index(True, 2)
-    broken = damage_rows(data, "train", (1, "image", b"no image"), (masked, "mask", b"\x89PNG no mask"))
+    files = (1, "image", b"no image"), (masked, "mask", b"\x89PNG no mask")
+    broken = damage_rows(data, "train", *files, (4, "labels", [99] * 7))
     scored = damage_rows(data, "val", (2, "image", b""))
     config = make_config(
         data={"path": str(data), "size": 64, "workers": 1},
@@ -64,9 +65,9 @@ def test_rows_that_cannot_be_decoded_are_left_out_counted_and_named(started_ray,
     run = Path(config.train.run)
     found = [json.loads(line) for line in (run / "rejected.jsonl").read_text().splitlines()]
     assert sorted(line["image_id"] for line in found) == sorted(broken + scored), "each once"
-    assert {line["reason"] for line in found} == {"cannot be decoded"}
-    assert [line for line in read_metrics(run) if "loss/total" in line][-1]["rejected_rows"] == 2
-    assert "could not be decoded and were left out" in (run / "report.html").read_text()
+    assert {line["reason"] for line in found} == {"broken image", "broken mask", "lists of different lengths"}
+    assert [line for line in read_metrics(run) if "loss/total" in line][-1]["rejected_rows"] == 3
+    assert "could not be used and were left out" in (run / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ from pyarrow import fs
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from multas_ray.model.weights import load_network
+from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
-from multas_ray.train.tracking import read_metrics
 from tests.cluster import end_of, job
 from tests.shared import ROOT
 from tests.train.test_failures import assert_whole_epochs

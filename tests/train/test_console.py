@@ -56,6 +56,13 @@ def test_a_restart_is_told_until_the_run_goes_on(config):
     assert look(run) == (3, "loss 1.000  9.0 img/s")
 
 
+def test_files_that_are_none_end_nobody_s_looking(config):
+    for name in ("metrics.jsonl", "progress.json", "errors.log"):
+        (Path(config.train.run) / name).write_bytes(b'\xff\n{"step": null, "loss/total": 1}\n[{"step": 9}]\n')
+    assert look(_Run(config)) == (0, "")
+    assert stopping(config).startswith("stopping at step 0")
+
+
 def test_the_remaining_time_is_there_from_the_second_step_on(config, monkeypatch):
     clock = iter([100.0, 103.0])
     run, progress = _Run(config), Progress(StoragePath(config.train.run))

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from multas_ray.errors import RunError, root_cause
 from multas_ray.model.checkpoint import find_checkpoint
+from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import train
-from multas_ray.train.tracking import read_metrics
 from tests.processes import named
 from tests.shared import ROOT
 from tests.train.counting import seen

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from multas_ray.config import ModelConfig, OptimConfig
+from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.train.optim import Ema, build_optimizer, learning_rate
+from multas_ray.train.optim import Ema, build_optimizer, learning_rate, load_optimizer
 
 TINY = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, tasks=["seg"])
 
@@ -39,3 +40,56 @@ def test_moving_average_follows_weights_and_buffers():
         expected = before[key] + (1 if value.is_floating_point() else 2)
         torch.testing.assert_close(value, expected)
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+
+
+def after_a_step(name: str) -> torch.optim.Optimizer:
+    """An optimiser with a state."""
+    model = network()
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.1, weight_decay=0.1))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_an_optimiser_goes_on_with_its_own_settings(name):
+    optimizer = build_optimizer(network(), OptimConfig(name=name, lr=0.2, weight_decay=0.3))
+    state = after_a_step(name).state_dict()
+    for group in state["param_groups"]:
+        group.clear()
+    load_optimizer(optimizer, state, "x")
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    found = optimizer.state_dict()["state"]
+    assert found.keys() == state["state"].keys()
+    for place, values in state["state"].items():
+        for key, value in values.items():
+            torch.testing.assert_close(found[place][key], value, rtol=0, atol=0)
+    after = next(iter(optimizer.param_groups[0]["params"]))
+    after.grad = torch.ones_like(after)
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: None, "holds no state of an optimiser"),
+        (lambda state: {"param_groups": []}, "holds no state of an optimiser"),
+        (lambda state: {"state": {"0": {}}}, "its optimiser is another one: see its parameter '0'"),
+        (
+            lambda state: {"state": {10**6: state["state"][0]}},
+            "its optimiser is another one: see its parameter 1000000",
+        ),
+        (lambda state: after_a_step("sgd").state_dict(), "its optimiser is another one: see its parameter 0"),
+        (lambda state: {"state": {0: state["state"][0] | {"step": None}}}, "'step' of parameter 0 is no tensor"),
+        (lambda state: {"state": {0: state["state"][20]}}, r"'exp_avg' of parameter 0 is \(.*, the network's \("),
+        (
+            lambda state: {"state": {0: state["state"][0] | {"exp_avg": state["state"][0]["exp_avg"] * float("inf")}}},
+            "'exp_avg' of parameter 0 has values that are not finite",
+        ),
+    ],
+)
+def test_a_state_that_is_no_optimiser_s_is_refused(change, words):
+    optimizer = after_a_step("adamw")
+    with pytest.raises(UserError, match=f"^run/state.pt: .*{words}"):
+        load_optimizer(optimizer, change(optimizer.state_dict()), "run/state.pt")

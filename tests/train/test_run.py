@@ -21,9 +21,9 @@ from multas_ray.errors import UserError, root_cause
 from multas_ray.model.checkpoint import Meta, find_checkpoint, newest_checkpoint, read_meta, step_folder
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.weights import load_network, write_checkpoint
+from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import prepare_folder, train
-from multas_ray.train.tracking import read_metrics
 from tests.processes import named
 from tests.shared import ROOT
 from tests.teacher.test_teacher import spoil
@@ -207,8 +207,9 @@ def test_a_finished_run_is_kept_also_without_its_checkpoints(make_config, tmp_pa
     config = make_config(train={"run": str(tmp_path / "run"), "steps": 6, "batch_size": 8})
     run = StoragePath(config.train.run)
     prepare_folder(run, config)
-    (run / "result.json").write_text('{"steps": 6}')
-    assert prepare_folder(run, config) == {"steps": 6}
+    result = {"final": {"score": 1.5}, "best": {"step": 4}, "steps": 6, "seconds": 1.0, "checkpoint": "x"}
+    (run / "result.json").write_text(json.dumps(result))
+    assert prepare_folder(run, config) == result
     config.optim.lr = 0.0001
     with pytest.raises(UserError, match=r"holds a run with another optim\.lr; choose another"):
         prepare_folder(run, config)

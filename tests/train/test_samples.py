@@ -5,9 +5,10 @@ import torch
 from PIL import Image
 
 from multas_ray.config import EvaluateConfig, ModelConfig
+from multas_ray.data.image import encode
 from multas_ray.data.index import read_index
 from multas_ray.data.prepare import write_dataset
-from multas_ray.data.row import Row, encode
+from multas_ray.data.row import Row
 from multas_ray.data.schema import TASK_MASKS
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.train.samples import choose_samples, draw_samples

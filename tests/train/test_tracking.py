@@ -1,12 +1,15 @@
 import json
+import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from multas_ray.report.pictures import Palette, Picture
+from multas_ray.run_folder import METRICS, WANDB_ID, read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.samples import Samples
-from multas_ray.train.tracking import METRICS, Tracker, read_metrics, start_wandb
+from multas_ray.train.tracking import Tracker, start_wandb, wandb_id
 from tests.train.wandb_file import finished_records
 
 ATTEMPT = {"from_step": 0, "code": {"commit": "0" * 40, "digest": "1" * 64}}
@@ -29,6 +32,26 @@ def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3]
     assert read_metrics(tmp_path)[-1]["loss/total"] == 30.0
     assert not (tmp_path / "wandb_id").exists(), "W&B is disabled"
+
+
+def test_lines_that_are_none_do_not_end_a_resumed_run(make_config, tmp_path):
+    lines = '{"step": 1}\n[]\n{"step": "2"}\n{"loss/total": 1.0}\nnull\n'
+    (tmp_path / METRICS).write_bytes(lines.encode() + b"\xff\n")
+    (tmp_path / "bad_steps.jsonl").write_text('{"images": []}\n{"step": 1, "images": ["a"]}\n')
+    (tmp_path / "rejected.jsonl").write_text('{"image_id": ["a"]}\n5\n{"image_id": "a", "reason": "", "detail": ""}\n')
+    with Tracker(StoragePath(tmp_path), make_config(), 1, ATTEMPT) as tracker:
+        assert tracker.rejected.keys() == {"a"}
+        tracker.log(2, {"loss/total": 2.0})
+    assert (tmp_path / METRICS).read_text() == '{"step": 1}\n{"step": 2, "loss/total": 2.0}\n'
+    assert (tmp_path / "bad_steps.jsonl").read_text() == '{"step": 1, "images": ["a"]}\n'
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"two words", b"n" * 65])
+def test_what_is_no_id_of_wandb_is_replaced(tmp_path, content):
+    (tmp_path / WANDB_ID).write_bytes(content)
+    made = wandb_id(StoragePath(tmp_path))
+    assert re.fullmatch(r"[0-9a-f]{8}", made)
+    assert wandb_id(StoragePath(tmp_path)) == made
 
 
 def test_wandb_is_not_left_on_a_node_of_a_run_in_a_bucket(make_config, tmp_path, monkeypatch):

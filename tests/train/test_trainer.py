@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from multas_ray.config import Config
+from multas_ray.errors import UserError
 from multas_ray.model.anchors import anchors
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.trainer import StepOutcome, Trainer
@@ -187,3 +188,27 @@ def test_a_gradient_that_overflows_is_a_bad_step_too():
     parameter.register_hook(lambda grad: grad * float("inf"))
     outcome = trainer.step(*_step(config, ["both", "det", "seg", "none"], [0, 1, 2, 3]), 0, 1)
     assert (outcome.taken, outcome.finite) == (False, True)
+
+
+def test_a_state_comes_back_and_what_is_none_is_refused():
+    config = config_of(optim=ADAMW)
+    state = train(config, torch.float32).state()
+    fresh = Trainer(config, DET, SEG, CPU)
+    fresh.load(state, "x")
+    found = fresh.state()
+    for part in ("model", "ema", "bad_steps"):
+        torch.testing.assert_close(found[part], state[part], rtol=0, atol=0)
+    torch.testing.assert_close(found["optimizer"]["state"], state["optimizer"]["state"], rtol=0, atol=0)
+    weights = state["model"] | {"det_head.cls.bias": state["model"]["det_head.cls.bias"] / 0}
+    for changes, words in (
+        ({"model": weights}, "x: 'det_head.cls.bias' has values that are not finite"),
+        ({"ema": weights}, "x: 'det_head.cls.bias' has values that are not finite"),
+        ({"ema": [1]}, "x: holds no tensors by name"),
+        ({"optimizer": {}}, "x: holds no state of an optimiser"),
+        ({"scaler": {"scale": 1.0}}, "x: its loss scale is none"),
+        ({"bad_steps": "no"}, "x: bad_steps is no number: 'no'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            fresh.load(state | changes, "x")
+    with pytest.raises(UserError, match="x: not a run's state: lacks ema, optimizer"):
+        fresh.load({"model": {}, "scaler": {}, "bad_steps": 0}, "x")

@@ -1,0 +1,125 @@
+"""Parquet files of anybody, read as data: the columns of a contract, in plain types, and nothing else that is there."""
+
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from multas_ray.errors import UserError, first_line, quoted
+from multas_ray.storage import StoragePath
+
+Found = TypeVar("Found")
+VALUES_A_BYTE = 16
+"""The most values of a list column that a byte of a file stands for. Images lie beside them: a file of fewer bytes lies
+itself, and memory would be taken for what it says."""
+
+BYTES_A_BYTE = 1000
+"""The most that a byte of a file unpacks to: images, of which it mostly consists, do not shrink any more."""
+
+types = pa.types
+SAME: tuple[tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], bool], ...]], ...] = (
+    (types.is_string, (types.is_string, types.is_large_string, types.is_string_view)),
+    (types.is_binary, (types.is_binary, types.is_large_binary, types.is_binary_view)),
+    (types.is_boolean, (types.is_boolean,)),
+    (types.is_integer, (types.is_integer,)),
+    (types.is_floating, (types.is_floating,)),
+)
+"""A plain type, and those that other programs write for the same values."""
+LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+
+
+def read_parquet(
+    file: StoragePath,
+    columns: pa.Schema,
+    read: Callable[[pq.ParquetFile], Found],
+    *,
+    optional: Collection[str] = (),
+    group: int | None = None,
+) -> Found:
+    """What `read` takes out of a Parquet file that has these columns, in their types or such as hold the same. Other
+    columns are not looked at; bits that have changed since a file was written with checksums are found.
+
+    The types are checked before any value: an Arrow extension type may stand for pickled objects, which run code where
+    a value is looked at in a process that has imported Ray Data.
+
+    Args:
+        optional: columns that may be missing.
+        group: the row group that is read, and that must be there; default: all.
+
+    Raises:
+        UserError: the file is broken, or has not these columns.
+        OSError: there is no such file, or the storage fails.
+    """
+
+    def checked(source: pa.NativeFile) -> Found:
+        try:
+            with pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True) as parquet:
+                _check_types(parquet.schema_arrow, file, columns, optional)
+                _check_extent(parquet, source.size(), file, columns, group)
+                return read(parquet)
+        # Broken files bring all of Arrow's errors about.
+        except (pa.ArrowException, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
+            raise _unreadable(file, error) from None
+
+    try:
+        with file.open() as source:
+            return checked(source)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # The storage, or the file? What cannot be read where all its bytes are there is broken.
+        data = file.read_bytes()
+    try:
+        return checked(pa.BufferReader(data))
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: StoragePath, error: Exception) -> UserError:
+    return UserError(f"{file}: not a readable Parquet file ({first_line(error)})")
+
+
+def _check_types(found: pa.Schema, file: StoragePath, columns: pa.Schema, optional: Collection[str]) -> None:
+    for column in columns:
+        places = found.get_all_field_indices(column.name)
+        if len(places) > 1:
+            raise UserError(f"{file}: has {len(places)} columns '{column.name}'")
+        if places and not holds(found.field(places[0]).type, column.type):
+            shown = quoted(str(found.field(places[0]).type))
+            raise UserError(f"{file}: column '{column.name}' is of the type {shown}, needed is '{column.type}'")
+        if not places and column.name not in optional:
+            raise UserError(f"{file}: has no column '{column.name}' ({column.type})")
+
+
+def holds(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values of one type are values of the other too, written otherwise at most."""
+    if any(is_list(wanted) for is_list in LISTS):
+        if types.is_fixed_size_list(found) and types.is_fixed_size_list(wanted) and found.list_size != wanted.list_size:
+            return False
+        return any(is_list(found) for is_list in LISTS) and holds(found.value_type, wanted.value_type)
+    if types.is_dictionary(found) and types.is_string(wanted):
+        found = found.value_type
+    return any(is_wanted(wanted) and any(same(found) for same in others) for is_wanted, others in SAME)
+
+
+def _check_extent(parquet: pq.ParquetFile, size: int, file: StoragePath, columns: pa.Schema, group: int | None) -> None:
+    """Refuse a footer whose rows and bytes a file of so many bytes cannot hold, and, of a whole file, lists of so many
+    values: memory is taken for them."""
+    footer = parquet.metadata
+    if group is not None and group >= footer.num_row_groups:
+        raise UserError(f"{file}: has {footer.num_row_groups} row groups, number {group} is gone")
+    groups = [footer.row_group(number) for number in (range(footer.num_row_groups) if group is None else [group])]
+    rows, unpacked = sum(each.num_rows for each in groups), sum(each.total_byte_size for each in groups)
+    if rows > size or unpacked > BYTES_A_BYTE * size:
+        raise UserError(f"{file}: broken: {size} bytes cannot be {rows} rows, of {unpacked} bytes")
+    lists = [column.name for column in columns if any(is_list(column.type) for is_list in LISTS)]
+    if group is not None or not lists:
+        return
+    # Goes through their pages a few values at a time. What the footer says of a column is asked only then: some changed
+    # bits of it are an error there, and would end the process here.
+    parquet.scan_contents(lists)
+    places = [n for n in range(len(parquet.schema)) if parquet.schema.column(n).path.partition(".")[0] in lists]
+    values = sum(each.column(place).num_values for each in groups for place in places)
+    if values > VALUES_A_BYTE * size:
+        raise UserError(f"{file}: broken: {size} bytes cannot be lists of {values} values")
