@@ -1,4 +1,4 @@
-"""What is fuzzed: each kind makes a good input, makes it wrong, gives it to an entry point, and looks at what it read."""
+"""What is fuzzed: each kind makes a good input, makes it wrong, gives it to an entry point, and looks at what came."""
 
 import io
 import json
@@ -49,14 +49,18 @@ def config(folder: Path) -> Callable[[Random], Case]:
 
 def override(folder: Path) -> Callable[[Random], Case]:
     """Values on the command line."""
-    sections = [f"{name}.{key}" for name, section in load_config(None) for key in type(section).model_fields]
+    sections = [
+        f"{name}.{key}" for name, section in parse_config({"data": {"path": "x"}}) for key in type(section).model_fields
+    ]
 
     def make(rng: Random) -> Case:
         value = rng.choice(INTERESTING)
         text = f"{rng.choice(sections)}={json.dumps(value) if rng.random() < 0.5 else value}"
         if rng.random() < 0.5:
             text = mutated_bytes(rng, text.encode(errors="replace"), 4).decode("utf-8", "surrogateescape")
-        return text.encode(errors="replace"), lambda: parse_config({}, [text]).to_yaml()
+        return text.encode(errors="replace"), lambda: parse_config(
+            {"data": {"path": "x"}, "train": {"run": "r", "steps": 9}}, [text]
+        ).to_yaml()
 
     return make
 
@@ -81,7 +85,12 @@ def search(folder: Path) -> Callable[[Random], Case]:
     def make(rng: Random) -> Case:
         text = rng.choice(good)
         if rng.random() < 0.3:
-            text = f"optim.lr={rng.choice(('choice', 'uniform', 'lograndint'))}({rng.choice(INTERESTING)},{rng.choice(INTERESTING)})"
+            domain, low, high = (
+                rng.choice(("choice", "uniform", "lograndint")),
+                rng.choice(INTERESTING),
+                rng.choice(INTERESTING),
+            )
+            text = f"optim.lr={domain}({low},{high})"
         text = mutated_bytes(rng, text.encode(errors="replace"), 3).decode("utf-8", "surrogateescape")
 
         def run() -> None:
@@ -110,8 +119,8 @@ def dataset_json(folder: Path) -> Callable[[Random], Case]:
 
 def flags(folder: Path) -> Callable[[Random], Case]:
     """`prepare`'s command line."""
-    good = ["scenes", "--train", "1", "--val", "1", "--size", "32", "--partial", "det=0.5,seg=0.5", "--seed", "1", "--out",
-            "out", "--name", "x", "--max-rejected", "0.1", "--overwrite"]  # fmt: skip
+    good = ["scenes", "--train", "1", "--val", "1", "--size", "32", "--partial", "det=0.5,seg=0.5", "--seed", "1",
+            "--out", "out", "--name", "x", "--max-rejected", "0.1", "--overwrite"]  # fmt: skip
     # Those that would make it work for long are of no interest.
     odd = [
         "",
@@ -157,7 +166,8 @@ def image(folder: Path) -> Callable[[Random], Case]:
     bases = []
     for format, options in [
         ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG", {"exif": exif}), ("PNG", {}), ("PNG", {"exif": exif}),
-        ("WEBP", {}), ("GIF", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("BMP", {}), ("JPEG2000", {}), ("AVIF", {}),
+        ("WEBP", {}), ("GIF", {}), ("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("BMP", {}),
+        ("JPEG2000", {}), ("AVIF", {}),
     ]:  # fmt: skip
         stream = io.BytesIO()
         Image.fromarray(PIXELS).save(stream, format, **options)
@@ -232,8 +242,8 @@ def voc(folder: Path) -> Callable[[Random], Case]:
     root = folder / "VOC"
     good: dict[str, bytes] = {
         "ImageSets/Main/train.txt": b"1\n2  1\n3 -1\n",
-        "Annotations/1.xml": b"<annotation><size><width>60</width><height>40</height></size><object><name>cat</name><difficult>0"
-        b"</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>",
+        "Annotations/1.xml": b"<annotation><size><width>60</width><height>40</height></size><object><name>cat</name>"
+        b"<difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>",
         "SegmentationClass/1.png": encode(Image.fromarray(VALUES), "PNG"),
     }
     for number in (2, 3):
