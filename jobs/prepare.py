@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     common = Parser(add_help=False)
     common.add_argument("--out", required=True, help="data set folder; a further split is added to one that is there")
     common.add_argument("--add", action="store_true", help="add rows to a split that is there already")
-    common.add_argument("--name", help="name of the data set (default: of the source)")
+    common.add_argument("--name", type=printable, help="name of the data set (default: of the source)")
     common.add_argument("--max-rejected", type=fraction, default=0.01, help="largest share of bad rows (default 0.01)")
     common.add_argument("--overwrite", action="store_true", help="replace the data set at --out, with all its splits")
 
@@ -246,6 +246,13 @@ def fraction(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text}: a fraction of 0 to 1 is needed")
     return value
+
+
+def printable(text: str) -> str:
+    """A name that can be printed."""
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!r}: a name that can be printed is needed")
+    return text
 
 
 def names(text: str) -> list[str]:

@@ -272,7 +272,8 @@ def _size(item: Mapping[str, Any]) -> tuple[int, int] | None:
         height, width = int(item["height"]), int(item["width"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return (height, width) if height > 0 and width > 0 else None
+    # A number of hundreds of digits is as wrong as this one, and no float.
+    return (min(height, 2**31), min(width, 2**31)) if height > 0 and width > 0 else None
 
 
 def _is_root(key: Id, name: str, items: Sequence[Mapping[str, Any]]) -> bool:

@@ -146,7 +146,10 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode.startswith(("I", "F")):
         raise Reject("not convertible to RGB", f"mode {image.mode}: pixels of 32 bits have no brightness of their own")
-    return image.convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:  # Pillow's modes of premultiplied colours
+        raise Reject("not convertible to RGB", str(error)) from None
 
 
 def decode_labels(data: bytes) -> np.ndarray:

@@ -115,8 +115,9 @@ def _local(path: str | Path) -> Path:
     try:
         out = Path(path).expanduser().resolve()
         out.exists()
+        str(out).encode()
         return out
-    # The home of nobody, a NUL, a name that is too long.
+    # The home of nobody, a NUL, a name that is too long or no UTF-8.
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"--out {quoted(str(path))}: no usable path ({one_line(error, 100)})") from None
 

@@ -18,17 +18,19 @@ import yaml
 from PIL import Image
 
 from jobs import prepare
-from multas_ray.config_file import load_config, parse_config
+from multas_ray.config_file import load_config
 from multas_ray.data.class_maps import ClassMap, read_mask, voc_colours
 from multas_ray.data.image import decode_labels, decode_rgb, encode, to_stored, upright_rgb, upright_size
 from multas_ray.data.schema import read_info
 from multas_ray.data.voc import CLASSES, Devkit
+from multas_ray.documents import read_yaml
 from multas_ray.study.plan import Sweep, lay_out, load_study
 from multas_ray.study.search import parse_search
 from tests.fuzz.harness import Case, Kind
 from tests.fuzz.mutate import INTERESTING, encoded, mutated_bytes, mutated_tree
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+GOOD = CONFIGS / "animals_kd.yaml"
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8).repeat(5, 0).repeat(5, 1)
 VALUES = np.zeros((40, 60), np.uint8)
 VALUES[5:20, 10:30], VALUES[30:, 50:] = 8, 255
@@ -36,7 +38,7 @@ VALUES[5:20, 10:30], VALUES[30:, 50:] = 8, 255
 
 def config(folder: Path) -> Callable[[Random], Case]:
     """A configuration's file."""
-    trees = [yaml.safe_load(file.read_text()) for file in sorted(CONFIGS.glob("*.yaml"))]
+    trees = [read_yaml(file) for file in sorted(CONFIGS.glob("*.yaml"))]
     trees = [tree for tree in trees if "arms" not in tree]
 
     def make(rng: Random) -> Case:
@@ -49,25 +51,21 @@ def config(folder: Path) -> Callable[[Random], Case]:
 
 def override(folder: Path) -> Callable[[Random], Case]:
     """Values on the command line."""
-    sections = [
-        f"{name}.{key}" for name, section in parse_config({"data": {"path": "x"}}) for key in type(section).model_fields
-    ]
+    sections = [f"{name}.{key}" for name, section in load_config(GOOD) for key in type(section).model_fields]
 
     def make(rng: Random) -> Case:
         value = rng.choice(INTERESTING)
         text = f"{rng.choice(sections)}={json.dumps(value) if rng.random() < 0.5 else value}"
         if rng.random() < 0.5:
             text = mutated_bytes(rng, text.encode(errors="replace"), 4).decode("utf-8", "surrogateescape")
-        return text.encode(errors="replace"), lambda: parse_config(
-            {"data": {"path": "x"}, "train": {"run": "r", "steps": 9}}, [text]
-        ).to_yaml()
+        return text.encode(errors="replace"), lambda: load_config(GOOD, [text]).to_yaml()
 
     return make
 
 
 def study(folder: Path) -> Callable[[Random], Case]:
     """A study's file."""
-    trees = [yaml.safe_load(file.read_text()) for file in sorted(CONFIGS.glob("*.yaml"))]
+    trees = [read_yaml(file) for file in sorted(CONFIGS.glob("*.yaml"))]
     trees = [tree for tree in trees if "arms" in tree]
 
     def make(rng: Random) -> Case:
@@ -95,7 +93,7 @@ def search(folder: Path) -> Callable[[Random], Case]:
 
         def run() -> None:
             space = parse_search([text])
-            Sweep({"data": {"path": "x"}}, [text], "out", 1).config(
+            Sweep(read_yaml(GOOD), [text], "out", 1).config(
                 {path: domain.sample() for path, domain in space.items()}, "run"
             )
 
@@ -148,7 +146,9 @@ def flags(folder: Path) -> Callable[[Random], Case]:
             words[place] = (
                 rng.choice(odd)
                 if rng.random() < 0.7
-                else mutated_bytes(rng, words[place].encode()).decode("utf-8", "surrogateescape")
+                else mutated_bytes(rng, words[place].encode(errors="surrogateescape")).decode(
+                    "utf-8", "surrogateescape"
+                )
             )
             words[place] = (
                 words[place].replace("9", "1") if words[place].isdecimal() and len(words[place]) < 9 else words[place]
@@ -324,9 +324,9 @@ def predict_rows(folder: Path) -> Callable[[Random], Case]:
                 with place.open() as source, pq.ParquetFile(source) as parquet:
                     _check_columns(parquet.schema_arrow, place)
                     table = parquet.read(columns=COLUMNS)
+                    found = [str(value) for value in table["image_id"].to_pylist() if value is not None]
             except (OSError, pa.ArrowException):
                 return
-            found = [str(value) for value in table["image_id"].to_pylist() if value is not None]
             _check_names(found, "a.parquet")
             rows = read(table, 32).to_pylist()
             assert len(rows) == len(table)

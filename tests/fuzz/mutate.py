@@ -6,9 +6,9 @@ from random import Random
 from typing import Any
 
 INTERESTING = (
-    None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, -0.5, 0.1, 1e308, float("nan"), float("inf"), "", " ", "0",
-    "1e3", "nan", "x" * 1000, "a\nb", "\x1b[31mred", "\0", "../..", "/dev/zero", "s3://x/y", "~nobody/x", "[/red]", "<b>", "é",
-    "日本", "🙂", [], {}, [[]], [None], [0] * 1000, {"x": 1}, {"": None}, [1, "1"],
+    None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, -0.5, 0.1, 1e308, float("nan"), float("inf"), "", " ",
+    "0", "1e3", "nan", "x" * 1000, "a\nb", "\x1b[31mred", "\0", "../..", "/dev/zero", "s3://x/y", "~nobody/x", "[/red]",
+    "<b>", "é", "日本", "🙂", [], {}, [[]], [None], [0] * 1000, {"x": 1}, {"": None}, [1, "1"],
 )  # fmt: skip
 """Values that ought not to be where they are put."""
 HUGE = 10**400
