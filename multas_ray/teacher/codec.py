@@ -103,7 +103,8 @@ def pack_segmentation(logits: Tensor) -> Packed:
 
 def unpack_segmentation(packed: Sequence[bytes], device: torch.device) -> Tensor:
     """The answer as logarithms of probabilities (n, C, h, w), float32."""
-    shapes, rows = zip(*map(_read_segmentation, packed), strict=True)
+    shapes, buffers = zip(*map(_open_segmentation, packed), strict=True)
+    rows = [_take(buffer, np.uint16, len(buffer) // 2)[0] for buffer in buffers]
     classes, height, width = shapes[0]
     shape = (len(packed), classes, BLOCK, BLOCK, height // BLOCK, width // BLOCK)
     basis = cosine_basis(device)
@@ -144,7 +145,8 @@ def check_packed(task: Task, data: bytes, shapes: Collection[tuple[int, ...]]) -
     shape, _ = _head(data)
     if shape[: 2 if task == "det" else 3] not in shapes:
         raise ValueError(f"of the shape {shape}, not one of {sorted(shapes)}")
-    (_read_detection if task == "det" else _read_segmentation)(data)
+    # Of segmentation any numbers are an answer.
+    (_read_detection if task == "det" else _open_segmentation)(data)
 
 
 class _Seen(NamedTuple):
@@ -183,13 +185,12 @@ def _read_detection(data: bytes) -> _Seen:
     return _Seen((anchors, classes), rest, places, values, seen, codes.reshape(-1, 4))
 
 
-def _read_segmentation(data: bytes) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape (C, h, w), and (C * h * w,) uint16: the transform's bins, counted from zero to both sides."""
+def _open_segmentation(data: bytes) -> tuple[tuple[int, ...], memoryview]:
+    """Shape (C, h, w), and C * h * w uint16: the transform's bins, counted from zero to both sides."""
     shape, size = _head(data)
-    count = math.prod(shape)
-    if size != 2 * count:
+    if size != 2 * math.prod(shape):
         raise ValueError("of another size than it says")
-    return shape, _take(_decompress(data, size), np.uint16, count)[0]
+    return shape, _decompress(data, size)
 
 
 def _head(data: bytes) -> tuple[tuple[int, ...], int]:
