@@ -1,14 +1,18 @@
 """Partial annotation of a fully annotated source: a seeded, mutually exclusive draw of which row keeps which task."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from multas_ray.config import Task
 from multas_ray.data.reject import Reject
-from multas_ray.data.row import Row
 from multas_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from multas_ray.data.row import Row
 
 TASKS: tuple[Task, ...] = get_args(Task)
 

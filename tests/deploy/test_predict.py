@@ -147,7 +147,7 @@ def test_a_parquet_row_without_name_or_image_is_rejected(started_ray, checkpoint
     assert {(line["image_id"], line["detail"]) for line in lines} == {("", "image_id is null"), ("c", "image is null")}
 
 
-@pytest.mark.parametrize("ids", [["a", "a"], ["x/../a", "a"], ["/a", "a"], ["a", "a.png/b"], ["a\n", "a\t"]], ids=repr)
+@pytest.mark.parametrize("ids", [["a", "a"], ["../a", "a"], ["/a", "a"], ["a", "a.png/b"], ["a\n", "a\t"]], ids=repr)
 def test_names_of_which_one_would_overwrite_the_other_are_refused(started_ray, tmp_path, ids):
     pq.write_table(pa.table({"image_id": ids, "image": [PNG, PNG]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"one image only|is a file"):
