@@ -1,0 +1,186 @@
+"""What data sets are prepared from, and what is predicted for."""
+
+import io
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from jobs import prepare
+from multas_ray.data.class_maps import ClassMap
+from multas_ray.data.image import encode
+from multas_ray.data.voc import Devkit
+from tests.fuzz.harness import Case
+from tests.fuzz.mutate import INTERESTING, encoded, mutated_bytes, mutated_tree
+from tests.fuzz.pictures import PIXELS, VALUES
+
+
+def coco(folder: Path) -> Callable[[Random], Case]:
+    """An instances file, with which images and a data set are read and written."""
+    _pictures(folder / "images")
+    good = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 40, "width": 60} for n in (1, 2, 3)],
+        "categories": [{"id": 1, "name": "cat", "supercategory": "animal"}, {"id": 7, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [3, 4, 20, 10], "iscrowd": 0, "area": 200.0,
+             "segmentation": [[3, 4, 23, 4, 23, 14, 3, 14]]},
+            {"id": 2, "image_id": 1, "category_id": 7, "bbox": [30.5, 4, 5, 6], "iscrowd": 1,
+             "segmentation": {"size": [40, 60], "counts": [1200, 40, 1160]}},
+            {"id": 3, "image_id": 2, "category_id": 7, "bbox": [1, 1, 5, 5],
+             "segmentation": {"size": [40, 60], "counts": "X_15X00fUO"}},
+            {"id": 4, "image_id": 2, "category_id": 1, "bbox": [1, 1, 5, 5]},
+        ],
+    }  # fmt: skip
+
+    def make(rng: Random) -> Case:
+        data = encoded(rng, mutated_tree(rng, good))
+        (folder / "instances.json").write_bytes(data)
+        command = ["coco", "--images", str(folder / "images"), "--annotations", str(folder / "instances.json")]
+        command += rng.choice(
+            ([], [], ["--boxes-from-masks"], ["--empty", "skip"], ["--classes", "dog"], ["--partial", "det=1"])
+        )
+        return data, lambda: _prepare(folder, [*command, "--split", "train"])
+
+    return make
+
+
+def voc(folder: Path) -> Callable[[Random], Case]:
+    """A folder in VOC's layout: its lists, XML, masks and label map."""
+    root = folder / "VOC"
+    good: dict[str, bytes] = {
+        "ImageSets/Main/train.txt": b"1\n2  1\n3 -1\n",
+        "Annotations/1.xml": b"<annotation><size><width>60</width><height>40</height></size><object><name>cat</name>"
+        b"<difficult>0</difficult><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>30</xmax><ymax>20</ymax></bndbox></object></annotation>",
+        "SegmentationClass/1.png": encode(Image.fromarray(VALUES), "PNG"),
+    }
+    for number in (2, 3):
+        good[f"Annotations/{number}.xml"] = good["Annotations/1.xml"]
+        good[f"SegmentationClass/{number}.png"] = good["SegmentationClass/1.png"]
+    _pictures(root / "JPEGImages")
+    label_map = b"# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:64,0,0::\nroad:1,2,3::\n"
+
+    def make(rng: Random) -> Case:
+        files = dict(good)
+        if rng.random() < 0.2:
+            files["labelmap.txt"] = mutated_bytes(rng, label_map, 3)
+        for name in rng.sample(sorted(files), rng.choice((1, 1, 2))):
+            if name != "labelmap.txt":
+                files[name] = mutated_bytes(rng, files[name])
+        (root / "labelmap.txt").unlink(missing_ok=True)
+        for name, data in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+        role = rng.choice(("--full", "--det", "--seg"))
+        changed = b"\n".join(data for name, data in files.items() if data != good.get(name))
+        return changed, lambda: _prepare(folder, ["voc", "--root", str(root), role, rng.choice(("Main/train", "all"))])
+
+    return make
+
+
+def images_list(folder: Path) -> Callable[[Random], Case]:
+    """A list of images."""
+    root = folder / "VOC"
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    good = b"2008_000001 -1\r\nWhatsApp Image 2024\n\nday/1.jpg  1\n"
+
+    def make(rng: Random) -> Case:
+        data = mutated_bytes(rng, rng.choice((good, good.decode().encode("utf-16"))))
+        (root / "ImageSets" / "Main" / "train.txt").write_bytes(data)
+
+        def run() -> None:
+            devkit = Devkit(root)
+            for image_id in devkit.read_list("Main/train"):
+                for row in devkit.read_rows([(image_id, ("det",))], ClassMap(["cat"], ["cat"], {})):
+                    if isinstance(row, Exception):
+                        assert str(row.args[1]).isprintable()
+
+        return data, run
+
+    return make
+
+
+def predict_rows(folder: Path) -> Callable[[Random], Case]:
+    """Parquet files of images, and the names that they give them."""
+    from multas_ray.deploy.images import COLUMNS, _check_columns, _check_names
+    from multas_ray.deploy.outputs import safe_name
+    from multas_ray.deploy.predict import read
+    from multas_ray.storage import StoragePath
+
+    png = encode(Image.fromarray(PIXELS), "PNG")
+    names: list[Any] = [value for value in INTERESTING if isinstance(value, str)]
+
+    def make(rng: Random) -> Case:
+        ids = [rng.choice(names) + str(number) if rng.random() < 0.7 else None for number in range(3)]
+        pictures = [rng.choice((png, mutated_bytes(rng, png), None, b"")) for _ in ids]
+        kinds = [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.string())]
+        columns: dict[str, pa.Array] = {
+            "image_id": pa.array(ids, rng.choice(kinds[:3])),
+            "image": pa.array(pictures, rng.choice((pa.binary(), pa.large_binary()))),
+            "more": pa.array([[None]] * 3, kinds[3]),
+        }
+        if rng.random() < 0.2:
+            columns[rng.choice(COLUMNS)] = pa.array([rng.choice((1, 2.5, {"bytes": png}))] * 3)
+        stream = io.BytesIO()
+        pq.write_table(pa.table(columns), stream)
+        data = mutated_bytes(rng, stream.getvalue(), 4) if rng.random() < 0.5 else stream.getvalue()
+        (folder / "a.parquet").write_bytes(data)
+
+        def run() -> None:
+            place = StoragePath(folder / "a.parquet")
+            try:
+                with place.open() as source, pq.ParquetFile(source) as parquet:
+                    _check_columns(parquet.schema_arrow, place)
+                    table = parquet.read(columns=COLUMNS)
+                    found = [str(value) for value in table["image_id"].to_pylist() if value is not None]
+            except (OSError, pa.ArrowException):
+                return
+            _check_names(found, "a.parquet")
+            rows = read(table, 32).to_pylist()
+            assert len(rows) == len(table)
+            for row in rows:
+                assert len(row["pixels"]) == 3 * 32 * 32
+                assert ".." not in Path(safe_name(row["image_id"])).parts
+
+        return data, run
+
+    return make
+
+
+def _pictures(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number in (1, 2, 3):
+        Image.fromarray(PIXELS).save(folder / f"{number}.jpg")
+
+
+def _prepare(folder: Path, command: list[str]) -> None:
+    """Run the job, and look at what it wrote with other eyes than its own."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    prepare.main([*command, "--out", str(out), "--max-rejected", "0.7"])
+    info = json.loads((out / "dataset.json").read_text())
+    rows = pq.read_table(out / "train").to_pylist()
+    assert len({row["image_id"] for row in rows}) == len(rows) == sum(info["splits"]["train"].values())
+    for row in rows:
+        with Image.open(io.BytesIO(row["image"])) as picture:
+            picture.load()
+            assert (picture.height, picture.width) == (row["height"], row["width"])
+        assert len(row["boxes"]) == len(row["labels"]) == len(row["difficult"])
+        assert row["has_det"] or not row["boxes"]
+        for x1, y1, x2, y2 in row["boxes"]:
+            assert all(map(math.isfinite, (x1, y1, x2, y2)))
+            assert 0 <= x1 < x2 <= row["width"]
+            assert 0 <= y1 < y2 <= row["height"]
+        assert all(0 <= label < len(info["det_classes"]) for label in row["labels"])
+        assert row["has_seg"] == (row["mask"] is not None)
+        if row["mask"]:
+            values = np.asarray(Image.open(io.BytesIO(row["mask"])))
+            assert values.shape == (row["height"], row["width"])
+            assert set(np.unique(values)) <= {*range(len(info["seg_classes"])), 255}
