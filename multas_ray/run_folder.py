@@ -1,11 +1,10 @@
 """What a run's folder tells. A killed writer, a full disk or another program may have left anything there: lines that
 are not what a run writes are passed over, and where the rest depends on a file, it is named."""
 
-import math
 from contextlib import suppress
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from multas_ray.documents import read_json, read_model
 from multas_ray.errors import UserError, one_line
@@ -17,7 +16,10 @@ REJECTED, BAD_STEPS, ERRORS = "rejected.jsonl", "bad_steps.jsonl", "errors.log"
 PROGRESS, SAMPLES, WANDB_ID = "progress.json", "samples", "wandb_id"
 
 Line = TypeVar("Line", bound=BaseModel)
-Metrics = dict[str, int | FiniteFloat]
+LARGEST = 1e300
+Number = Annotated[int | float, Field(gt=-LARGEST, lt=LARGEST)]
+"""What plots and tables can show: also a little more than it is still finite. JSON's integers have no end."""
+Metrics = dict[str, Number]
 
 
 class Result(BaseModel):
@@ -28,7 +30,7 @@ class Result(BaseModel):
     best: Metrics
     """Of the one with the highest score, with its step."""
     steps: int = Field(ge=0)
-    seconds: FiniteFloat = Field(ge=0)
+    seconds: Number = Field(ge=0)
     checkpoint: str
     """The best one's folder, from the run's."""
 
@@ -76,7 +78,7 @@ def read_result(run: Location) -> dict[str, Any] | None:
 def read_metrics(run: Location) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl: each with a step, and numbers by name."""
     lines = [
-        {name: value for name, value in line.items() if type(value) in (int, float) and abs(value) < math.inf}
+        {name: value for name, value in line.items() if type(value) in (int, float) and abs(value) < LARGEST}
         for line in read_lines(StoragePath(run) / METRICS)
     ]
     return [line for line in lines if isinstance(line.get("step"), int)]

@@ -43,12 +43,12 @@ class Outcome:
             for metric, value in result["final"].items():
                 found[metric][seed] = value
             single = {
-                task: self.arms[task][seed]["final"][metric]
+                task: self.arms.get(task, {}).get(seed, {"final": {}})["final"].get(metric)
                 for task, metric in TASK_METRIC.items()
-                if seed in self.arms.get(task, {})
             }
             own = {task: result["final"].get(metric) for task, metric in TASK_METRIC.items()}
-            if len(single) == len(TASK_METRIC) and None not in own.values():
+            # Over a network that has learnt nothing there is no relative gain.
+            if all(single.values()) and None not in own.values():
                 found[GAIN][seed] = multi_task_gain(own, single)
         return dict(found)
 

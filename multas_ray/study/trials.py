@@ -7,7 +7,7 @@ from time import sleep
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat
+from pydantic import BaseModel, Field
 from ray import tune
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +18,7 @@ from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import count_parameters
 from multas_ray.model.weights import load_network
 from multas_ray.ray_setup import cluster_cores, cluster_gpus, on_cluster, start_ray, warn_if_passing
-from multas_ray.run_folder import read_metrics, read_result
+from multas_ray.run_folder import Metrics, Number, read_metrics, read_result
 from multas_ray.storage import StoragePath
 from multas_ray.study.plan import Study, Trial, change_paths, lay_out
 from multas_ray.teacher.precompute import precompute
@@ -34,15 +34,14 @@ class Kept(BaseModel):
 
     arm: str
     seed: int
-    final: dict[str, FiniteFloat]
-    """Metrics."""
+    final: Metrics
     steps: int
-    seconds: FiniteFloat
-    million_parameters: FiniteFloat
-    gmacs: FiniteFloat
+    seconds: Number
+    million_parameters: Number
+    gmacs: Number
     needs: list[Annotated[str, Field(pattern=r"^.+-\d+$")]]
     """Names of other trials."""
-    curve: list[dict[str, int | FiniteFloat]]
+    curve: list[Metrics]
     """Its evaluations."""
     config: Config
 

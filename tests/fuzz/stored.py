@@ -347,10 +347,10 @@ def results(folder: Path) -> Callable[[Random], Case]:
         results=str(folder / "results"),
         seeds=[0],
         base={"data": {"path": "nowhere"}, "model": {"pretrained": False}, "train": {"steps": 9}},
-        arms={"det": {}, "mtl": {"train": {"steps": 50}}},
+        arms={"det": {}, "seg": {}, "mtl": {"train": {"steps": 50}}},
     )
     trials = lay_out(study)
-    metrics = {"det/AP50": 40.0, "det/AP50/cat": 3.0, "seg/mIoU": 5.0, "score": 22.0}
+    metrics = {"det/AP": 20.0, "det/AP50": 40.0, "det/AP50/cat": 3.0, "seg/mIoU": 5.0, "score": 22.0}
     good = {
         name: {
             "arm": trial.arm, "seed": trial.seed, "final": metrics, "steps": trial.config.train.steps, "seconds": 3.0,
