@@ -18,7 +18,7 @@ $(error no Python 3.11 to 3.14 with venv and ensurepip among: $(or $(PYTHON),$(P
 endif
 endif
 
-.PHONY: demo test test-all check format clean remake
+.PHONY: demo test test-all fuzz check format clean remake
 demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
@@ -27,6 +27,12 @@ test: check
 
 test-all: check
 	$(BIN)/python -m pytest -m ""
+
+# Malformed inputs of every kind (tests/fuzz): make fuzz N=10000 SEED=1 is about half an hour.
+N := 1000
+SEED := 0
+fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz --inputs $(N) --seed $(SEED)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -41,7 +47,7 @@ format: $(READY)
 SHOWN := ^(Downloading|Using cached) .* [MG]B\)|^Processing .*\.whl|^Installing collected packages|.*(ERROR|rror:).*
 $(READY): pyproject.toml constraints.txt $(if $(shell $(WHOLE) && echo whole),,remake)
 	@if $(WHOLE); then echo "bringing .venv up to date"; else \
-	    echo "installing into .venv with $(FOUND): about 6.5 GB, 3 to 6 minutes"; \
+	    echo "installing into .venv with $(FOUND): about 6.5 GB, 3 to 7 minutes"; \
 	    rm -rf .venv; "$(FOUND)" -m venv .venv; fi
 	@rm -f $@
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
