@@ -113,6 +113,7 @@ def test_a_run_keeps_its_precision_on_other_hardware(make_config, hardware, star
     assert Path(run_report(run).path).read_text().count("<td>bfloat16</td>") == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_before_that_names_its_precision_goes_on_with_auto(make_config, hardware, started_ray, tmp_path):
     """Its attempts do not tell, its configuration does."""
     run = tmp_path / "run"

@@ -76,6 +76,7 @@ def progress(tmp_path: Path) -> dict:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_training_that_is_stopped_goes_on_from_where_it_said(train, tmp_path):
     job = train()
     wait_for(job, lambda: progress(tmp_path).get("step", 0) >= 4)

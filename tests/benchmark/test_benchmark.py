@@ -73,6 +73,7 @@ def test_simulated_teachers_answer_in_the_shapes_of_real_ones_and_take_their_tim
         np.testing.assert_array_equal(answer[f"{task}.digest"], digests(images))
 
 
+@pytest.mark.slow
 def test_simulated_students_go_at_the_pace_of_slow_teachers(started_ray, scenes_path) -> None:
     pools = {"fast": start_simulated_pool(0.01, 1, 64), "slow": start_simulated_pool(0.4, 1, 64)}
     cases = [Case("fast", 1, warmup=6, steps=6), Case("slow", 1, warmup=6, steps=6)]

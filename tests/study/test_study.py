@@ -198,6 +198,7 @@ def test_trials_run_once_and_their_results_stand_for_them(make_study, started_ra
         run_study(changed)
 
 
+@pytest.mark.slow
 def test_a_failed_trial_takes_its_students_with_it_and_no_other(make_study, started_ray, tmp_path, monkeypatch, capsys):
     arms = {
         "det": {"model": {"tasks": ["det"]}, "data": {"train": "absent"}},

@@ -85,6 +85,7 @@ def test_a_batch_of_nothing_but_broken_rows_is_trained_through(started_ray, make
     assert lines[-1]["bad_steps"] == 0
 
 
+@pytest.mark.slow
 def test_a_shard_that_vanishes_ends_the_run_with_its_name(started_ray, make_config, data):
     config = make_config(
         data={"path": str(data), "size": 64, "workers": 1},
