@@ -97,7 +97,7 @@ class Instances:
         names: dict[Id, str] = {}
         for item in items:
             key, name = _id(item.get("id")), item.get("name")
-            if name is None or isinstance(name, dict | list):
+            if name in (None, "") or isinstance(name, dict | list):
                 raise UserError(f"{path}: category {quoted(item.get('id'))} has no name")
             if names.setdefault(key, str(name)) != str(name):
                 raise UserError(

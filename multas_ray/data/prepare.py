@@ -14,12 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import ValidationError
 
 from multas_ray.data.image import encode
+from multas_ray.data.index import read_shard
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, check_row
 from multas_ray.data.schema import IGNORE, SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
+from multas_ray.documents import explain
 from multas_ray.errors import UserError, one_line, quoted
+from multas_ray.storage import StoragePath
 
 ROW_GROUP, GROUP_BYTES = 64, 8_000_000
 """The most rows of a row group, and the bytes of images that fill one: the unit that training reads and shuffles. With
@@ -78,10 +82,22 @@ def write_dataset(
         add: rows may be added to a split that is there.
 
     Raises:
-        UserError: `path` cannot be written to, too many rows were rejected, or a split has none left.
+        UserError: `path` cannot be written to, a class has no name, too many rows were rejected, or a split has none
+            left.
     """
     out = _local(path)
     present = _present(out, overwrite, add, splits, det_classes, seg_classes)
+    try:
+        info = DatasetInfo(
+            name=name,
+            det_classes=list(det_classes),
+            seg_classes=list(seg_classes),
+            splits={split: {} for split in splits},
+            source=source,
+            command=command,
+        )
+    except ValidationError as error:
+        raise UserError(f"{source or out}: {explain(error, DatasetInfo)}") from None
     summary = Summary()
     stage = _folder_beside(out)
     try:
@@ -91,14 +107,7 @@ def write_dataset(
                 accepted = _accepted(rows, split, len(det_classes), len(seg_classes), seen, summary, rejections)
                 summary.rows[split] = _write_shards(stage / split, accepted)
         _judge(summary, max_rejected, stage / REJECTED, out)
-        info = DatasetInfo(
-            name=name,
-            det_classes=list(det_classes),
-            seg_classes=list(seg_classes),
-            splits=summary.rows,
-            source=source,
-            command=command,
-        )
+        info.splits = summary.rows
         if present:
             _add_splits(out, stage, present, info)
         else:
@@ -175,10 +184,7 @@ def _folder_beside(out: Path) -> Path:
 
 def _stored_ids(split: Path) -> Iterator[str]:
     for file in sorted(split.glob("*.parquet")):
-        try:
-            yield from pq.read_table(file, columns=["image_id"])["image_id"].to_pylist()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file}: not a readable Parquet shard ({error})") from None
+        yield from read_shard(StoragePath(file), lambda shard: shard.read(columns=["image_id"])["image_id"].to_pylist())
 
 
 def _accepted(

@@ -74,7 +74,7 @@ def find_images(source: str, split: str, follow_links: bool = False) -> Images:
         raise UserError(f"{source}: no image and no Parquet file here ({len(left_out)} other files)")
     names = [_below(path, StoragePath(base)) for path in images]
     ids = image_ids(names)
-    _check_names(ids, source)
+    check_names(ids, source)
     rows = [
         {"image_id": image_id, "file_name": name, "path": path.uri}
         for image_id, name, path in zip(ids, names, images, strict=True)
@@ -92,18 +92,27 @@ def _exists(source: str) -> bool:
 def _from_parquet(shards: list[StoragePath], left_out: list[Reject]) -> Images:
     ids: list[str] = []
     for shard in shards:
-        try:
-            with shard.open() as stream, pq.ParquetFile(stream) as parquet:
-                _check_columns(parquet.schema_arrow, shard)
-                # Nulls are told row by row.
-                found = parquet.read(columns=["image_id"])["image_id"].to_pylist()
-                ids += [str(image_id) for image_id in found if image_id is not None]
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{shard}: not a readable Parquet file ({first_line(error)})") from None
-    _check_names(ids, ", ".join(map(str, shards[:3])))
+        ids += read_names(shard)
+    check_names(ids, ", ".join(map(str, shards[:3])))
     paths = [shard.path for shard in shards]
     rows = ray.data.read_parquet(paths, filesystem=shards[0].filesystem, columns=COLUMNS)
     return Images(rows, len(ids), left_out)
+
+
+def read_names(shard: StoragePath) -> list[str]:
+    """Names of the images of a Parquet file; nulls are told row by row, later.
+
+    Raises:
+        UserError: the file is broken, or has other columns.
+    """
+    try:
+        with shard.open() as stream, pq.ParquetFile(stream) as parquet:
+            _check_columns(parquet.schema_arrow, shard)
+            found = parquet.read(columns=["image_id"])["image_id"].to_pylist()
+    # A ValueError: text that is no UTF-8.
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{shard}: not a readable Parquet file ({first_line(error)})") from None
+    return [str(image_id) for image_id in found if image_id is not None]
 
 
 def _check_columns(schema: pa.Schema, shard: StoragePath) -> None:
@@ -131,7 +140,7 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def _check_names(ids: Sequence[str], source: str) -> None:
+def check_names(ids: Sequence[str], source: str) -> None:
     """Refuse names of which one image's files would overwrite another's."""
     files: dict[str, str] = {}
     for image_id in ids:

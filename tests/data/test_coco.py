@@ -287,6 +287,7 @@ def test_files_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
         ({"images": [image, image | {"id": "7", "file_name": "8.jpg"}]}, "image id 7 stands twice .'007.jpg', '8.jpg'"),
         ({"categories": [*CATEGORIES, {"id": "1", "name": "cat"}]}, "category id 1 is 'person' and 'cat'"),
         ({"categories": [{"id": 1}]}, "category 1 has no name"),
+        ({"categories": [*CATEGORIES, {"id": 2, "name": ""}]}, "category 2 has no name"),
         ({"categories": [{"id": 1, "name": "Background"}]}, "background is no class"),
         ({"images": [{"id": 7}]}, "image 7 has no id or no file_name"),
         ({"images": [{"file_name": "007.jpg"}]}, "no id or no file_name"),

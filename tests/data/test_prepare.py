@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from multas_ray.data import prepare
 from multas_ray.data.prepare import write_dataset
 from multas_ray.data.reject import Reject
+from multas_ray.data.row import Row
 from multas_ray.data.schema import SCHEMA, read_info
 from multas_ray.errors import UserError
 from tests.data.rows import DET, SEG, make_row
@@ -151,6 +153,17 @@ def test_unusable_outputs(tmp_path: Path) -> None:
     for split in ("../train", "..", "", "a/b", "a\n", "x" * 300):
         with pytest.raises(UserError, match="plain folder name"):
             write_dataset(tmp_path / "set", "toy", DET, SEG, {split: [make_row()]})
+
+
+def test_classes_that_are_none_are_refused_before_a_row_is_read(tmp_path: Path) -> None:
+    def rows() -> Iterator[Row]:
+        raise AssertionError("read")
+        yield
+
+    for classes, words in ((["cat", ""], "at least 1 character"), (["cat", "cat"], "'cat' stands there 2 times")):
+        with pytest.raises(UserError, match=rf"^labels.json: det_classes.*{words}"):
+            write_dataset(tmp_path / "set", "toy", classes, SEG, {"train": rows()}, source="labels.json")
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_split_is_added_to_a_data_set(tmp_path: Path) -> None:

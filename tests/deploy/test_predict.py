@@ -164,6 +164,10 @@ def test_parquet_files_of_other_columns_are_refused(started_ray, tmp_path):
         pq.write_table(pa.table(columns), file)
         with pytest.raises(UserError, match=has):
             find_images(str(tmp_path), "val")
+    pq.write_table(pa.table({"image_id": ["naïve"], "image": [b"x"]}), file, compression="none", use_dictionary=False)
+    file.write_bytes(file.read_bytes().replace("naïve".encode(), b"na\xff\xffve"))
+    with pytest.raises(UserError, match=r"a.parquet: not a readable Parquet file \('utf-8' codec"):
+        find_images(str(tmp_path), "val")
     file.write_bytes(b"PAR1 and nothing more")
     with pytest.raises(UserError, match=r"a.parquet: not a readable Parquet file"):
         find_images(str(tmp_path), "val")

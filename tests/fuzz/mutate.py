@@ -64,7 +64,8 @@ def mutated_tree(rng: Random, tree: Any, changes: int | None = None) -> Any:
             if place in (other if isinstance(other, dict) else range(len(other))):
                 parent[key] = deepcopy(other[place])
         elif isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
-            parent[key] = rng.choice((-parent[key], parent[key] * 1000, str(parent[key]), parent[key] + 0.5, HUGE))
+            number = parent[key] if abs(parent[key]) < 1e300 else 7
+            parent[key] = rng.choice((-number, number * 1000, str(number), number + 0.5, HUGE))
     return tree
 
 

@@ -30,7 +30,7 @@ from multas_ray.study.outcome import summary_tables
 from multas_ray.study.plan import Study, lay_out
 from multas_ray.study.trials import portable, read_results
 from multas_ray.teacher import codec
-from multas_ray.teacher.store import SCHEMA, StoredTeacher, StoreInfo, StoreReader, _read_file, file_of
+from multas_ray.teacher.store import SCHEMA, StoredTeacher, StoreInfo, StoreReader, _read_file, check_store, file_of
 from multas_ray.teacher.teacher import to_tensors
 from multas_ray.train.trainer import Trainer
 from tests.data.shards import INFO, changed, row, table_of, write_set
@@ -193,6 +193,7 @@ def store(folder: Path) -> Callable[[Random], Case]:
 
         def run() -> None:
             _read_file.cache_clear()
+            check_store(str(place), good)
             found = to_tensors(StoreReader(str(place), index, lambda _: rows)(batch), CPU)
             assert {len(value) for value in found.values()} == {3}
             assert all(value.isfinite().all() for value in found.values())
