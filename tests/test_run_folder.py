@@ -46,7 +46,14 @@ def test_a_result_is_what_was_written(run):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"steps": "six"}, {"final": [1]}, {"seconds": float("nan")}, {"best": {"step": None}}, {"checkpoint": 1}],
+    [
+        {"steps": "six"},
+        {"final": [1]},
+        {"seconds": float("nan")},
+        {"final": {"x": 10**400}},
+        {"best": {"step": None}},
+        {"checkpoint": 1},
+    ],
     ids=str,
 )
 def test_a_result_that_is_none_is_named(run, changes):
@@ -78,12 +85,14 @@ def test_rubbish_is_passed_over_and_the_rest_is_told(run, content):
     [
         ({"step": 1, "loss/total": "high", "det/AP": [1], "lr": True, "seg/mIoU": 2}, {"step": 1, "seg/mIoU": 2}),
         ({"step": 1, "loss/total": float("nan"), "lr": float("inf")}, {"step": 1}),
+        ({"step": 1, "loss/total": 10**400, "lr": 1e301}, {"step": 1}),
+        ({"step": 10**400, "loss/total": 1.0}, None),
         ({"step": 1, "det/AP/\ud800": 1.0}, None),
         ({"step": 1, "det/AP/\U0001f431": 2.0}, {"step": 1, "det/AP/\U0001f431": 2.0}),
         ({"step": "1"}, None),
         ({"loss/total": 1.0}, None),
     ],
-    ids=range(6),
+    ids=range(8),
 )
 def test_metrics_are_numbers_with_a_step(run, line: dict[str, Any], kept: dict[str, Any] | None):
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")

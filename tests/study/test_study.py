@@ -259,6 +259,21 @@ def fake(arm: str, seed: int, **final: float) -> dict:
     return {"arm": arm, "seed": seed, "final": final, "needs": needs, "curve": curve, **costs}
 
 
+@pytest.mark.parametrize("single", [{"det/AP": 0.0}, {"det/AP50": 1.0}, None], ids=["nothing", "another", "missing"])
+def test_there_is_no_gain_over_an_arm_that_has_learnt_nothing(make_study, single):
+    study = make_study({"det": {}, "seg": {}, "kd": {}}, seeds=[0])
+    results = {
+        "seg-0": fake("seg", 0, **{"seg/mIoU": 50.0}),
+        "kd-0": fake("kd", 0, **{"det/AP": 9.0, "seg/mIoU": 55.0}),
+    }
+    if single is not None:
+        results["det-0"] = fake("det", 0, **single)
+    write_outcome(study, results)
+
+    found = json.loads((Path(study.results) / "extras.json").read_text())
+    assert found["arms"]["kd"]["metrics"].keys() == {"det/AP", "seg/mIoU"}
+
+
 def test_the_outcome_has_means_intervals_and_paired_differences(make_study, tmp_path):
     study = make_study({"det": {}, "seg": {}, "kd": {}, "odd": {}}, seeds=[0, 1, 2])
     results = {}
