@@ -102,19 +102,21 @@ def _orientation(image: Image.Image) -> int:
     return turn if 1 <= turn <= 8 else 1
 
 
-def decode_rgb(data: bytes, *, upright: bool) -> Tensor:
+def decode_rgb(data: bytes, *, upright: bool, size: tuple[int, int] | None = None) -> Tensor:
     """The pixels of an encoded image.
 
     Args:
         upright: turn it as EXIF says, as viewers do. Images of a data set are upright, whatever their EXIF says.
+        size: height and width that it must have as it is stored: seen before memory is taken for its pixels.
 
     Returns:
         (3, H, W) uint8 RGB.
 
     Raises:
-        Reject: it is broken, too large, or has no RGB meaning.
+        Reject: it is broken, too large, of another size, or has no RGB meaning.
     """
     with opened(data) as image:
+        _check_size(image, size, "image")
         turn = _orientation(image) if upright else 1
         if image.format == "JPEG" and image.mode in ("RGB", "L") and turn == 1:
             # The same pixels as Pillow's and 0.3 of 1.1 ms less for 640 x 426. Not for PNGs, on some of which that
@@ -152,19 +154,29 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         raise Reject("not convertible to RGB", str(error)) from None
 
 
-def decode_labels(data: bytes) -> np.ndarray:
+def decode_labels(data: bytes, *, size: tuple[int, int] | None = None) -> np.ndarray:
     """The values of an encoded mask: indices of a palette, or grey levels.
+
+    Args:
+        size: see `decode_rgb`.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        Reject: it is broken, or of another mode.
+        Reject: it is broken, of another mode, or of another size.
     """
     with opened(data, "broken mask") as image:
+        _check_size(image, size, "mask")
         if image.mode not in ("P", "L"):
             raise Reject("broken mask", f"class ids are needed (a grey or palette PNG), found mode {image.mode}")
-        return np.asarray(image)
+        return np.array(image)
+
+
+def _check_size(image: Image.Image, size: tuple[int, int] | None, what: str) -> None:
+    if size is not None and (image.height, image.width) != size:
+        found = f"it has {image.width}x{image.height} pixels"
+        raise Reject(f"{what} of another size", f"{found}, its row says {size[1]}x{size[0]}")
 
 
 def to_stored(data: bytes, *, exif: bool = True) -> Stored:

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from PIL import ImageFile
+from torchvision.io import ImageReadMode, decode_image
 
 from multas_ray.config import AugmentConfig
 from multas_ray.data.carve import carve
@@ -131,21 +134,28 @@ def test_what_a_row_is_not_annotated_for_is_not_looked_at(tmp_path: Path) -> Non
     assert second[1].keys() == {"image", "boxes", "labels", "difficult"}
 
 
-def test_a_png_stands_in_memory_as_it_always_did(tmp_path: Path) -> None:
-    """Resized images are others by a last bit if not, and stored soft targets would not fit them."""
-    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    index = read_index(write_set(tmp_path, table_of([row(0, image=encoded(pixels))])), "train")
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_an_image_stands_in_memory_as_torchvision_puts_it(tmp_path: Path, format: str) -> None:
+    """Of another layout, a resized image may have other pixels, by a last bit, which stored soft targets do not fit."""
+    data = encoded(np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), format)
+    index = read_index(write_set(tmp_path, table_of([row(0, image=data)])), "train")
     image = read_sample(index, 0)[1]["image"]
-    assert image.is_contiguous()
-    np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels)
+    expected = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    assert image.stride() == expected.stride()
+    assert torch.equal(image, expected)
 
 
-def test_a_large_image_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for decoder in ("decode_rgb", "decode_labels"):
-        monkeypatch.setattr(f"multas_ray.data.read.{decoder}", lambda data, **_: pytest.fail("memory for its pixels"))
-    index = read_index(
-        write_set(tmp_path, table_of([row(0, image=encoded(np.zeros((9000, 9000), np.uint8)))])), "train"
-    )
+@pytest.mark.parametrize("what", ["image", "mask"])
+def test_a_large_image_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    large = encoded(np.zeros((9000, 9000), np.uint8))
+    index = read_index(write_set(tmp_path, table_of([row(0, **{what: large})])), "train")
+    load = ImageFile.ImageFile.load
+
+    def small(image: ImageFile.ImageFile) -> Any:
+        assert image.size == (WIDTH, HEIGHT), "memory for its pixels"
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", small)
     with pytest.raises(Reject, match="9000x9000"):
         read_sample(index, 0)
 
