@@ -28,7 +28,7 @@ test: check
 test-all: check
 	$(BIN)/python -m pytest -m ""
 
-# Malformed inputs of every kind (tests/fuzz): make fuzz N=10000 SEED=1 is about half an hour.
+# Malformed inputs of every kind (tests/fuzz): make fuzz N=10000 SEED=1 takes about five minutes.
 N := 1000
 SEED := 0
 fuzz: $(READY)
