@@ -128,7 +128,7 @@ def test_without_a_python_one_line_says_what_was_looked_for(
 def test_an_installation_shows_that_it_is_under_way(machine: Machine) -> None:
     machine.python("python3", (3, 12))
     assert machine.make("demo").stdout.splitlines() == [
-        "installing into .venv with python3: about 6.5 GB, 3 to 6 minutes",
+        "installing into .venv with python3: about 6.5 GB, 3 to 7 minutes",
         "Downloading torch-2.whl (900.1 MB)",
         "Installing collected packages",
         ".venv/bin/python jobs/demo.py",
