@@ -22,7 +22,7 @@ from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, check_row
 from multas_ray.data.schema import IGNORE, SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
 from multas_ray.documents import explain
-from multas_ray.errors import UserError, one_line, quoted
+from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.storage import StoragePath
 
 ROW_GROUP, GROUP_BYTES = 64, 8_000_000
@@ -184,7 +184,11 @@ def _folder_beside(out: Path) -> Path:
 
 def _stored_ids(split: Path) -> Iterator[str]:
     for file in sorted(split.glob("*.parquet")):
-        yield from read_shard(StoragePath(file), lambda shard: shard.read(columns=["image_id"])["image_id"].to_pylist())
+        try:
+            ids = read_shard(StoragePath(file), lambda shard: shard.read(columns=["image_id"])["image_id"].to_pylist())
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({first_line(error)})") from None
+        yield from ids
 
 
 def _accepted(

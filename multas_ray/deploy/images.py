@@ -2,9 +2,10 @@
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from multas_ray.data.files import Folder, image_ids
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.deploy.outputs import safe_name
+from multas_ray.deploy.workers import CPUS_PER_TASK
 from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.storage import StoragePath
 
@@ -25,7 +27,9 @@ OTHERS = (
 )  # fmt: skip
 """Ends of the names of files that are not tried as images. All others are: names lie, and new formats come."""
 COLUMNS = ["image_id", "image"]
-"""Of a Parquet file: a name, and the encoded image."""
+"""Of a Parquet file: a name, and the encoded image (Hugging Face's {bytes, path} too)."""
+ROWS = 16
+"""Of a Parquet file that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Images:
     """Images to predict on."""
 
     rows: ray.data.Dataset
-    """`image_id` with either `image` (encoded bytes; Hugging Face's {bytes, path} too), or `path` (where they are) and
+    """`image_id` with either `image` (encoded bytes) and `problem` (why there are none), or `path` (where they are) and
     `file_name` (the path below the source)."""
     count: int
     left_out: list[Reject] = field(default_factory=list)
@@ -91,16 +95,21 @@ def _exists(source: str) -> bool:
 
 def _from_parquet(shards: list[StoragePath], left_out: list[Reject]) -> Images:
     ids: list[str] = []
+    groups: list[dict[str, Any]] = []
     for shard in shards:
-        ids += read_names(shard)
+        names, count = read_names(shard)
+        ids += names
+        groups += [{"path": shard.uri, "group": group} for group in range(count)]
     check_names(ids, ", ".join(map(str, shards[:3])))
-    paths = [shard.path for shard in shards]
-    rows = ray.data.read_parquet(paths, filesystem=shards[0].filesystem, columns=COLUMNS)
+    # Not by Ray Data's reader, which ends the job, in hundreds of lines, where one page of a file is broken.
+    rows = ray.data.from_items(groups).map_batches(
+        read_groups, batch_size=1, batch_format="pyarrow", num_cpus=CPUS_PER_TASK
+    )
     return Images(rows, len(ids), left_out)
 
 
-def read_names(shard: StoragePath) -> list[str]:
-    """Names of the images of a Parquet file; nulls are told row by row, later.
+def read_names(shard: StoragePath) -> tuple[list[str], int]:
+    """Names of the images of a Parquet file, and its number of row groups; nulls are told row by row, later.
 
     Raises:
         UserError: the file is broken, or has other columns.
@@ -108,11 +117,41 @@ def read_names(shard: StoragePath) -> list[str]:
     try:
         with shard.open() as stream, pq.ParquetFile(stream) as parquet:
             _check_columns(parquet.schema_arrow, shard)
-            found = parquet.read(columns=["image_id"])["image_id"].to_pylist()
+            names = _names(parquet.read(columns=["image_id"]))
+            return [name for name in names if name is not None], parquet.num_row_groups
     # A ValueError: text that is no UTF-8.
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{shard}: not a readable Parquet file ({first_line(error)})") from None
-    return [str(image_id) for image_id in found if image_id is not None]
+
+
+def read_groups(groups: pa.Table) -> Iterator[pa.Table]:
+    """The rows of some row groups, `path` and `group`, a few at a time: see `Images.rows`. Where one cannot be read to
+    its end, the rows that are left have a `problem` in place of their image."""
+    for item in groups.to_pylist():
+        shard, group, done = StoragePath(item["path"]), item["group"], 0
+        try:
+            with shard.open() as stream, pq.ParquetFile(stream) as parquet:
+                _check_columns(parquet.schema_arrow, shard)
+                for batch in parquet.iter_batches(ROWS, row_groups=[group], columns=COLUMNS):
+                    yield _table(_names(batch), _encoded(batch))
+                    done += len(batch)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            with shard.open() as stream, pq.ParquetFile(stream) as parquet:
+                names = _names(parquet.read_row_group(group, columns=["image_id"]))[done:]
+            yield _table(names, [None] * len(names), f"{shard}: row group {group}: {first_line(error)}")
+
+
+def _table(names: list[str | None], images: list[bytes | None], problem: str | None = None) -> pa.Table:
+    columns = {"image_id": names, "image": images, "problem": [problem] * len(names)}
+    return pa.table(columns, pa.schema({"image_id": pa.string(), "image": pa.binary(), "problem": pa.string()}))
+
+
+def _names(rows: pa.Table | pa.RecordBatch) -> list[str | None]:
+    return [None if name is None else str(name) for name in rows["image_id"].to_pylist()]
+
+
+def _encoded(rows: pa.RecordBatch) -> list[bytes | None]:
+    return [image["bytes"] if isinstance(image, dict) else image for image in rows["image"].to_pylist()]
 
 
 def _check_columns(schema: pa.Schema, shard: StoragePath) -> None:

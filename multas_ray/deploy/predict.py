@@ -125,7 +125,7 @@ def read(table: pa.Table, size: int) -> pa.Table:
 
 
 def _read(row: Row, size: int) -> Row:
-    name = "" if row["image_id"] is None else str(row["image_id"])
+    name = row["image_id"] or ""
     names = {"image_id": name, "file_name": row.get("file_name", name)}
     try:
         data = _bytes_of(row)
@@ -144,10 +144,11 @@ def _bytes_of(row: Row) -> bytes:
         return StoragePath(row["path"]).read_bytes()
     if row["image_id"] is None:
         raise Reject("no name", "image_id is null")
-    image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
-    if image is None:
+    if row["problem"] is not None:
+        raise Reject("broken Parquet file", row["problem"])
+    if row["image"] is None:
         raise Reject("broken image", "image is null")
-    return image
+    return row["image"]
 
 
 def _problem(image_id: str, reject: Reject) -> str:

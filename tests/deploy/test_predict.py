@@ -147,6 +147,26 @@ def test_a_parquet_row_without_name_or_image_is_rejected(started_ray, checkpoint
     assert {(line["image_id"], line["detail"]) for line in lines} == {("", "image_id is null"), ("c", "image is null")}
 
 
+def test_images_of_a_broken_row_group_are_named_and_all_others_predicted(started_ray, checkpoint, tmp_path):
+    file = tmp_path / "a.parquet"
+    table = pa.table({"image_id": ["a", "b", "c"], "image": [PNG, PNG, PNG]})
+    pq.write_table(table, file, row_group_size=2, compression="zstd", use_dictionary=False)
+    data = bytearray(file.read_bytes())
+    # Of the first row group, behind the page of names.
+    page = data.index(b"\x28\xb5\x2f\xfd", pq.read_metadata(file).row_group(0).column(1).data_page_offset)
+    data[page] ^= 0xFF
+    file.write_bytes(data)
+    counts = predict_images(checkpoint, str(file), str(tmp_path / "out"), overlays=False)
+    assert (counts["images"], counts["rejected"]) == (1, 2)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert {(line["image_id"], line["reason"]) for line in lines} == {
+        ("a", "broken Parquet file"),
+        ("b", "broken Parquet file"),
+    }
+    assert "a.parquet: row group 0: ZSTD" in lines[0]["detail"]
+    assert [mask.name for mask in (tmp_path / "out" / "masks").iterdir()] == ["c.png"]
+
+
 @pytest.mark.parametrize("ids", [["a", "a"], ["../a", "a"], ["/a", "a"], ["a", "a.png/b"], ["a\n", "a\t"]], ids=repr)
 def test_names_of_which_one_would_overwrite_the_other_are_refused(started_ray, tmp_path, ids):
     pq.write_table(pa.table({"image_id": ids, "image": [PNG, PNG]}), tmp_path / "a.parquet")

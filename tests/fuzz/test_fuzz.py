@@ -1,5 +1,7 @@
 """A minute of `make fuzz`, and what its harness sees."""
 
+import sys
+
 import pytest
 
 from multas_ray.errors import UserError
@@ -25,4 +27,4 @@ def test_an_input_is_right_refused_or_a_fault():
     assert judged(lambda: None) == {"outcome": "right"}
     assert judged(refuse) == {"outcome": "refused"}
     assert judged(lambda: 1 // 0)["error"].startswith("ZeroDivisionError at ")
-    assert judged(lambda: (_ for _ in ()).throw(SystemExit(3)))["outcome"] == "fault"
+    assert judged(lambda: sys.exit(3))["error"].startswith("SystemExit at ")
