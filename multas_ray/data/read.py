@@ -92,7 +92,7 @@ def decode_mask(row: dict[str, Any], seg_classes: int) -> np.ndarray:
 
 @cached(
     LRUCache(CACHE_BYTES, getsizeof=lambda group: group.bytes),
-    key=lambda index, row: (index.path, index.files[index.file[row]], index.group[row], index.det_classes),
+    key=lambda index, row: (index.path, index.files[index.file[row]], index.group[row], index.digest),
 )
 def _cached_group(index: Index, row: int) -> "RowGroup":
     return group_of(index, row, SCHEMA.names)

@@ -28,6 +28,8 @@ from multas_ray.storage import Location, StoragePath
 Records = Sequence[Mapping[str, Any]]
 """Rows of a table; the columns are their keys, in order of first occurrence."""
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters other than tab and line end."""
 STYLE = """
 :root { color-scheme: light; }
 body { margin: 0; color: #1c2330; background: #f6f7f9; font: 16px/1.5 system-ui, "Segoe UI", sans-serif; }
@@ -68,7 +70,7 @@ def report_page(
     sections += [_section(name, _image(png, name, "figure")) for name, png in (figures or {}).items()]
     sections += [_section(name, _image(png, name, "picture")) for name, png in (pictures or {}).items()]
     sections += [_section(name, f"<pre>{escape(text)}</pre>") for name, text in (texts or {}).items()]
-    return (
+    page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
@@ -76,6 +78,8 @@ def report_page(
         + "\n".join(sections)
         + "\n</main></body></html>\n"
     )
+    # HTML has no way to write them; a terminal that shows the file would obey them.
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), page)
 
 
 def run_report(run: Location) -> StoragePath:

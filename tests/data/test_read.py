@@ -160,6 +160,13 @@ def test_a_large_image_is_refused_by_its_header(tmp_path: Path, monkeypatch: pyt
         read_sample(index, 0)
 
 
+def test_a_data_set_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
+    for boxes in ([[1.0, 2.0, 10.0, 12.0]], [[1.0, 2.0, 13.0, 12.0]]):
+        one = row(0, boxes=boxes, labels=[0], difficult=[False])
+        index = read_index(write_set(tmp_path, table_of([one])), "train")
+        assert read_row(index, 0)["boxes"].tolist() == boxes
+
+
 def test_faulty_rows_are_counted_apart_and_not_carved(tmp_path: Path) -> None:
     rows = [row(0), row(1, labels=[0, 5]), row(2, mask=b"no mask"), row(3)]
     path = write_set(tmp_path, table_of(rows), row_group_size=3)

@@ -19,7 +19,7 @@ from multas_ray.config import AugmentConfig, ModelConfig
 from multas_ray.config_file import parse_config
 from multas_ray.data.describe import count
 from multas_ray.data.index import read_index
-from multas_ray.data.read import read_sample
+from multas_ray.data.read import _cached_group, read_sample
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.data.transforms import VERSION
@@ -62,6 +62,7 @@ def shard(folder: Path) -> Callable[[Random], Case]:
         write_set(folder, data)
 
         def run() -> None:
+            _cached_group.cache_clear()
             index = read_index(str(folder), "train")
             assert len(index) == 6 or way != 0
             count(index, read_info(str(folder)), lambda rows: None)

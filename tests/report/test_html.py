@@ -102,7 +102,7 @@ def test_a_run_that_left_nothing(tmp_path: Path) -> None:
 
 
 def test_text_is_escaped_everywhere() -> None:
-    evil = "<script>x</script>\"'"
+    evil = "<script>x</script>\"'\x1b[31mred\x85"
     page = report_page(
         evil,
         evil,
@@ -112,4 +112,6 @@ def test_text_is_escaped_everywhere() -> None:
         {evil: evil},
     )
     assert "<script" not in page
+    assert "\\x1b[31mred" in page
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)
     assert "1.23<" in page
