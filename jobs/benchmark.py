@@ -14,7 +14,7 @@ from statistics import median
 
 from rich.table import Table
 
-from multas_ray.benchmark.timing import write_figures
+from benchmarks.timing import write_figures
 from multas_ray.cli import Parser, run_job
 from multas_ray.terminal import terminal
 
@@ -23,7 +23,7 @@ THREADS = 1
 
 def loss(arguments: argparse.Namespace) -> dict[str, float]:
     """The detection loss against the published way and its floor; the step of the paper's preset against ours."""
-    from multas_ray.benchmark.losses import SIZE, STEP_BATCH, compare_losses, compare_presets
+    from benchmarks.losses import SIZE, STEP_BATCH, compare_losses, compare_presets
 
     figures: dict[str, float] = {}
     table = Table("images", "batched", "per image", "focal loss alone", "speed-up", "of the floor")
@@ -53,15 +53,15 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
 
 def teachers(arguments: argparse.Namespace) -> dict[str, float]:
     """What teachers cost a student."""
-    from multas_ray.benchmark.teachers import measure_teachers
+    from benchmarks.teachers import measure_teachers
 
     return measure_teachers(arguments.out, shared_folder(), arguments.overrides)
 
 
 def data(arguments: argparse.Namespace) -> dict[str, float]:
     """The data stream against a DataLoader, and what a training waits for it."""
-    from multas_ray.benchmark import loading
-    from multas_ray.benchmark.placements import prepare_images
+    from benchmarks import loading
+    from benchmarks.placements import prepare_images
     from multas_ray.ray_setup import start_ray
 
     images = arguments.out / "images"
@@ -81,8 +81,8 @@ def data(arguments: argparse.Namespace) -> dict[str, float]:
 
 def overhead(arguments: argparse.Namespace) -> dict[str, float]:
     """What Ray costs a training, and what a second worker brings."""
-    from multas_ray.benchmark.overhead import BATCH, compare_rates, overhead_figures
-    from multas_ray.benchmark.placements import prepare_images
+    from benchmarks.overhead import BATCH, compare_rates, overhead_figures
+    from benchmarks.placements import prepare_images
 
     images = arguments.out / "images"
     print(f"on {prepare_images(images, shared_folder())}: about 20 minutes", flush=True)
@@ -99,7 +99,7 @@ def overhead(arguments: argparse.Namespace) -> dict[str, float]:
 
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
     """Memory of a training on a data set that outgrows it, and its wait where an epoch begins."""
-    from multas_ray.benchmark import memory as out_of_core
+    from benchmarks import memory as out_of_core
     from multas_ray.ray_setup import start_ray
 
     large, small = (arguments.out / name for name in ("large", "small"))

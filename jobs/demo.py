@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder, made anew (default runs/demo)")
     out: Path = parser.parse_args().out
 
+    from multas_ray.console import print_results
     from multas_ray.ray_setup import start_ray
-    from multas_ray.train.console import print_results
 
     if out.exists():
         if not (out / "data" / "dataset.json").exists():
@@ -52,9 +52,9 @@ def main() -> None:
 
 def make_data(path: Path) -> None:
     """Write the scenes: half of the training images keep only their boxes, half only their masks."""
-    from multas_ray.data import scenes
-    from multas_ray.data.partial import apply_partial, draw_partial
-    from multas_ray.data.prepare import write_dataset
+    from multas_ray.data.writer import write_dataset
+    from multas_ray.formats import scenes
+    from multas_ray.formats.partial import apply_partial, draw_partial
 
     indices = range(TRAIN_SCENES)
     kept = draw_partial(map(scenes.scene_id, indices), {"det": 0.5, "seg": 0.5}, seed=0)
@@ -92,7 +92,7 @@ def arm(out: Path, name: str) -> Config:
 
 def train_side_by_side(configs: Sequence[Config]) -> dict[str, dict[str, Any]]:
     """Train runs at the same time, each with its own Ray Train workers; results by arm."""
-    from multas_ray.train.console import follow
+    from multas_ray.console import follow
     from multas_ray.train.run import train
 
     with follow(configs), ThreadPoolExecutor(len(configs)) as threads:
@@ -107,10 +107,10 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
 
 def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the picture of overlays and the report."""
+    from multas_ray.console import HEADLINE
     from multas_ray.report.html import report_page
     from multas_ray.report.plots import class_bars, learning_curves
     from multas_ray.run_folder import read_metrics
-    from multas_ray.train.console import HEADLINE
 
     draw_overlays(out)
     curves = {name: read_metrics(out / name) for name in results}
@@ -136,14 +136,14 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
 
 def draw_overlays(out: Path) -> None:
     """Draw some validation scenes: ground truth, single-task, multi-task, distilled."""
+    from multas_ray.checkpoint.weights import load_network
     from multas_ray.config import EvaluateConfig
-    from multas_ray.data import scenes
     from multas_ray.data.index import read_index
     from multas_ray.data.read import read_sample
     from multas_ray.evaluate.evaluator import Prediction
-    from multas_ray.model.weights import load_network
+    from multas_ray.formats import scenes
+    from multas_ray.report.overlays import draw_prediction, draw_truth, predict_rows
     from multas_ray.report.pictures import Palette, grid
-    from multas_ray.train.samples import draw_prediction, draw_truth, predict_rows
 
     index = read_index(str(out / "data"), "val")
     networks = {name: load_network(str(out / name)) for name in ARMS}

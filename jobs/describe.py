@@ -122,8 +122,8 @@ def draw(index: Index, row: int, palette: Palette) -> Picture | None:
     from multas_ray.data.read import read_sample
     from multas_ray.data.reject import Reject
     from multas_ray.data.schema import TASK_MASKS
+    from multas_ray.report.overlays import draw_truth
     from multas_ray.report.pictures import captioned
-    from multas_ray.train.samples import draw_truth
 
     try:
         values, sample = read_sample(index, row)

@@ -25,9 +25,9 @@ def main() -> None:
     add_worker_flags(parser)
     arguments = parser.parse_args()
 
-    from multas_ray.deploy.scoring import REPORT, score_checkpoint
+    from multas_ray.console import count_up, print_rows
+    from multas_ray.deploy.evaluate import REPORT, score_checkpoint
     from multas_ray.report.html import class_table, metric_table
-    from multas_ray.train.console import count_up, print_rows
 
     with count_up("images") as progress:
         result = score_checkpoint(

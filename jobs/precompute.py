@@ -20,8 +20,8 @@ def main() -> None:
 
     config = load_config(arguments.config, arguments.overrides)
 
+    from multas_ray.console import count_up
     from multas_ray.teacher.precompute import precompute
-    from multas_ray.train.console import count_up
 
     on_stop(GOES_ON)
     with count_up("files") as tell:

@@ -26,8 +26,8 @@ def main() -> None:
     add_worker_flags(parser)
     arguments = parser.parse_args()
 
+    from multas_ray.console import count_up
     from multas_ray.deploy.predict import predict_images
-    from multas_ray.train.console import count_up
 
     with count_up("images") as progress:
         counts = predict_images(

@@ -28,9 +28,9 @@ IGNORE = 255
 
 if TYPE_CHECKING:
     from multas_ray.config import Task
-    from multas_ray.data.prepare import Summary
     from multas_ray.data.reject import Reject
     from multas_ray.data.row import Row
+    from multas_ray.data.writer import Summary
 
     Rows = Iterable[Row | Reject]
     Track = Callable[[str, Rows, int], Rows]
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, write the data set, print what is in it."""
     args = parse(arguments)
 
-    from multas_ray.data.prepare import write_dataset
+    from multas_ray.data.writer import write_dataset
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; `read` is the function of the chosen source."""
-    from multas_ray.data.partial import parse_fractions
+    from multas_ray.formats.partial import parse_fractions
 
     common = Parser(add_help=False)
     common.add_argument("--out", required=True, help="data set folder; a further split is added to one that is there")
@@ -132,7 +132,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read_voc(args: argparse.Namespace, track: Track) -> Read:
     """The splits of a folder in VOC's layout."""
-    from multas_ray.data.voc import Devkit
+    from multas_ray.formats.voc import Devkit
 
     devkit = Devkit(args.root, args.follow_links, args.empty)
     chosen: dict[str, dict[str, set[Task]]] = {}
@@ -164,9 +164,9 @@ def read_voc(args: argparse.Namespace, track: Track) -> Read:
 
 def read_coco(args: argparse.Namespace, track: Track) -> Read:
     """One split from COCO instances."""
-    from multas_ray.data.coco import Instances
-    from multas_ray.data.files import Folder
-    from multas_ray.data.partial import apply_partial, draw_partial
+    from multas_ray.formats.coco import Instances
+    from multas_ray.formats.files import Folder
+    from multas_ray.formats.partial import apply_partial, draw_partial
 
     instances = Instances(
         args.annotations,
@@ -184,8 +184,8 @@ def read_coco(args: argparse.Namespace, track: Track) -> Read:
 
 def read_scenes(args: argparse.Namespace, track: Track) -> Read:
     """Generated scenes; the two splits are drawn from one sequence, so they share none."""
-    from multas_ray.data import scenes
-    from multas_ray.data.partial import apply_partial, draw_partial
+    from multas_ray.formats import scenes
+    from multas_ray.formats.partial import apply_partial, draw_partial
 
     indices = {"train": range(args.train), "val": range(args.train, args.train + args.val)}
     splits: dict[str, Rows] = {
@@ -201,8 +201,8 @@ def read_scenes(args: argparse.Namespace, track: Track) -> Read:
 
 def read_carved(args: argparse.Namespace, track: Track) -> Read:
     """A split of a data set in two."""
-    from multas_ray.data.carve import carve
     from multas_ray.data.schema import read_info
+    from multas_ray.formats.holdout import carve
 
     info = read_info(args.data)
     if info.seg_classes != ["background", *info.det_classes]:

@@ -21,10 +21,10 @@ def main() -> None:
 
     study = load_study(arguments.config)
 
+    from multas_ray.console import print_rows
     from multas_ray.study.outcome import summary_tables, write_outcome
     from multas_ray.study.pictures import disagreements
     from multas_ray.study.trials import read_results, run_study
-    from multas_ray.train.console import print_rows
 
     on_stop(GOES_ON)
     failure: RunError | None = None

@@ -40,8 +40,8 @@ def main() -> None:
         arguments.seed,
     )
 
+    from multas_ray.console import print_rows
     from multas_ray.study.sweep import BEST, ranking, run_sweep
-    from multas_ray.train.console import print_rows
 
     on_stop(GOES_ON)
     result = run_sweep(sweep)

@@ -17,8 +17,8 @@ def main() -> None:
 
     config = load_config(arguments.config, arguments.overrides)
 
+    from multas_ray.console import follow, print_results, stopping
     from multas_ray.stop import on_stop
-    from multas_ray.train.console import follow, print_results, stopping
     from multas_ray.train.run import train
 
     on_stop(lambda: stopping(config))

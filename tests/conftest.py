@@ -11,14 +11,14 @@ import torch
 from hypothesis import settings
 from ray.cluster_utils import Cluster
 
+from multas_ray.checkpoint.folder import Meta
+from multas_ray.checkpoint.weights import write_checkpoint
 from multas_ray.config import Config, ModelConfig
 from multas_ray.config_file import parse_config
-from multas_ray.data import scenes
-from multas_ray.data.prepare import write_dataset
 from multas_ray.data.row import Row
-from multas_ray.model.checkpoint import Meta
+from multas_ray.data.writer import write_dataset
+from multas_ray.formats import scenes
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.weights import write_checkpoint
 from multas_ray.ray_setup import start_ray
 
 TRAIN_ROWS, VAL_ROWS = 50, 11

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import AugmentConfig, Config, ModelConfig
 from multas_ray.config_docs import sections
 from multas_ray.config_file import load_config
@@ -16,7 +17,6 @@ from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, lay_plan
 from multas_ray.data.schema import SCHEMA, DatasetInfo, read_info
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.weights import load_network
 from tests.shared import ROOT
 
 GUIDES = [

@@ -12,8 +12,8 @@ from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.train import DataConfig
 
 from multas_ray.config import AugmentConfig, Resources
-from multas_ray.data.batch import pack, unpack
-from multas_ray.data.pacing import set_data_context
+from multas_ray.data.backpressure import set_data_context
+from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import EvaluationPlan, Plan
 from multas_ray.errors import UserError
 

@@ -14,12 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from multas_ray.checkpoint.folder import MANIFEST, META, MODEL, write_files
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.errors import RunError, UserError
-from multas_ray.model.anchors import decode
-from multas_ray.model.checkpoint import MANIFEST, META, MODEL, write_files
 from multas_ray.model.network import MultiTaskNet, count_parameters
-from multas_ray.model.weights import load_network
 from multas_ray.storage import Location, StoragePath
+from multas_ray.tasks.detection.anchors import decode
 
 ONNX = "model.onnx"
 OPSET = 18

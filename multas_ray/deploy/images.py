@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import ray
 from pyarrow import fs
 
-from multas_ray.data.files import Folder, image_ids
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.deploy.outputs import safe_name
 from multas_ray.deploy.workers import CPUS_PER_TASK
 from multas_ray.errors import UserError, first_line, one_line, quoted
+from multas_ray.formats.files import Folder, image_ids
 from multas_ray.storage import StoragePath
 
 OTHERS = (

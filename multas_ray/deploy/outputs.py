@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import encode_png
 
-from multas_ray.data.class_maps import voc_palette
 from multas_ray.deploy.predictor import Annotation
+from multas_ray.formats.class_maps import voc_palette
+from multas_ray.report.overlays import draw_found
 from multas_ray.report.pictures import Palette, with_legend
 from multas_ray.storage import StoragePath
-from multas_ray.train.samples import draw_found
 
 LARGEST_OVERLAY = 1024
 """Pixels: a longer image is shrunk for its overlay."""

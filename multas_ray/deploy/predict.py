@@ -10,6 +10,8 @@ import pyarrow as pa
 import ray
 import torch
 
+from multas_ray.checkpoint.folder import find_checkpoint
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.data.image import decode_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.deploy.images import Images, find_images
@@ -18,11 +20,9 @@ from multas_ray.deploy.predictor import Annotation, Predictor, annotation, check
 from multas_ray.deploy.workers import CPUS_PER_TASK, ONE, Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
-from multas_ray.evaluate.postprocess import Detections
-from multas_ray.model.checkpoint import find_checkpoint
-from multas_ray.model.weights import load_network
 from multas_ray.report.pictures import SHOWN_SCORE, Palette
 from multas_ray.storage import StoragePath
+from multas_ray.tasks.detection.postprocess import Detections
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]

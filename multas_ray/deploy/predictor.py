@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.data.image import decode_rgb, upright_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.data.transforms import resize
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import Prediction, predict
-from multas_ray.evaluate.segmentation import label_map
-from multas_ray.model.weights import load_network
 from multas_ray.storage import Location
+from multas_ray.tasks.segmentation.metric import label_map
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8 RGB."""

@@ -9,11 +9,11 @@ import torch.distributed as dist
 
 from multas_ray.config import EvaluateConfig
 from multas_ray.data.collate import original_masks
-from multas_ray.evaluate.detection import DetectionMetric
-from multas_ray.evaluate.postprocess import Detections, detect
 from multas_ray.evaluate.scores import score
-from multas_ray.evaluate.segmentation import SegmentationMetric
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.tasks.detection.metric import DetectionMetric
+from multas_ray.tasks.detection.postprocess import Detections, detect
+from multas_ray.tasks.segmentation.metric import SegmentationMetric
 
 Batch = Mapping[str, np.ndarray]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multas_ray.model.anchors import PER_CELL
 from multas_ray.model.neck import group_norm
+from multas_ray.tasks.detection.anchors import PER_CELL
 
 PRIOR_BIAS = -math.log(99)
 """Every anchor starts at a probability of 0.01, so that the many negatives do not swamp the first steps

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from multas_ray.config import ModelConfig
 from multas_ray.errors import UserError
-from multas_ray.model.anchors import PER_CELL, anchors
 from multas_ray.model.backbones import build_backbone, norm_layer
 from multas_ray.model.heads import DetectionHead, SegmentationHead
 from multas_ray.model.neck import Neck, group_norm
 from multas_ray.model.paper import ContextNeck, FullResolutionSegmentationHead, LevelwiseDetectionHead
 from multas_ray.model.precision import at_least_float32
+from multas_ray.tasks.detection.anchors import PER_CELL, anchors
 
 
 class MultiTaskNet(nn.Module):

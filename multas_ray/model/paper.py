@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multas_ray.model.anchors import PER_CELL
 from multas_ray.model.heads import PRIOR_BIAS, per_anchor
+from multas_ray.tasks.detection.anchors import PER_CELL
 
 SLOPE = 0.1
 """Of every LeakyReLU."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from multas_ray.checkpoint.weights import load_tensors
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.weights import load_tensors
 
 RENAMED = (
     (r"backbone\.conv1\.", "backbone.stages.0.0."),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import EvaluateConfig
 from multas_ray.data.collate import make_batch
 from multas_ray.data.index import read_index
@@ -16,11 +17,10 @@ from multas_ray.data.read import read_sample
 from multas_ray.data.schema import read_info
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.weights import load_network
+from multas_ray.report.overlays import draw_prediction, draw_truth
 from multas_ray.report.pictures import SHOWN_SCORE, Palette, grid
 from multas_ray.study.plan import Study, Trial
 from multas_ray.study.trials import has_network
-from multas_ray.train.samples import draw_prediction, draw_truth
 
 IMAGES, LOOKED_AT = 6, 512
 """Images shown, and the most that are searched for them."""

@@ -11,18 +11,18 @@ from pydantic import BaseModel, Field
 from ray import tune
 from torch.utils.flop_counter import FlopCounterMode
 
+from multas_ray.checkpoint.folder import find_checkpoint
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import Config
+from multas_ray.console import follow
 from multas_ray.documents import read_model
 from multas_ray.errors import RunError, UserError, first_line, root_cause
-from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.model.network import count_parameters
-from multas_ray.model.weights import load_network
 from multas_ray.ray_setup import cluster_cores, cluster_gpus, on_cluster, start_ray, warn_if_passing
 from multas_ray.run_folder import Metrics, Number, read_metrics, read_result
 from multas_ray.storage import StoragePath
 from multas_ray.study.plan import Study, Trial, change_paths, lay_out
 from multas_ray.teacher.precompute import precompute
-from multas_ray.train.console import follow
 from multas_ray.train.run import cpus_needed, first_difference, train
 
 Result = dict[str, Any]

@@ -20,10 +20,10 @@ from multas_ray.data.plan import Replay
 from multas_ray.data.transforms import VERSION as TRANSFORMS
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError, first_line, quoted
-from multas_ray.model.anchors import count_anchors
 from multas_ray.parquet import read_parquet
 from multas_ray.storage import StoragePath
-from multas_ray.teacher import codec
+from multas_ray.tasks.detection import packed as codec
+from multas_ray.tasks.detection.anchors import count_anchors
 from multas_ray.teacher.teacher import Rows, SoftTargets, TeacherSpec, joined
 
 INFO = "store.json"

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from multas_ray.checkpoint.folder import find_checkpoint, weights_digest
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import Config, Task
 from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.errors import UserError
-from multas_ray.model.checkpoint import find_checkpoint, weights_digest
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.precision import autocast
-from multas_ray.model.weights import load_network
-from multas_ray.teacher import codec
+from multas_ray.tasks.detection import packed as codec
 
 SoftTargets = dict[str, np.ndarray]
 """What a teacher answers, in the order of the rows it was asked for. `det.digest` or `seg.digest` (n,) uint64, the

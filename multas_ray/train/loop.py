@@ -16,21 +16,21 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
 
+from multas_ray.checkpoint.folder import Meta, prune, read_meta, step_folder
+from multas_ray.checkpoint.weights import load_state, write_checkpoint
 from multas_ray.config import Config
 from multas_ray.data.collate import rejected_rows
 from multas_ray.data.stream import read_batches
 from multas_ray.errors import RunError
 from multas_ray.evaluate.evaluator import evaluate
-from multas_ray.model.checkpoint import Meta, prune, read_meta, step_folder
 from multas_ray.model.precision import autocast
-from multas_ray.model.weights import load_state, write_checkpoint
+from multas_ray.report.overlays import draw_samples
 from multas_ray.storage import StoragePath
 from multas_ray.teacher.feed import InlineTeachers, StoredTargets, Teachers, with_soft_targets
 from multas_ray.teacher.pool import PoolClient, PoolMonitor
 from multas_ray.teacher.teacher import itself_as_teachers
+from multas_ray.train.collective import Peers
 from multas_ray.train.meter import Meter, slowest
-from multas_ray.train.peers import Peers
-from multas_ray.train.samples import draw_samples
 from multas_ray.train.step import distilled_rows, named_losses
 from multas_ray.train.tracking import Progress, Tracker
 from multas_ray.train.trainer import Trainer, image_ids

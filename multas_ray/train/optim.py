@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from multas_ray.checkpoint.weights import check_tensor
 from multas_ray.config import OptimConfig
 from multas_ray.errors import UserError, quoted
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.weights import check_tensor
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """Where a run resumes. Free of PyTorch: the process that asks has no other use for it, and importing takes seconds."""
 
-from multas_ray.model.checkpoint import newest_checkpoint, read_meta
+from multas_ray.checkpoint.folder import newest_checkpoint, read_meta
 from multas_ray.storage import StoragePath
 from multas_ray.train.tracking import log_error
 

@@ -15,29 +15,29 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Us
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
+from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, newest_written, read_meta
 from multas_ray.config import Config, Task, distilled
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
 from multas_ray.data.stream import Addition, PlannedData, Source
-from multas_ray.data.weak import WeakAnnotations, weak_tasks
 from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import RunError, UserError, first_line, root_cause
-from multas_ray.model.checkpoint import find_checkpoint, newest_checkpoint, newest_written, read_meta
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
 from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
 from multas_ray.report.html import run_report
+from multas_ray.report.overlays import choose_samples
 from multas_ray.resolve import resolve_precision
 from multas_ray.run_folder import CONFIG, RESULT, read_attempts, read_metrics, read_result
 from multas_ray.storage import StoragePath
+from multas_ray.tasks.bombo.rows import WeakAnnotations, weak_tasks
 from multas_ray.teacher.pool import start_pool
 from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
 from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
-from multas_ray.train.attempts import describe_attempt, record_attempt
 from multas_ray.train.loop import train_worker
+from multas_ray.train.provenance import describe_attempt, record_attempt
 from multas_ray.train.resume import start_step
-from multas_ray.train.samples import choose_samples
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import Progress, discard, log_error
 

@@ -10,14 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multas_ray.config import Config, Task, distilled
-from multas_ray.data.weak import weak_rows, weak_tasks
 from multas_ray.errors import UserError
-from multas_ray.loss.detection import detection_losses
-from multas_ray.loss.distillation import detection_distillation, foreground_cells, segmentation_distillation
-from multas_ray.loss.segmentation import segmentation_loss
-from multas_ray.loss.terms import Term
-from multas_ray.loss.weak import weak_targets
 from multas_ray.model.precision import at_least_float32
+from multas_ray.tasks.bombo.rows import weak_rows, weak_tasks
+from multas_ray.tasks.bombo.targets import weak_targets
+from multas_ray.tasks.detection.distillation import detection_distillation, foreground_cells, segmentation_distillation
+from multas_ray.tasks.detection.loss import detection_losses
+from multas_ray.tasks.segmentation.loss import segmentation_loss
+from multas_ray.tasks.terms import Term
 
 Batch = Mapping[str, np.ndarray]
 

@@ -18,7 +18,7 @@ from multas_ray.run_folder import BAD_STEPS, ERRORS, METRICS, PROGRESS, REJECTED
 from multas_ray.storage import Location, StoragePath, read_lines
 
 if TYPE_CHECKING:
-    from multas_ray.train.samples import Samples
+    from multas_ray.report.overlays import Samples
 
 REWRITE_S = 15.0
 """Between two writes of a growing file where storage cannot append."""
@@ -70,8 +70,8 @@ class Tracker:
         if self.wandb is not None:
             import wandb
 
+            from multas_ray.report.overlays import COLUMNS
             from multas_ray.report.pictures import with_legend
-            from multas_ray.train.samples import COLUMNS
 
             rows = [
                 [name, *(wandb.Image(with_legend(each, samples.palette).permute(1, 2, 0).numpy()) for each in row)]

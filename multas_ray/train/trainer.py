@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from multas_ray.checkpoint.weights import load_weights
 from multas_ray.config import Config
 from multas_ray.errors import UserError, quoted
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.precision import autocast
-from multas_ray.model.weights import load_weights
 from multas_ray.teacher.teacher import Rows, SoftTargets, to_tensors
 from multas_ray.train.optim import Ema, build_optimizer, learning_rate, load_optimizer
 from multas_ray.train.step import Batch, loss_terms, term_weights, total_loss

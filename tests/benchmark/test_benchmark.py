@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from multas_ray.benchmark import published, simulated
-from multas_ray.benchmark.placements import prepare_images
-from multas_ray.benchmark.simulated import CLASSES, Case, SimulatedTeacher, simulate, start_simulated_pool
-from multas_ray.benchmark.timing import alternate, write_figures
+from benchmarks import published, simulated
+from benchmarks.placements import prepare_images
+from benchmarks.simulated import CLASSES, Case, SimulatedTeacher, simulate, start_simulated_pool
+from benchmarks.timing import alternate, write_figures
 from multas_ray.config import LossConfig, ModelConfig
 from multas_ray.data.schema import read_info
-from multas_ray.loss.detection import detection_losses
-from multas_ray.model.anchors import anchors
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.tasks.detection.anchors import anchors
+from multas_ray.tasks.detection.loss import detection_losses
 from multas_ray.teacher.teacher import digests
 
 

@@ -12,7 +12,6 @@ from PIL import ImageFile
 from torchvision.io import ImageReadMode, decode_image
 
 from multas_ray.config import AugmentConfig
-from multas_ray.data.carve import carve
 from multas_ray.data.collate import make_batch, rejected_rows
 from multas_ray.data.describe import count
 from multas_ray.data.index import Index, read_index
@@ -21,6 +20,7 @@ from multas_ray.data.read import read_row, read_sample
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
+from multas_ray.formats.holdout import carve
 from tests.data.shards import HEIGHT, WIDTH, changed, encoded, row, table_of, write_set
 
 NONE = {"boxes": [], "labels": [], "difficult": []}

@@ -9,9 +9,9 @@ import pytest
 import ray
 
 from multas_ray.config import AugmentConfig, Resources
-from multas_ray.data.batch import pack, unpack
 from multas_ray.data.collate import make_batch, original_masks
 from multas_ray.data.index import read_index
+from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
 from multas_ray.data.stream import PlannedData, Source, read_batches, stream
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from multas_ray.checkpoint.folder import Meta
+from multas_ray.checkpoint.weights import write_checkpoint
 from multas_ray.config import EvaluateConfig, ModelConfig
-from multas_ray.data import scenes
-from multas_ray.model.checkpoint import Meta
+from multas_ray.formats import scenes
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.weights import write_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import multas_ray
+from multas_ray.checkpoint.folder import Meta, weights_digest
+from multas_ray.checkpoint.weights import write_checkpoint
 from multas_ray.config import EvaluateConfig, ModelConfig
-from multas_ray.data import scenes
 from multas_ray.deploy import export as exporting
 from multas_ray.deploy.export import export
 from multas_ray.errors import RunError, UserError
-from multas_ray.model.checkpoint import Meta, weights_digest
+from multas_ray.formats import scenes
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.weights import write_checkpoint
 from multas_ray.storage import StoragePath
 from tests.shared import ROOT
 

@@ -14,7 +14,6 @@ from pycocotools.coco import COCO
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 import multas_ray
-from multas_ray.data.class_maps import voc_palette
 from multas_ray.data.image import encode
 from multas_ray.data.index import read_index
 from multas_ray.data.read import read_row
@@ -23,6 +22,7 @@ from multas_ray.deploy.outputs import safe_name, write_coco
 from multas_ray.deploy.predict import predict_images
 from multas_ray.deploy.workers import Workers
 from multas_ray.errors import UserError
+from multas_ray.formats.class_maps import voc_palette
 from multas_ray.report.pictures import SHOWN_SCORE, STRIP, picture_size
 from multas_ray.storage import StoragePath
 

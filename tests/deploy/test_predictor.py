@@ -9,7 +9,7 @@ from PIL import Image
 import multas_ray
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import predict
-from multas_ray.evaluate.segmentation import label_map
+from multas_ray.tasks.segmentation.metric import label_map
 
 
 def test_every_form_of_an_image_gives_the_same_answer_in_its_own_pixels(checkpoint, photos):

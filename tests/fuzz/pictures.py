@@ -9,9 +9,9 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from multas_ray.data.class_maps import ClassMap, read_mask, voc_colours
 from multas_ray.data.image import decode_labels, decode_rgb, encode, to_stored, upright_rgb, upright_size
-from multas_ray.data.voc import CLASSES
+from multas_ray.formats.class_maps import ClassMap, read_mask, voc_colours
+from multas_ray.formats.voc import CLASSES
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import mutated_bytes
 

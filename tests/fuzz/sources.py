@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from jobs import prepare
-from multas_ray.data.class_maps import ClassMap
 from multas_ray.data.image import encode
-from multas_ray.data.voc import Devkit
+from multas_ray.formats.class_maps import ClassMap
+from multas_ray.formats.voc import Devkit
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import INTERESTING, encoded, mutated_bytes, mutated_tree
 from tests.fuzz.pictures import PIXELS, VALUES

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from multas_ray.checkpoint.folder import META, MODEL, STATE, Meta, newest_checkpoint, read_files, step_folder
+from multas_ray.checkpoint.weights import load_network, load_state, write_checkpoint
 from multas_ray.config import AugmentConfig, ModelConfig
 from multas_ray.config_file import parse_config
 from multas_ray.data.describe import count
@@ -23,13 +25,11 @@ from multas_ray.data.read import _cached_group, read_sample
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.data.transforms import VERSION
-from multas_ray.model.checkpoint import META, MODEL, STATE, Meta, newest_checkpoint, read_files, step_folder
-from multas_ray.model.weights import load_network, load_state, write_checkpoint
 from multas_ray.storage import StoragePath
 from multas_ray.study.outcome import summary_tables
 from multas_ray.study.plan import Study, lay_out
 from multas_ray.study.trials import portable, read_results
-from multas_ray.teacher import codec
+from multas_ray.tasks.detection import packed as codec
 from multas_ray.teacher.store import SCHEMA, StoredTeacher, StoreInfo, StoreReader, _read_file, check_store, file_of
 from multas_ray.teacher.teacher import to_tensors
 from multas_ray.train.trainer import Trainer

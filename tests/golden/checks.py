@@ -11,11 +11,10 @@ from torch import Tensor
 
 from multas_ray.config import LossConfig, ModelConfig
 from multas_ray.errors import UserError
-from multas_ray.evaluate.scored import IOUS, ScoredImage
-from multas_ray.evaluate.segmentation import SegmentationMetric
-from multas_ray.evaluate.voc_ap import voc_ap
-from multas_ray.loss.detection import detection_losses
-from multas_ray.loss.distillation import (
+from multas_ray.model.network import MultiTaskNet, cells
+from multas_ray.model.reference import load_reference_state_dict
+from multas_ray.tasks.detection.anchors import anchors, corners, decode, encode
+from multas_ray.tasks.detection.distillation import (
     defeat,
     feature_mse,
     foreground_cells,
@@ -23,11 +22,12 @@ from multas_ray.loss.distillation import (
     soft_boxes,
     soft_classes,
 )
-from multas_ray.loss.matching import iou_match, mutual_guidance, overlaps
-from multas_ray.loss.terms import Term, scaled
-from multas_ray.model.anchors import anchors, corners, decode, encode
-from multas_ray.model.network import MultiTaskNet, cells
-from multas_ray.model.reference import load_reference_state_dict
+from multas_ray.tasks.detection.loss import detection_losses
+from multas_ray.tasks.detection.matching import iou_match, mutual_guidance, overlaps
+from multas_ray.tasks.detection.scored import IOUS, ScoredImage
+from multas_ray.tasks.detection.voc_ap import voc_ap
+from multas_ray.tasks.segmentation.metric import SegmentationMetric
+from multas_ray.tasks.terms import Term, scaled
 from multas_ray.train.optim import ema_decay, learning_rate
 
 Arrays = Mapping[str, np.ndarray]

@@ -13,10 +13,9 @@ import yaml
 from PIL import Image
 
 from multas_ray.cli import FAILED
-from multas_ray.data import scenes
 from multas_ray.errors import RunError, UserError
 from multas_ray.evaluate.evaluator import Prediction
-from multas_ray.evaluate.postprocess import Detections
+from multas_ray.formats import scenes
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.pictures import GAP, STRIP
 from multas_ray.run_folder import read_metrics
@@ -25,6 +24,7 @@ from multas_ray.study.outcome import write_outcome
 from multas_ray.study.pictures import disagreement, disagreements
 from multas_ray.study.plan import Study, lay_out, load_study
 from multas_ray.study.trials import has_network, portable, read_results, run_study, trials_that_fit
+from multas_ray.tasks.detection.postprocess import Detections
 from tests.shared import ROOT
 from tests.test_jobs import call
 from tests.train.test_failures import kill_family

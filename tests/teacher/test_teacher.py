@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from multas_ray.checkpoint.weights import load_network, write_checkpoint
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
-from multas_ray.model.weights import load_network, write_checkpoint
 from multas_ray.teacher.teacher import TeacherSpec, digests, split, teacher_specs, to_tensors
 
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from multas_ray.checkpoint.folder import MODEL, step_folder, verify
 from multas_ray.errors import RunError, UserError, root_cause
-from multas_ray.model.checkpoint import MODEL, step_folder, verify
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train

@@ -18,7 +18,7 @@ from moto.server import ThreadedMotoServer
 from pyarrow import fs
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from multas_ray.model.weights import load_network
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from tests.cluster import end_of, job

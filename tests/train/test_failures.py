@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from multas_ray.checkpoint.folder import find_checkpoint
 from multas_ray.errors import RunError, root_cause
-from multas_ray.model.checkpoint import find_checkpoint
 from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import train
 from tests.processes import named

@@ -14,13 +14,13 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from multas_ray.checkpoint.folder import Meta, find_checkpoint, newest_checkpoint, read_meta, step_folder
+from multas_ray.checkpoint.weights import load_network, write_checkpoint
 from multas_ray.config_file import load_config
-from multas_ray.data import scenes
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError, root_cause
-from multas_ray.model.checkpoint import Meta, find_checkpoint, newest_checkpoint, read_meta, step_folder
+from multas_ray.formats import scenes
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.weights import load_network, write_checkpoint
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import prepare_folder, train

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from multas_ray.report.overlays import Samples
 from multas_ray.report.pictures import Palette, Picture
 from multas_ray.run_folder import METRICS, WANDB_ID, read_metrics
 from multas_ray.storage import StoragePath
-from multas_ray.train.samples import Samples
 from multas_ray.train.tracking import Tracker, start_wandb, wandb_id
 from tests.train.wandb_file import finished_records
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from multas_ray.config import Config
 from multas_ray.errors import UserError
-from multas_ray.model.anchors import anchors
+from multas_ray.tasks.detection.anchors import anchors
 from multas_ray.train.step import distilled_rows
 from multas_ray.train.trainer import StepOutcome, Trainer
 from tests.train.test_step import DET, EVERY_LOSS, SEG, SIZE, batch_of, config_of, share

@@ -1,0 +1,183 @@
+"""The data stream against a plain PyTorch DataLoader: the same rows, transforms, batches and number of processes."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from multas_ray.config import AugmentConfig, Config, Resources
+from multas_ray.config_file import parse_config
+from multas_ray.data.collate import make_batch
+from multas_ray.data.index import Index, read_index
+from multas_ray.data.packing import pack
+from multas_ray.data.plan import Plan, lay_plan, mix
+from multas_ray.data.read import decode, read_row
+from multas_ray.data.schema import TASK_MASKS
+from multas_ray.data.stream import read_batches, stream, stream_options
+from multas_ray.data.transforms import Augment, Sample
+from multas_ray.errors import RunError
+from multas_ray.run_folder import read_metrics
+from multas_ray.storage import StoragePath
+from multas_ray.train.run import train
+
+SIZE, BATCH, PROCESSES = 320, 16, 2
+WARMUP_S, ROUND_S, ROUNDS = 5.0, 20.0, 5
+
+
+class PlainDataset(Dataset):
+    """What one would write without this project: all rows in memory, one of them decoded and augmented at a time."""
+
+    def __init__(self, index: Index, augment: AugmentConfig) -> None:
+        files = StoragePath(index.path).filesystem
+        tables = [pq.read_table(file, filesystem=files) for file in index.files]
+        self.rows = [row for table in tables for row in table.to_pylist()]
+        self.seg_classes = index.seg_classes
+        self.augment = Augment(augment)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Sample:
+        sample = decode(self.rows[number], self.seg_classes)
+        seed = int(mix(0, int(torch.randint(2**31, ())), number))
+        return self.augment(sample, SIZE, seed)
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Images and masks stacked, boxes as a list."""
+    return {
+        "images": torch.stack([sample["image"] for sample in samples]),
+        "masks": torch.stack([sample["mask"] for sample in samples if "mask" in sample] or [torch.zeros(0)]),
+        "boxes": [(sample["boxes"], sample["labels"], sample["difficult"]) for sample in samples if "boxes" in sample],
+    }
+
+
+def plain_batches(dataset: PlainDataset) -> Iterator[int]:
+    """Endless batches of a DataLoader, as their numbers of images."""
+    loader: DataLoader = DataLoader(
+        dataset,
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=PROCESSES,
+        collate_fn=collate,
+        persistent_workers=True,
+        worker_init_fn=_one_thread,
+    )
+    while True:
+        for batch in loader:
+            yield len(batch["images"])
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
+    """The batches of the training stream, as a worker reads them, as their numbers of images."""
+    dataset = stream(plan, 1, augment=augment, parallel=PROCESSES, resources=Resources(cpu=0.25))
+    dataset.context.execution_options = stream_options(plan, 1, PROCESSES)
+    (shard,) = dataset.streaming_split(1, equal=True)
+    for batch in read_batches(shard):
+        yield len(batch["images"])
+
+
+def images_per_s(start: Callable[[], Iterator[int]]) -> float:
+    """Images a second of a round, after a warm-up."""
+    batches = start()
+    began = perf_counter()
+    while perf_counter() - began < WARMUP_S:
+        next(batches)
+    images, began = 0, perf_counter()
+    while (seconds := perf_counter() - began) < ROUND_S:
+        images += next(batches)
+    del batches
+    return images / seconds
+
+
+def compare_loading(path: str) -> dict[str, list[float]]:
+    """Images a second of each round, of the stream and of the DataLoader, which have their rounds in turns."""
+    index = read_index(path, "train")
+    augment = AugmentConfig()
+    plan = lay_plan(
+        index, usable=TASK_MASKS, mixing=None, batch_size=BATCH, steps=100_000, seed=0, sizes=[SIZE], window=16
+    )
+    dataset = PlainDataset(index, augment)
+    # Ray's own processes would else be outrun by those of the DataLoader.
+    nice = ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote())
+    if nice != os.nice(0):
+        raise RunError(
+            f"Ray runs its workers at niceness {nice}, this process has {os.nice(0)}: set RAY_worker_niceness=0"
+        )
+    contestants: dict[str, Callable[[], Iterator[int]]] = {
+        "stream": lambda: stream_batches(plan, augment),
+        "dataloader": lambda: plain_batches(dataset),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(ROUNDS):
+        for name, start in contestants.items():
+            rates[name].append(images_per_s(start))
+        print(
+            f"round {number + 1}: " + ", ".join(f"{name} {r[-1]:.0f} images/s" for name, r in rates.items()), flush=True
+        )
+    return rates
+
+
+def ratio(rates: dict[str, list[float]]) -> float:
+    """Of the medians."""
+    return median(rates["stream"]) / median(rates["dataloader"])
+
+
+def light_training(data: Path, run: Path, steps: int, log_every: int) -> Config:
+    """The lightest training that the project does here, in a folder made anew: EfficientNet-Lite0, 128 px."""
+    tree: dict[str, Any] = {
+        "data": {"path": str(data), "size": 128},
+        "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 96, "anchor_base": 16},
+        "train": {
+            **{"run": str(run), "steps": steps, "batch_size": BATCH, "log_every_steps": log_every},
+        },
+        "evaluate": {"pictures": 0},
+        "tracking": {"wandb": "disabled"},
+    }
+    shutil.rmtree(run, ignore_errors=True)
+    return parse_config(tree)
+
+
+def train_data_wait(data: Path, folder: Path) -> float:
+    """The share of a step that a training on the CPU waits for its data, after a warm-up."""
+    config = light_training(data, folder / "train", steps=60, log_every=20)
+    train(config)
+    lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line][1:]
+    return sum(line["time/data_wait_s"] for line in lines) / sum(line["time/step_s"] for line in lines)
+
+
+def stage_seconds(path: str, images: int = 256) -> dict[str, float]:
+    """Seconds an image of each part of the work in one process, without Ray."""
+    index = read_index(path, "train")
+    augment = Augment(AugmentConfig())
+    rows = np.random.default_rng(0).permutation(len(index))[:images]
+    clock: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        began = perf_counter()
+        done = work()
+        clock[name] = (perf_counter() - began) / images
+        return done
+
+    read = timed("read", lambda: [read_row(index, int(row)) for row in rows])
+    decoded = timed("decode", lambda: [decode(row, index.seg_classes) for row in read])
+    timed("augment", lambda: [augment(sample, SIZE, seed) for seed, sample in enumerate(decoded)])
+    plan = lay_plan(index, usable=TASK_MASKS, mixing=None, batch_size=BATCH, steps=99, seed=0, sizes=[SIZE], window=16)
+    parts = [plan.part(step, 0, 1) for step in range(images // BATCH)]
+    batches = timed("all of a batch", lambda: [make_batch(index, part, AugmentConfig()) for part in parts])
+    timed("pack", lambda: [pack([batch]) for batch in batches])
+    return clock

@@ -1,0 +1,159 @@
+"""A data set far larger than the memory that holds its stream: what every process needs while a training goes over it,
+and whether a training waits where an epoch begins."""
+
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from threading import Event, Thread
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray._private.internal_api import node_stats
+
+from benchmarks.loading import light_training
+from multas_ray.data.index import read_index
+from multas_ray.data.schema import read_info
+from multas_ray.data.writer import write_dataset
+from multas_ray.formats import scenes
+from multas_ray.run_folder import read_metrics
+from multas_ray.train.run import train
+
+OBJECT_STORE = 512 * 2**20
+BATCH = 16
+COPIES = 100
+"""Shards of both data sets."""
+LARGE, LARGE_SIDE, LARGE_STEPS = 600, 640, 800
+"""Images of a shard, their side in pixels, steps of the training: 10 GB, of which more than 2 GB are read."""
+SMALL, SMALL_SIDE, EPOCHS = BATCH, 128, 5
+"""Images of a shard, their side in pixels, epochs of the training."""
+EVERY_S = 1.0
+MB = 2**20
+
+
+def repeat_scenes(path: Path, images: int, side: int) -> float:
+    """A data set of COPIES shards of the same scenes under other ids, made once.
+
+    Returns:
+        Gigabytes of its training split.
+    """
+    train_folder = path / "train"
+    if not (path / "dataset.json").exists():
+        shutil.rmtree(path, ignore_errors=True)
+        stage = path.with_name(f"{path.name}.stage")
+        splits = {
+            "train": scenes.rows(0, range(images), side),
+            "val": scenes.rows(0, range(images, images + 2 * BATCH), side),
+        }
+        classes = scenes.CLASSES
+        write_dataset(stage, "repeated scenes", classes, ["background", *classes], splits, overwrite=True)
+        (shard,) = (stage / "train").iterdir()
+        with pq.ParquetFile(shard) as parquet:
+            groups = [parquet.read_row_group(number) for number in range(parquet.num_row_groups)]
+        for copy in range(1, COPIES):
+            _write_copy(stage / "train" / f"part-{copy:05d}.parquet", groups, copy)
+        info = read_info(str(stage))
+        info.splits["train"] = {mask: COPIES * rows for mask, rows in info.splits["train"].items()}
+        (stage / "dataset.json").write_text(info.model_dump_json(indent=2))
+        stage.rename(path)
+    return sum(file.stat().st_size for file in train_folder.iterdir()) / 1e9
+
+
+def _write_copy(file: Path, groups: Iterable[pa.Table], copy: int) -> None:
+    writer = None
+    for group in groups:
+        names = [f"{name}.{copy}" for name in group["image_id"].to_pylist()]
+        renamed = group.set_column(0, group.schema.field("image_id"), pa.array(names))
+        writer = writer or pq.ParquetWriter(file, renamed.schema, compression="none", use_dictionary=False)
+        writer.write_table(renamed)
+    if writer is not None:
+        writer.close()
+
+
+@dataclass
+class Samples:
+    """Memory over a training, in MB."""
+
+    own: dict[tuple[int, str], list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+    """Of each process, by number and name: the training's step, and the memory that it shares with no other."""
+    store: list[tuple[int, float]] = field(default_factory=list)
+    """The step, and the bytes in the object store."""
+    spilled: float = 0.0
+
+
+class Sampler:
+    """A thread that looks at the memory of this process, of Ray's and of the object store while a training runs."""
+
+    def __init__(self, run: str) -> None:
+        self.run, self.samples, self.stopped = run, Samples(), Event()
+        self.thread = Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Samples:
+        self.thread.start()
+        return self.samples
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        this = psutil.Process()
+        (node,) = ray.nodes()
+        while not self.stopped.wait(EVERY_S):
+            lines = read_metrics(self.run)
+            step = int(lines[-1]["step"]) if lines else 0
+            for process in [this, *this.children(recursive=True)]:
+                # It may have ended meanwhile.
+                with suppress(psutil.Error):
+                    own = process.memory_full_info().uss / MB
+                    self.samples.own[process.pid, process_name(process)].append((step, own))
+            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
+            self.samples.store.append((step, stats.object_store_bytes_used / MB))
+            self.samples.spilled = max(self.samples.spilled, stats.spilled_bytes_total / MB)
+
+
+def process_name(process: psutil.Process) -> str:
+    """What a process is: Ray's name of an actor, or the program."""
+    title = re.match(r"ray::\w+(\(\S*\))?", " ".join(process.cmdline()))
+    return title[0] if title else process.name()
+
+
+def peaks(samples: list[tuple[int, float]], steps: int) -> tuple[float, float] | None:
+    """The most in the first and in the second half of a training, without its first tenth, in which all that a process
+    keeps is made, and its last steps, whose number an evaluation at the end has too; None of a process that has not
+    lived so long."""
+    begin, middle, end = 0.1 * steps, 0.525 * steps, 0.95 * steps
+    first = [value for step, value in samples if begin <= step < middle]
+    second = [value for step, value in samples if middle <= step < end]
+    return (max(first), max(second)) if first and second else None
+
+
+def train_on_large(data: Path, run: Path) -> tuple[Samples, float]:
+    """Train on the large data set; what memory it took, and the gigabytes of images that were trained on."""
+    config = light_training(data, run, LARGE_STEPS, log_every=5)
+    with Sampler(config.train.run) as samples:
+        train(config)
+    index = read_index(str(data), "train")
+    size = sum(file.stat().st_size for file in (data / "train").iterdir()) / len(index)
+    return samples, LARGE_STEPS * BATCH * size / 1e9
+
+
+def waits_at_epochs(data: Path, run: Path) -> dict[str, float]:
+    """Seconds that a training of EPOCHS epochs waits for the first batch of an epoch, at most (without the first
+    epoch), for any batch (median), and takes for a step (median)."""
+    epoch = COPIES * SMALL // BATCH
+    config = light_training(data, run, EPOCHS * epoch, log_every=1)
+    train(config)
+    lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line]
+    starts = [line["time/data_wait_s"] for line in lines if line["step"] > epoch and line["step"] % epoch == 1]
+    return {
+        "first batch of an epoch": max(starts),
+        "any batch": median(line["time/data_wait_s"] for line in lines),
+        "step": median(line["time/step_s"] for line in lines),
+    }

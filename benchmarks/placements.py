@@ -1,0 +1,129 @@
+"""What teachers cost a student's training: none, inside the worker, in a pool, stored."""
+
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from multas_ray.config import Config, Task
+from multas_ray.config_file import parse_config
+from multas_ray.data.writer import write_dataset
+from multas_ray.formats import scenes, voc
+from multas_ray.formats.class_maps import ClassMap, voc_colours
+from multas_ray.formats.partial import apply_partial, draw_partial
+from multas_ray.run_folder import read_metrics
+from multas_ray.teacher.precompute import precompute
+from multas_ray.train.run import train
+
+SIZE = 128
+VAL = 64
+TEACHER_STEPS, STUDENT_STEPS = 400, 200
+WARMUP, STEPS = 10, 30
+"""Of each placement."""
+TIMES = ("step", "teacher_wait", "data_wait")
+MIXING = {"det": 8, "seg": 8}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A training's medians over its steps."""
+
+    placement: str
+    replicas: int | None
+    """Of each teacher, in a pool."""
+    images_per_s: float
+    step_s: float
+    teacher_wait_s: float
+    data_wait_s: float
+
+
+def prepare_images(path: Path, shared: Path) -> str:
+    """A data set for the benchmark, made once: half of the training images with boxes only, half with masks only.
+
+    Returns:
+        What it is of: the animals of the shared folder with VOC's 20 classes, or generated scenes without them.
+    """
+    root = shared / "data" / "voc2012-animals" / "VOC2012"
+    real = root.exists()
+    if not (path / "dataset.json").exists():
+        if real:
+            classes: Sequence[str] = voc.CLASSES
+            devkit = voc.Devkit(root)
+            sets: dict[str, tuple[Task, ...]] = {"MXEdet/train": ("det",), "MXEseg/train": ("seg",)}
+            rows = sorted((name, tasks) for part, tasks in sets.items() for name in devkit.read_list(part))
+            both: tuple[Task, ...] = ("det", "seg")
+            val = [(name, both) for name in devkit.read_list("Main/val")[:VAL]]
+            of_voc = ClassMap(list(classes), list(classes), voc_colours(len(classes)))
+            splits: dict[str, Any] = {
+                "train": devkit.read_rows(rows, of_voc),
+                "val": devkit.read_rows(val, of_voc),
+            }
+        else:
+            classes = scenes.CLASSES
+            kept = draw_partial(map(scenes.scene_id, range(1600)), {"det": 0.5, "seg": 0.5}, seed=0)
+            splits = {
+                "train": apply_partial(scenes.rows(0, range(1600), SIZE), kept),
+                "val": scenes.rows(0, range(1600, 1600 + VAL), SIZE),
+            }
+        write_dataset(
+            str(path),
+            "benchmark",
+            classes,
+            ["background", *classes],
+            splits,
+            source=str(root) if real else "generated scenes",
+            command="python jobs/benchmark.py teachers",
+        )
+    return "real images (VOC 2012's animals, 20 classes)" if real else f"generated scenes ({root} is missing)"
+
+
+def configure(out: Path, name: str, overrides: Sequence[str], **sections: dict[str, Any]) -> Config:
+    """A run of the benchmark, in its own folder; `overrides` of the command line count last."""
+    tree: dict[str, dict[str, Any]] = {
+        "data": {"path": str(out / "data"), "size": SIZE},
+        "model": {"backbone": "efficientnet_lite0", "width": 96, "anchor_base": 16},
+        "optim": {"lr": 0.0005, "weight_decay": 0.05, "ema_decay": 0.99, "ema_warmup": 100},
+        "train": {"run": str(out / name), "batch_size": 16, "log_every_steps": 1},
+        "evaluate": {"pictures": 0},
+        "tracking": {"wandb": "disabled"},
+    }
+    for section, values in sections.items():
+        tree[section] = tree.get(section, {}) | values
+    return parse_config(tree, overrides)
+
+
+def train_networks(out: Path, overrides: Sequence[str]) -> None:
+    """Train the two teachers side by side, then a multi-task student for a little while; what is trained is kept."""
+    teachers = [
+        configure(out, task, overrides, model={"tasks": [task]}, train={"steps": TEACHER_STEPS})
+        for task in ("det", "seg")
+    ]
+    with ThreadPoolExecutor(len(teachers)) as threads:
+        list(threads.map(train, teachers))
+    train(configure(out, "student", overrides, data={"mixing": MIXING}, train={"steps": STUDENT_STEPS}))
+
+
+def measure_placement(out: Path, overrides: Sequence[str], placement: str, replicas: int = 1) -> Cost:
+    """Train for some steps with the teachers of `train_networks` placed so: `pure` (none), inline, pool or stored."""
+    teachers: dict[str, Any] = {task: {"checkpoint": str(out / task)} for task in ("det", "seg")}
+    teachers |= {"placement": placement, "replicas": replicas, "store": str(out / "store")}
+    config = configure(
+        out,
+        f"{placement}{replicas}",
+        overrides,
+        data={"mixing": MIXING},
+        teachers={} if placement == "pure" else teachers,
+        train={"steps": WARMUP + STEPS},
+    )
+    # A finished run would not be run again.
+    shutil.rmtree(config.train.run, ignore_errors=True)
+    if placement == "stored":
+        precompute(config, views=1)
+    train(config)
+    lines = [line for line in read_metrics(Path(config.train.run)) if "time/step_s" in line][WARMUP:]
+    step, teacher, data = (median(line[f"time/{name}_s"] for line in lines) for name in TIMES)
+    rate = config.train.batch_size / step
+    return Cost(placement, replicas if placement == "pool" else None, rate, step, teacher, data)

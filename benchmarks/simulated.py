@@ -1,0 +1,173 @@
+"""The teacher pool against simulated accelerators: real images through the real stream, the real pool, and sleeps.
+
+What it shows is whether the service keeps up: a student's step and a teacher's answer take a fixed time, as they would
+on accelerators of their own, while all that this project adds to them (stream, transport, waiting) is real.
+"""
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch.distributed as dist
+from ray.train import DataConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from multas_ray.config import AugmentConfig, Resources, Task, TeachersConfig
+from multas_ray.data.index import read_index
+from multas_ray.data.plan import lay_plan
+from multas_ray.data.stream import read_batches, stream, stream_options
+from multas_ray.tasks.detection.anchors import anchors
+from multas_ray.teacher.feed import with_soft_targets
+from multas_ray.teacher.pool import Handles, PoolClient, start_pool
+from multas_ray.teacher.teacher import Answer, Rows, SoftTargets, digests
+
+STEP_S, ANSWER_S = 0.2, 0.15
+"""Of a student's step and of a teacher's answer, whatever its rows."""
+ROWS = 4
+"""Images of a worker's batch: half lack boxes, half lack masks."""
+AHEAD = TeachersConfig().prefetch
+CLASSES = 20
+
+
+@dataclass(frozen=True)
+class SimulatedTeacher:
+    """A teacher that takes its time and answers with zeros of the right size."""
+
+    task: Task
+    seconds: float
+    size: int
+
+    def load(self, device: str) -> Answer:
+        """See `multas_ray.teacher.pool.Source`."""
+        if self.task == "det":
+            count = len(anchors(self.size, self.size))
+            shapes: dict[str, tuple[int, ...]] = {"cls": (count, CLASSES), "box": (count, 4)}
+        else:
+            shapes = {"seg": (CLASSES + 1, self.size // 4, self.size // 4)}
+
+        def answer(images: np.ndarray) -> SoftTargets:
+            began = perf_counter()
+            targets = {f"{self.task}.digest": digests(images)}
+            targets |= {name: np.zeros((len(images), *shape), np.float16) for name, shape in shapes.items()}
+            sleep(max(0.0, self.seconds - (perf_counter() - began)))
+            return targets
+
+        return answer
+
+
+@dataclass(frozen=True)
+class Case:
+    """Some steps with a pool."""
+
+    pool: str
+    """Name of a pool of `simulate`."""
+    replicas: int
+    """Of each teacher."""
+    warmup: int
+    steps: int
+    """Measured, after those of the warm-up."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 measured: medians over the steps."""
+
+    step_s: float
+    data_wait_s: float
+    teacher_wait_s: float
+    memory_mb: float
+    """By which the worker's peak grew in the measured steps."""
+
+
+def start_simulated_pool(seconds: float, replicas: int, size: int) -> Handles:
+    """Replicas of both simulated teachers."""
+    config = TeachersConfig(replicas=replicas, resources=Resources(cpu=0.01))
+    tasks: tuple[Task, ...] = ("det", "seg")
+    return start_pool(config, {task: SimulatedTeacher(task, seconds, size) for task in tasks})
+
+
+def simulate(
+    path: str, size: int, workers: int, pools: Mapping[str, Handles], cases: Sequence[Case], parallel: int
+) -> list[Outcome]:
+    """Let `workers` simulated students train, case after case, on one stream.
+
+    Args:
+        path: a data set whose training split has rows with boxes only and rows with masks only.
+        size: side of the images in pixels.
+        pools: of `start_simulated_pool`, by name.
+        parallel: data tasks at a time.
+    """
+    half = ROWS * workers // 2
+    plan = lay_plan(
+        read_index(path, "train"),
+        usable=("det", "seg"),
+        mixing={"det": half, "seg": half},
+        batch_size=2 * half,
+        # As many as are fetched ahead: the last case must not run into the end of the stream.
+        steps=sum(case.warmup + case.steps for case in cases) + 8,
+        seed=0,
+        sizes=[size],
+        window=16,
+    )
+    source = partial(stream, plan, workers, augment=AugmentConfig(), parallel=parallel, resources=Resources(cpu=0.25))
+    settings = {"cases": [asdict(case) for case in cases], "pools": dict(pools)}
+    with TemporaryDirectory() as folder:
+        trainer = TorchTrainer(
+            _student,
+            train_loop_config=settings,
+            scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 0.1}),
+            datasets={"train": source},
+            dataset_config=DataConfig(
+                execution_options=stream_options(plan, workers, parallel), enable_shard_locality=False
+            ),
+            run_config=RunConfig(
+                name="simulated", storage_path=str(Path(folder)), logging_config=LoggingConfig(log_level="ERROR")
+            ),
+        )
+        return [Outcome(**outcome) for outcome in trainer.fit().return_value]
+
+
+def _student(settings: Mapping[str, Any]) -> list[dict[str, float]]:
+    """A worker: the loop of `multas_ray.train.loop` with a sleep for a step."""
+    workers = ray.train.get_context().get_world_size()
+    batches = read_batches(ray.train.get_dataset_shard("train"))
+    outcomes = []
+    for case in (Case(**case) for case in settings["cases"]):
+        pool = {task: replicas[: case.replicas] for task, replicas in settings["pools"][case.pool].items()}
+        some = islice(batches, case.warmup + case.steps)
+        lines = []
+        last = perf_counter()
+        for fed in with_soft_targets(some, PoolClient(pool), _lacking, AHEAD):
+            sleep(STEP_S)
+            if workers > 1:
+                # Stands for the gradients' all-reduce: no worker is ahead of another.
+                dist.barrier()
+            now = perf_counter()
+            lines.append((now - last, fed.data_wait, fed.teacher_wait))
+            last = now
+            if len(lines) == case.warmup:
+                before = _peak_mb()
+        step, data, teacher = (median(column) for column in zip(*lines[case.warmup :], strict=True))
+        outcomes.append(asdict(Outcome(step, data, teacher, _peak_mb() - before)))
+    return outcomes
+
+
+def _peak_mb() -> float:
+    """The most memory that this process has had."""
+    # Bytes on macOS, kilobytes elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _lacking(batch: dict[str, np.ndarray]) -> Rows:
+    return {"det": np.flatnonzero(~batch["has_det"]), "seg": np.flatnonzero(~batch["has_seg"])}

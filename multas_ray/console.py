@@ -1,0 +1,182 @@
+"""What a person at the terminal sees of runs: progress while they last, a table of their results."""
+
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from time import monotonic, time
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from multas_ray.checkpoint.folder import newest_written
+from multas_ray.config import Config
+from multas_ray.report.html import cell, columns_of
+from multas_ray.run_folder import newest_error, read_metrics, read_progress
+from multas_ray.storage import StoragePath
+from multas_ray.terminal import terminal
+
+POLL_S, BUCKET_POLL_S = 1.0, 10.0
+PLAIN_EVERY_S = 30.0
+"""Between two lines where the output is no terminal, such as a job's log."""
+PACE = 60
+"""Looks back that the remaining time goes by."""
+CLOCKS_S = 2.0
+"""By how much the clocks of two machines may differ."""
+RATE = "throughput/images_per_s"
+HEADLINE = ("det/AP50", "det/AP", "seg/mIoU")
+
+
+@contextmanager
+def follow(configs: Sequence[Config]) -> Iterator[None]:
+    """Show the progress of runs while the block lasts: bars on a terminal, now and then a line elsewhere.
+
+    It reads files of the runs, so it needs nothing from the workers.
+    """
+    done = threading.Event()
+    show = _bars if sys.stderr.isatty() else _lines
+    thread = threading.Thread(target=show, args=([_Run(config) for config in configs], done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+class _Run:
+    """What can be told of a run, since this began to follow it."""
+
+    def __init__(self, config: Config) -> None:
+        self.folder, self.steps = StoragePath(config.train.run), config.train.steps
+        # A machine that writes may have another clock.
+        self.began = time() - CLOCKS_S
+        self.name = self.folder.name
+        self.step, self.starting, self.news = 0, "", ""
+        self.seen: deque[tuple[float, int]] = deque(maxlen=PACE)
+
+    def look(self) -> None:
+        """Read the newest step, what is being started where there is none yet, and in words what was logged last."""
+        lines = read_metrics(self.folder)
+        progress = read_progress(self.folder, self.began)
+        self.starting = progress.get("starting", "")
+        self.step = max([progress.get("step", 0), *(line["step"] for line in lines)])
+        if "step" in progress and (not self.seen or self.seen[-1][1] < self.step):
+            self.seen.append((monotonic(), self.step))
+        news = [f"starting {self.starting}"] if self.starting else []
+        logged = next((line for line in reversed(lines) if {"loss/total", RATE} <= line.keys()), None)
+        if logged:
+            news.append(f"loss {logged['loss/total']:.3f}  {logged[RATE]:.1f} img/s")
+        scored = next((line for line in reversed(lines) if "score" in line), None)
+        if scored:
+            news.append("  ".join(f"{name} {scored[name]:.1f}" for name in HEADLINE if name in scored))
+        error = newest_error(self.folder)
+        if error:
+            news.append(f"after an error: {error}")
+        self.news = "  ".join(news)
+
+    def left(self) -> str:
+        """How long the remaining steps will take at the pace of late; nothing before a second step was seen."""
+        if len(self.seen) < 2:
+            return ""
+        (before, first), (after, last) = self.seen[0], self.seen[-1]
+        return f"{timedelta(seconds=round((self.steps - last) * (after - before) / (last - first)))} left"
+
+
+def _bars(runs: Sequence[_Run], done: threading.Event) -> None:
+    columns = (
+        TextColumn("{task.description:>12}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[news]}", markup=False),
+    )
+    with Progress(*columns, console=terminal(stderr=True)) as progress:
+        tasks = [progress.add_task(run.name, total=run.steps, news="starting", left="") for run in runs]
+        while not _wait(runs, done):
+            for run, task in zip(runs, tasks, strict=True):
+                run.look()
+                news = run.news or ("" if run.step else "starting")
+                progress.update(task, completed=run.step, news=news, left=run.left())
+
+
+def _lines(runs: Sequence[_Run], done: threading.Event) -> None:
+    told: dict[str, str] = {}
+    printed = monotonic()
+    while not _wait(runs, done):
+        due = monotonic() - printed >= PLAIN_EVERY_S
+        if due:
+            printed = monotonic()
+        for run in runs:
+            run.look()
+            if run.starting and run.starting != told.get(run.name):
+                print(f"{run.name}: starting {run.starting}", file=sys.stderr, flush=True)
+                told[run.name] = run.starting
+            elif due and not run.starting:
+                line = "  ".join(filter(None, (f"{run.name}: step {run.step}/{run.steps}", run.news, run.left())))
+                if line != told.get(run.name) and run.step:
+                    print(line, file=sys.stderr, flush=True)
+                    told[run.name] = line
+
+
+def _wait(runs: Sequence[_Run], done: threading.Event) -> bool:
+    """Whether it is over; else it is time to look again, in buckets less often."""
+    return done.wait(POLL_S if all(run.folder.local for run in runs) else BUCKET_POLL_S)
+
+
+def stopping(config: Config) -> str:
+    """What a run that is being ended says."""
+    run = StoragePath(config.train.run)
+    step = newest_written(run)
+    taken = max([step, *(line["step"] for line in read_metrics(run)), read_progress(run, 0).get("step", 0)])
+    return f"stopping at step {taken}; the same command goes on from step {step}"
+
+
+@contextmanager
+def count_up(things: str) -> Iterator[Callable[[int, int], None]]:
+    """Something to tell how many of how many things are done: a bar on a terminal, now and then a line elsewhere."""
+    columns = (TextColumn(things), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal(stderr=True), disable=not sys.stderr.isatty()) as bars:
+        bar = bars.add_task(things, total=None)
+        said = monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal said
+            bars.update(bar, completed=done, total=total)
+            if bars.disable and monotonic() - said > PLAIN_EVERY_S:
+                print(f"{done} of {total} {things}", file=sys.stderr, flush=True)
+                said = monotonic()
+
+        yield tell
+
+
+def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> None:
+    """A table of finished runs: a row each, with their final headline metrics and seconds."""
+    table = Table("run", *HEADLINE, "seconds", title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, result in results.items():
+        final = result["final"]
+        cells = [f"{final[key]:.1f}" if key in final else "-" for key in HEADLINE]
+        table.add_row(name, *cells, f"{result['seconds']:.0f}")
+    terminal().print(table)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """A table whose columns are the rows' keys."""
+    columns = columns_of(rows)
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*(cell(row.get(column, "")) for column in columns))
+    terminal().print(table)

@@ -1,0 +1,1 @@
+"""Data formats: readers of what people have."""

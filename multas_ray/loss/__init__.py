@@ -1,1 +1,0 @@
-"""Losses. Plain PyTorch: never imports Ray."""

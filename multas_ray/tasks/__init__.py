@@ -1,0 +1,1 @@
+"""Tasks: what each adds to rows, network, losses and scores."""

@@ -1,0 +1,1 @@
+"""Weak losses after BoMBo: what boxes say of masks, and masks of boxes."""

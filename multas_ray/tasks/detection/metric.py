@@ -1,0 +1,111 @@
+"""Detection metrics: images are added one by one, and scored together by the rules of a benchmark."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from multas_ray.config import Protocol
+from multas_ray.evaluate.arrays import to_numpy
+from multas_ray.tasks.detection.coco_ap import coco_ap
+from multas_ray.tasks.detection.postprocess import Detections
+from multas_ray.tasks.detection.scored import ScoredImage
+from multas_ray.tasks.detection.voc_ap import voc_ap
+
+_EMPTY = ScoredImage(
+    det_boxes=np.empty((0, 4)),
+    det_scores=np.empty(0),
+    det_labels=np.empty(0, dtype=np.int64),
+    gt_boxes=np.empty((0, 4)),
+    gt_labels=np.empty(0, dtype=np.int64),
+    gt_difficult=np.empty(0, dtype=np.bool_),
+)
+_DET = ("det_boxes", "det_scores", "det_labels")
+_GT = ("gt_boxes", "gt_labels", "gt_difficult")
+
+
+class DetectionMetric:
+    """Collects detections and ground truth; the result depends on neither the order of images nor their sharding.
+
+    Args:
+        classes: names of the object classes; index = label.
+        protocol: coco, voc2007 (11-point) or voc2012 (area).
+    """
+
+    def __init__(self, classes: Sequence[str], protocol: Protocol = "coco") -> None:
+        self.classes = list(classes)
+        self.protocol = protocol
+        self._images: dict[str, ScoredImage] = {}
+
+    def add(
+        self,
+        image_id: str,
+        width: int,
+        height: int,
+        detections: Detections,
+        gt_boxes: Tensor | np.ndarray,
+        gt_labels: Tensor | np.ndarray,
+        gt_difficult: Tensor | np.ndarray,
+    ) -> None:
+        """Add an image. An image that is added again replaces itself, so that none counts twice.
+
+        Args:
+            image_id: unique in the data set.
+            width, height: of the original image in pixels.
+            detections: boxes as fractions of the image.
+            gt_boxes: (N, 4) x1 y1 x2 y2 in pixels of the original image.
+            gt_labels: (N,) in 0..C-1.
+            gt_difficult: (N,) bool: finding such an object is not rewarded, missing it not penalised.
+        """
+        scale = np.array([width, height, width, height], dtype=np.float64)
+        self._images[image_id] = ScoredImage(
+            det_boxes=to_numpy(detections.boxes).astype(np.float64).reshape(-1, 4) * scale,
+            det_scores=to_numpy(detections.scores).astype(np.float64),
+            det_labels=to_numpy(detections.labels).astype(np.int64),
+            gt_boxes=to_numpy(gt_boxes).astype(np.float64).reshape(-1, 4),
+            gt_labels=to_numpy(gt_labels).astype(np.int64),
+            gt_difficult=to_numpy(gt_difficult).astype(np.bool_),
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What was added, for `merge`: arrays of all images one after the other, and the counts that part them."""
+        images = list(self._images.values())
+        state = {name: np.concatenate([getattr(image, name) for image in [_EMPTY, *images]]) for name in _DET + _GT}
+        state["image_ids"] = np.array(list(self._images), dtype=np.str_)
+        state["det_counts"] = np.array([len(image.det_scores) for image in images], dtype=np.int64)
+        state["gt_counts"] = np.array([len(image.gt_labels) for image in images], dtype=np.int64)
+        return state
+
+    def merge(self, state: Mapping[str, np.ndarray]) -> None:
+        """Add the images of another worker."""
+        parts = {}
+        for names, counts in ((_DET, state["det_counts"]), (_GT, state["gt_counts"])):
+            bounds = np.cumsum(counts)[:-1]
+            parts.update({name: np.split(state[name], bounds) for name in names})
+        for index, image_id in enumerate(state["image_ids"]):
+            self._images[str(image_id)] = ScoredImage(**{name: arrays[index] for name, arrays in parts.items()})
+
+    def compute(self) -> dict[str, float]:
+        """Metrics in percent: det/AP (mean over IoU .50:.95), det/AP50, det/AP75 and det/AP/<class>.
+
+        A class without an object that counts has no AP: its key is left out, and the means are over the others.
+        Without any such object there is no metric: an empty dict.
+        """
+        images = [self._images[image_id] for image_id in sorted(self._images)]
+        if self.protocol == "coco":
+            by_class = coco_ap(images, len(self.classes))
+        else:
+            by_class = voc_ap(images, len(self.classes), eleven_points=self.protocol == "voc2007")
+        known = np.flatnonzero(~np.isnan(by_class[0]))
+        if not known.size:
+            return {}
+        by_class = 100 * by_class[:, known]
+        by_iou = by_class.mean(axis=1)
+        return {
+            "det/AP": float(by_iou.mean()),
+            "det/AP50": float(by_iou[0].mean()),
+            "det/AP75": float(by_iou[5].mean()),
+            **{
+                f"det/AP/{self.classes[k]}": float(value) for k, value in zip(known, by_class.mean(axis=0), strict=True)
+            },
+        }
