@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multas_ray.config import AugmentConfig, Config, Resources
 from multas_ray.config_file import parse_config
-from multas_ray.data.collate import make_batch
+from multas_ray.data.collate import make_train_batch
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.packing import pack
 from multas_ray.data.plan import Plan, lay_plan, mix
@@ -40,14 +40,14 @@ class PlainDataset(Dataset):
         files = StoragePath(index.path).filesystem
         tables = [pq.read_table(file, filesystem=files) for file in index.files]
         self.rows = [row for table in tables for row in table.to_pylist()]
-        self.seg_classes = index.seg_classes
+        self.classes = index.classes
         self.augment = Augment(augment)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Sample:
-        sample = decode(self.rows[number], self.seg_classes)
+        sample = decode(self.rows[number], self.classes)
         seed = int(mix(0, int(torch.randint(2**31, ())), number))
         return self.augment(sample, SIZE, seed)
 
@@ -174,10 +174,10 @@ def stage_seconds(path: str, images: int = 256) -> dict[str, float]:
         return done
 
     read = timed("read", lambda: [read_row(index, int(row)) for row in rows])
-    decoded = timed("decode", lambda: [decode(row, index.seg_classes) for row in read])
+    decoded = timed("decode", lambda: [decode(row, index.classes) for row in read])
     timed("augment", lambda: [augment(sample, SIZE, seed) for seed, sample in enumerate(decoded)])
     plan = lay_plan(index, usable=TASK_MASKS, mixing=None, batch_size=BATCH, steps=99, seed=0, sizes=[SIZE], window=16)
     parts = [plan.part(step, 0, 1) for step in range(images // BATCH)]
-    batches = timed("all of a batch", lambda: [make_batch(index, part, AugmentConfig()) for part in parts])
+    batches = timed("all of a batch", lambda: [make_train_batch(index, part, AugmentConfig()) for part in parts])
     timed("pack", lambda: [pack([batch]) for batch in batches])
     return clock

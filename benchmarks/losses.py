@@ -1,6 +1,6 @@
 """Speed of the detection loss, against the published way and against its floor, and of the two model presets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,11 +12,15 @@ from benchmarks import published
 from benchmarks.timing import alternate
 from multas_ray.config import Config, LossConfig
 from multas_ray.config_file import parse_config
+from multas_ray.data.batch import Some, TrainBatch
+from multas_ray.data.plan import Part
 from multas_ray.model.network import MultiTaskNet, count_parameters
 from multas_ray.model.precision import autocast
 from multas_ray.resolve import resolve_precision
 from multas_ray.tasks.detection.anchors import anchors
 from multas_ray.tasks.detection.loss import detection_losses
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.train.optim import build_optimizer
 from multas_ray.train.step import loss_terms, term_weights, total_loss
 
@@ -38,16 +42,15 @@ def compare_losses(batch: int, repeats: int) -> dict[str, float]:
     cls = torch.randn(batch, len(grid), CLASSES, generator=generator) - 4
     box = torch.randn(batch, len(grid), 4, generator=generator)
     boxes, labels = _objects(batch, generator)
-    padded = {
-        "boxes": torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True),
-        "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1),
-    }
-    padded["difficult"] = torch.zeros_like(padded["labels"], dtype=torch.bool)
+    padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
+    truth = UnitBoxes(
+        torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True), padded, torch.zeros_like(padded, dtype=torch.bool)
+    )
     empty = torch.zeros_like(cls)
     config = LossConfig()
 
     def batched(cls: Tensor, box: Tensor) -> Tensor:
-        terms = detection_losses(cls, box, anchors(SIZE, SIZE), padded, config)
+        terms = detection_losses(DetectionOutput(cls, box), truth, anchors(SIZE, SIZE), config)
         return terms["det_box"].divided() + terms["det_cls"].divided()
 
     def per_image(cls: Tensor, box: Tensor) -> Tensor:
@@ -88,7 +91,8 @@ def compare_presets() -> dict[str, dict[str, float]]:
         )
         config = resolve_precision(config)
         torch.manual_seed(0)
-        network = MultiTaskNet(config.model, [str(c) for c in range(CLASSES)], [str(c) for c in range(CLASSES + 1)])
+        classes = [str(label) for label in range(CLASSES + 1)]
+        network = MultiTaskNet(config.model, {"det": classes[1:], "seg": classes})
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             network.eval()(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
@@ -102,14 +106,14 @@ def compare_presets() -> dict[str, dict[str, float]]:
     return facts
 
 
-def _step(network: MultiTaskNet, config: Config, batch: Mapping[str, np.ndarray]) -> Callable[[], None]:
+def _step(network: MultiTaskNet, config: Config, batch: TrainBatch) -> Callable[[], None]:
     optimizer = build_optimizer(network, config.optim)
     weights = term_weights(config)
     network.train()
 
     def step() -> None:
         with autocast(torch.device("cpu"), config.train.precision):
-            terms = loss_terms(network, batch, {}, {}, config, network.anchors(SIZE, SIZE))
+            terms = loss_terms(network, batch, {}, config, torch.device("cpu"))
         total_loss(terms, weights, workers=1)[0].backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -129,18 +133,18 @@ def _objects(batch: int, generator: torch.Generator) -> tuple[list[Tensor], list
     return boxes, labels
 
 
-def _batch() -> dict[str, np.ndarray]:
+def _batch() -> TrainBatch:
     """A batch of noise, every row annotated for both tasks."""
     random = np.random.default_rng(0)
     boxes, labels = _objects(STEP_BATCH, torch.Generator().manual_seed(0))
     pad = torch.nn.utils.rnn.pad_sequence
     padded = pad(labels, batch_first=True, padding_value=-1).numpy()
-    return {
-        "images": random.integers(0, 256, (STEP_BATCH, 3, SIZE, SIZE), dtype=np.uint8),
-        "has_det": np.ones(STEP_BATCH, bool),
-        "has_seg": np.ones(STEP_BATCH, bool),
-        "boxes": pad(boxes, batch_first=True).numpy(),
-        "labels": padded,
-        "difficult": np.zeros_like(padded, dtype=bool),
-        "masks": random.integers(0, CLASSES + 1, (STEP_BATCH, SIZE, SIZE), dtype=np.uint8),
-    }
+    rows = np.arange(STEP_BATCH)
+    truth = UnitBoxes(pad(boxes, batch_first=True).numpy(), padded, np.zeros_like(padded, dtype=bool))
+    masks = random.integers(0, CLASSES + 1, (STEP_BATCH, SIZE, SIZE), dtype=np.uint8)
+    return TrainBatch(
+        part=Part(0, 0, SIZE, rows, np.zeros_like(rows), np.zeros_like(rows), rows.astype(np.uint64)),
+        ids=tuple(map(str, rows)),
+        images=random.integers(0, 256, (STEP_BATCH, 3, SIZE, SIZE), dtype=np.uint8),
+        truth={"det": Some(rows, truth), "seg": Some(rows, masks)},
+    )

@@ -65,19 +65,19 @@ def bare_rate(config: Config, processes: int) -> float:
 def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
     import torch
 
-    from multas_ray.data.collate import make_batch
+    from multas_ray.data.collate import make_train_batch
     from multas_ray.train.trainer import Trainer
 
     torch.set_num_threads(config.train.threads)
     info = read_info(config.data.path)
     plan = plan_run(config, {})
-    batches = [make_batch(plan.index, plan.part(step, 0, 1), config.data.augment) for step in range(plan.steps)]
-    trainer = Trainer(config, info.det_classes, info.seg_classes, torch.device("cpu"))
+    batches = [make_train_batch(plan.index, plan.part(step, 0, 1), config.data.augment) for step in range(plan.steps)]
+    trainer = Trainer(config, info.classes, torch.device("cpu"))
     for step, batch in enumerate(batches):
         if step == WARMUP:
             ready.wait()
             began = perf_counter()
-        trainer.step(batch, {}, {}, step, 1)
+        trainer.step(batch, {}, step, 1)
     rates.put(config.train.batch_size * STEPS / (perf_counter() - began))
 
 

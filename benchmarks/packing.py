@@ -1,18 +1,22 @@
 """What packing does to soft targets: their size, and a student's gradients."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from multas_ray.checkpoint.weights import load_network
-from multas_ray.config import DistillConfig
-from multas_ray.data.collate import make_batch
+from multas_ray.config import DistillConfig, Task
+from multas_ray.data.collate import make_eval_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan
-from multas_ray.tasks.detection import packed as codec
-from multas_ray.tasks.detection.distillation import detection_distillation, segmentation_distillation
+from multas_ray.tasks.detection import packed as detection
+from multas_ray.tasks.detection.distillation import detection_distillation
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.segmentation import packed as segmentation
+from multas_ray.tasks.segmentation.distillation import segmentation_distillation
 
 SIZE = 320
 IMAGES = 64
@@ -33,21 +37,21 @@ def compare_packed(path: str, det: str, seg: str, student: str) -> dict[str, flo
     """
     networks = {name: load_network(run)[0] for name, run in (("det", det), ("seg", seg), ("student", student))}
     plan = EvaluationPlan(read_index(path, "val"), BATCH, SIZE)
-    own: list[Mapping[str, Tensor]] = []
-    answers: list[Mapping[str, Tensor]] = []
+    of_student: list[dict[str, Tensor]] = []
+    answers: list[dict[str, Tensor]] = []
     packed: dict[str, list[bytes]] = {"det": [], "seg": []}
     for step in range(IMAGES // BATCH):
-        images = torch.tensor(make_batch(plan.index, plan.part(step, 0, 1), None)["images"])
-        own.append(networks["student"](images))
-        answer = {**networks["det"](images), **networks["seg"](images)}
-        answers.append({name: value.half() for name, value in answer.items()})
-        packed["det"] += codec.pack_detection(answers[-1]["cls"], answers[-1]["box"])
-        packed["seg"] += codec.pack_segmentation(answers[-1]["seg"])
+        images = torch.tensor(make_eval_batch(plan.index, plan.part(step, 0, 1)).images)
+        of_student.append(_by_name(networks["student"](images)))
+        answer = networks["det"](images) | networks["seg"](images)
+        answers.append({name: value.half() for name, value in _by_name(answer).items()})
+        packed["det"] += detection.pack(answers[-1]["cls"], answers[-1]["box"])
+        packed["seg"] += segmentation.pack(answers[-1]["seg"])
     whole = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
     device = torch.device("cpu")
-    cls, box = codec.unpack_detection(packed["det"], device)
-    unpacked = {"cls": cls, "box": box, "seg": codec.unpack_segmentation(packed["seg"], device)}
-    outputs = {name: torch.cat([output[name] for output in own]) for name in own[0]}
+    cls, box = detection.unpack(packed["det"], device)
+    unpacked = {"cls": cls, "box": box, "seg": segmentation.unpack(packed["seg"], device)}
+    outputs = {name: torch.cat([output[name] for output in of_student]) for name in of_student[0]}
     exact = _gradients(outputs, {name: value.float() for name, value in whole.items()})
     found = _gradients(outputs, unpacked)
     count = len(packed["det"])
@@ -59,11 +63,17 @@ def compare_packed(path: str, det: str, seg: str, student: str) -> dict[str, flo
     }
 
 
+def _by_name(outputs: Mapping[Task, Any]) -> dict[str, Tensor]:
+    """A network's outputs: cls, box, seg."""
+    return {"cls": outputs["det"].cls, "box": outputs["det"].box, "seg": outputs["seg"]}
+
+
 @torch.enable_grad()
 def _gradients(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
     leaves = {name: value.clone().requires_grad_() for name, value in outputs.items()}
     config = DistillConfig()
-    terms = detection_distillation(leaves, targets, None, config.det)
+    pair = [DetectionOutput(values["cls"], values["box"]) for values in (leaves, targets)]
+    terms = detection_distillation(pair[0], pair[1], None, config.det)
     terms |= segmentation_distillation(leaves["seg"], targets["seg"], config.seg)
     torch.stack([term.divided() for term in terms.values()]).sum().backward()
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}

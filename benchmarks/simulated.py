@@ -7,7 +7,7 @@ on accelerators of their own, while all that this project adds to them (stream, 
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -24,13 +24,15 @@ from ray.train import DataConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from multas_ray.config import AugmentConfig, Resources, Task, TeachersConfig
+from multas_ray.data.batch import TrainBatch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import lay_plan
 from multas_ray.data.stream import read_batches, stream, stream_options
 from multas_ray.tasks.detection.anchors import anchors
+from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.teacher.feed import with_soft_targets
 from multas_ray.teacher.pool import Handles, PoolClient, start_pool
-from multas_ray.teacher.teacher import Answer, Rows, SoftTargets, digests
+from multas_ray.teacher.teacher import Answer, Teacher, digests
 
 STEP_S, ANSWER_S = 0.2, 0.15
 """Of a student's step and of a teacher's answer, whatever its rows."""
@@ -48,20 +50,22 @@ class SimulatedTeacher:
     seconds: float
     size: int
 
-    def load(self, device: str) -> Answer:
-        """See `multas_ray.teacher.pool.Source`."""
-        if self.task == "det":
-            count = len(anchors(self.size, self.size))
-            shapes: dict[str, tuple[int, ...]] = {"cls": (count, CLASSES), "box": (count, 4)}
-        else:
-            shapes = {"seg": (CLASSES + 1, self.size // 4, self.size // 4)}
+    def load(self, device: str) -> Teacher:
+        """See `multas_ray.teacher.pool.Served`."""
+        count = len(anchors(self.size, self.size))
 
-        def answer(images: np.ndarray) -> SoftTargets:
+        def zeros(*shape: int) -> np.ndarray:
+            return np.zeros(shape, np.float16)
+
+        def answer(images: np.ndarray) -> Answer:
             began = perf_counter()
-            targets = {f"{self.task}.digest": digests(images)}
-            targets |= {name: np.zeros((len(images), *shape), np.float16) for name, shape in shapes.items()}
+            number, side = len(images), self.size // 4
+            dense: Any = zeros(number, CLASSES + 1, side, side)
+            if self.task == "det":
+                dense = DetectionOutput(zeros(number, count, CLASSES), zeros(number, count, 4))  # type: ignore[arg-type]
+            made = Answer(digests(images), dense=dense)
             sleep(max(0.0, self.seconds - (perf_counter() - began)))
-            return targets
+            return made
 
         return answer
 
@@ -148,7 +152,7 @@ def _student(settings: Mapping[str, Any]) -> list[dict[str, float]]:
         some = islice(batches, case.warmup + case.steps)
         lines = []
         last = perf_counter()
-        for fed in with_soft_targets(some, PoolClient(pool), _lacking, AHEAD):
+        for fed in with_soft_targets(map(_distil_missing, some), PoolClient(pool), AHEAD):
             sleep(STEP_S)
             if workers > 1:
                 # Stands for the gradients' all-reduce: no worker is ahead of another.
@@ -169,5 +173,6 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def _lacking(batch: dict[str, np.ndarray]) -> Rows:
-    return {"det": np.flatnonzero(~batch["has_det"]), "seg": np.flatnonzero(~batch["has_seg"])}
+def _distil_missing(batch: TrainBatch) -> TrainBatch:
+    rows = np.arange(len(batch.ids))
+    return replace(batch, distil={task: np.setdiff1d(rows, truth.rows) for task, truth in batch.truth.items()})

@@ -140,7 +140,6 @@ def draw_overlays(out: Path) -> None:
     from multas_ray.config import EvaluateConfig
     from multas_ray.data.index import read_index
     from multas_ray.data.read import read_sample
-    from multas_ray.evaluate.evaluator import Prediction
     from multas_ray.formats import scenes
     from multas_ray.report.overlays import draw_prediction, draw_truth, predict_rows
     from multas_ray.report.pictures import Palette, grid
@@ -154,7 +153,7 @@ def draw_overlays(out: Path) -> None:
     }
     rows = []
     for row in range(PICTURES):
-        single = Prediction(found["det"][row].detections, found["seg"][row].logits)
+        single = {**found["det"][row], **found["seg"][row]}
         shown = [single, found["mtl"][row], found["kd"][row]]
         _, sample = read_sample(index, row)
         found_in = [draw_prediction(sample["image"], prediction, palette) for prediction in shown]

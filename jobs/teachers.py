@@ -51,12 +51,12 @@ def start(arguments: argparse.Namespace) -> None:
     from multas_ray.placement import Ask, check_placement
     from multas_ray.resolve import resolve_precision
     from multas_ray.teacher.pool import start_pool
-    from multas_ray.teacher.teacher import some_teacher_specs
+    from multas_ray.teacher.specs import require_teacher_specs
 
-    specs = some_teacher_specs(config)
+    specs = require_teacher_specs(config)
     connect()
     precision = resolve_precision(config).train.precision
-    specs = {task: replace(spec, precision=precision) for task, spec in specs.items()}
+    specs = {task: replace(spec, terms=replace(spec.terms, precision=precision)) for task, spec in specs.items()}
     check_placement([Ask("teachers.resources", len(specs) * config.teachers.replicas, config.teachers.resources)])
     start_pool(config.teachers, specs)
     show(config.teachers.pool)

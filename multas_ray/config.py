@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -148,6 +147,11 @@ class ModelConfig(Section):
     """Channels of the detection teacher's features. Where it is set, a 1x1 convolution a level brings the network's
     features to them, for distillation; the run sets it where a feature loss has a weight."""
 
+    @property
+    def pyramid_levels(self) -> int:
+        """Number of pyramid levels."""
+        return self.levels or 4
+
     @model_validator(mode="before")
     @classmethod
     def _default_width(cls, values: Any) -> Any:
@@ -263,6 +267,10 @@ class DistillConfig(Section):
     """Of detection."""
     seg: SegmentationDistillConfig = SegmentationDistillConfig()
     """Of segmentation."""
+
+    def of(self, task: Task) -> DetectionDistillConfig | SegmentationDistillConfig:
+        """The distillation of a task."""
+        return self.det if task == "det" else self.seg
 
 
 class TeacherConfig(Section):
@@ -474,7 +482,7 @@ class Config(Section):
         if len(self.data.sizes) > 1:
             raise ValueError(f"data.size: {self.data.size}, but stored soft targets are of one size")
         for task in self.distilled():
-            for name in getattr(self.distill, task).needs_dense():
+            for name in self.distill.of(task).needs_dense():
                 raise ValueError(
                     f"distill.{task}.{name}: needs the teachers' whole answers, but stored ones are packed; use "
                     "teachers.placement pool or inline"
@@ -493,22 +501,17 @@ class Config(Section):
         """Whether the task's soft targets travel packed."""
         stored = self.teachers.placement == "stored"
         packed = self.distill.targets == "packed" and self.teachers.placement != "ema"
-        return stored or (packed and not getattr(self.distill, task).needs_dense())
+        return stored or (packed and not self.distill.of(task).needs_dense())
 
     def distilled(self) -> list[Task]:
         """Tasks with a teacher and a weight; the network itself is one where it teaches itself."""
         itself = self.teachers.placement == "ema"
         taught = [task for task in TASKS if (task in self.model.tasks if itself else self.teachers.of(task))]
-        return [task for task in taught if getattr(self.distill, task).weight > 0]
+        return [task for task in taught if self.distill.of(task).weight > 0]
 
     def to_yaml(self) -> str:
         """The whole tree, defaults filled in: enough to repeat the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def distilled(on: DistilledOn, annotated: np.ndarray) -> np.ndarray:
-    """(n,) bool: which rows are distilled, of those that are annotated for the task or not (n,) bool."""
-    return {"missing": ~annotated, "annotated": annotated, "all": np.ones_like(annotated)}[on]
 
 
 def _absolute(path: str) -> str:

@@ -18,7 +18,7 @@ from typing import Annotated, BinaryIO
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from multas_ray.config import EvaluateConfig, ModelConfig
+from multas_ray.config import EvaluateConfig, ModelConfig, Task
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError
 from multas_ray.storage import Location, StoragePath
@@ -43,6 +43,11 @@ class Meta(BaseModel):
     """Of the evaluation at this step; empty without one."""
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Wall time up to here, start-up and the attempts before this one included."""
+
+    @property
+    def classes(self) -> dict[Task, list[str]]:
+        """Names of each task's classes."""
+        return {"det": self.det_classes, "seg": self.seg_classes}
 
 
 class _Manifest(RootModel[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], str]]):

@@ -74,7 +74,7 @@ def load_network(path: Location) -> tuple[MultiTaskNet, Meta]:
         raise UserError(f"{folder / MODEL}: not readable ({first_line(error)})") from None
 
     def build() -> MultiTaskNet:
-        return MultiTaskNet(meta.model.model_copy(update={"pretrained": False}), meta.det_classes, meta.seg_classes)
+        return MultiTaskNet(meta.model.model_copy(update={"pretrained": False}), meta.classes)
 
     try:
         # Without memory: what the description says may be any number.

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from multas_ray.data.index import Index
-from multas_ray.data.read import decode_mask, group_of
+from multas_ray.data.read import group_of
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask
+from multas_ray.tasks.segmentation.rows import decode_mask
 
+NO_MASK = np.zeros(0, np.uint8)
 COLUMNS = [name for name in SCHEMA.names if name != "image"]
 
 
@@ -51,7 +53,7 @@ def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> Sp
         for place in range(len(group)):
             try:
                 row = group.row(place)
-                mask = decode_mask(row, index.seg_classes) if row["has_seg"] else np.zeros(0, np.uint8)
+                mask = decode_mask(row, index.seg_classes) if row["has_seg"] else NO_MASK
             except Reject as reject:
                 rejected.append(Reject(reject.reason, reject.detail, group.ids[place] or f"row {first + place}"))
                 continue

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow.parquet as pq
 
+from multas_ray.config import Task
 from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, TaskMask, read_info
 from multas_ray.errors import UserError, first_line
 from multas_ray.parquet import Found, read_parquet
@@ -41,10 +42,19 @@ class Index:
     def __len__(self) -> int:
         return len(self.file)
 
+    @property
+    def classes(self) -> dict[Task, int]:
+        """Number of classes of each task."""
+        return {"det": self.det_classes, "seg": self.seg_classes}
+
     def rows(self, masks: Collection[TaskMask]) -> np.ndarray:
         """(n,) int64: the rows whose task mask is one of these, in storage order."""
         wanted = [TASK_MASKS.index(mask) for mask in masks]
         return np.flatnonzero(np.isin(self.task_mask, wanted))
+
+    def annotated(self, task: Task) -> np.ndarray:
+        """(N,) bool: the rows that are annotated for a task."""
+        return self.task_mask & TASK_MASKS.index(task) > 0
 
     def take(self, rows: Sequence[int]) -> "Index":
         """An index of these rows alone, in this order."""

@@ -1,37 +1,45 @@
-"""Batches as one Arrow row, so that batches of any shape travel through Ray Data whole and are read without a copy."""
+"""Objects as one Arrow row: batches travel through Ray Data whole, and their arrays are read without a copy.
 
-import json
-from collections.abc import Mapping, Sequence
+They are pickled, with their large arrays beside the pickle. Such a table is made and read by processes of one run and
+lives in Ray's object store, where everything is pickled; it is never written into a file.
+"""
 
-import numpy as np
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
 import pyarrow as pa
 
-LAYOUT = "layout"
-"""The column that says which arrays there are: JSON, for each batch {name: [dtype, shape]}."""
+PICKLE = "pickle"
+"""The column of the objects without their arrays."""
+LARGE = 65_536
+"""Bytes from which an array gets a column of its own. A column costs more than copying a smaller one."""
 
 
-def pack(batches: Sequence[Mapping[str, np.ndarray]]) -> pa.Table:
-    """A one-row table that holds batches of named arrays of any dtype (not object) and shape; contiguous ones are not
-    copied."""
-    columns: dict[str, pa.Array] = {}
-    layout: list[dict[str, tuple[str, tuple[int, ...]]]] = []
-    for number, batch in enumerate(batches):
-        arrays = {name: np.asarray(array, order="C") for name, array in batch.items()}
-        layout.append({name: (array.dtype.str, array.shape) for name, array in arrays.items()})
-        for name, array in arrays.items():
-            # Not pa.array([array.data]): it copies, and never lets go of the array (pyarrow 26).
-            offsets = pa.py_buffer(np.array([0, array.nbytes], np.int64))
-            buffers = [None, offsets, pa.py_buffer(array)]
-            columns[f"{number}.{name}"] = pa.Array.from_buffers(pa.large_binary(), 1, buffers)
-    return pa.table({LAYOUT: [json.dumps(layout)], **columns})
+def pack(objects: Sequence[object]) -> pa.Table:
+    """A one-row table that holds objects; their large arrays are not copied."""
+    arrays: list[memoryview] = []
+
+    def keep_inside(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < LARGE:
+            return True
+        arrays.append(raw)
+        return False
+
+    pickled = pickle.dumps(list(objects), protocol=5, buffer_callback=keep_inside)
+    columns = {PICKLE: _cell(memoryview(pickled))}
+    columns |= {str(number): _cell(array) for number, array in enumerate(arrays)}
+    return pa.table(columns)
 
 
-def unpack(table: pa.Table) -> list[dict[str, np.ndarray]]:
-    """The batches of a one-row table made by `pack`, as read-only views of its memory."""
-    return [
-        {
-            name: np.frombuffer(table[f"{number}.{name}"][0].as_buffer(), dtype).reshape(shape)
-            for name, (dtype, shape) in arrays.items()
-        }
-        for number, arrays in enumerate(json.loads(table[LAYOUT][0].as_py()))
-    ]
+def _cell(data: memoryview) -> pa.Array:
+    # Not pa.array([data]): it copies, and never lets go of the array (pyarrow 26).
+    offsets = pa.array([0, data.nbytes], pa.int64()).buffers()[1]
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(data)])
+
+
+def unpack(table: pa.Table) -> list[Any]:
+    """The objects of a table made by `pack`; their large arrays are read-only views of its memory."""
+    pickled, *arrays = (column[0].as_buffer() for column in table.columns)
+    return pickle.loads(pickled, buffers=arrays)

@@ -5,7 +5,7 @@ task of the data stream can lay out its chunk by itself.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,12 @@ class Part:
     """(b,) int64: which of the row's augmentations this is; without stored targets, one an epoch."""
     seeds: np.ndarray
     """(b,) uint64: seeds of the rows' augmentation."""
+
+    def at(self, places: Sequence[int]) -> "Part":
+        """The part with the rows at these places only."""
+        chosen = np.array(places, np.int64)
+        columns = {name: getattr(self, name)[chosen] for name in ("rows", "epochs", "views", "seeds")}
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,22 @@
 """Rows of a split, out of its shards: checked, and decoded. What is wrong with a row is known before it is used."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from cachetools import LRUCache, cached
-from torchvision import tv_tensors
 
-from multas_ray.data.image import MOST_PIXELS, decode_labels, decode_rgb
+from multas_ray.config import Task
+from multas_ray.data.image import MOST_PIXELS, decode_rgb
 from multas_ray.data.index import Index, read_shard
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import SCHEMA
-from multas_ray.data.transforms import Sample
+from multas_ray.data.transforms import Sample, to_sample
 from multas_ray.errors import UserError
+from multas_ray.tasks import PARTS
 
 CACHE_BYTES = 256e6
 """Of row groups that a process keeps: the rows of a shuffled window come from the same few."""
@@ -51,43 +51,26 @@ def read_sample(index: Index, row: int) -> tuple[dict[str, Any], Sample]:
     """
     values = read_row(index, row)
     try:
-        return values, decode(values, index.seg_classes)
+        return values, decode(values, index.classes)
     except Reject as reject:
         raise Reject(reject.reason, reject.detail, values["image_id"]) from None
 
 
-def decode(row: dict[str, Any], seg_classes: int) -> Sample:
+def decode(row: dict[str, Any], classes: Mapping[Task, int]) -> Sample:
     """The image of a row with the annotation that it has.
 
+    Args:
+        classes: number of classes of each task.
+
     Raises:
-        Reject: the image or the mask is broken, or of another size than the row says, or a pixel is of no class.
+        Reject: the image or the annotation is broken, or of another size than the row says, or of no class.
     """
     image = decode_rgb(row["image"], upright=False, size=(row["height"], row["width"]))
-    sample: Sample = {"image": tv_tensors.Image(image)}
-    if row["has_det"]:
-        boxes = torch.tensor(row["boxes"], dtype=torch.float32)
-        sample["boxes"] = tv_tensors.BoundingBoxes(
-            boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=image.shape[-2:]
-        )
-        sample["labels"] = torch.tensor(row["labels"], dtype=torch.int64)
-        sample["difficult"] = torch.tensor(row["difficult"], dtype=torch.bool)
-    if row["has_seg"]:
-        sample["mask"] = tv_tensors.Mask(torch.from_numpy(decode_mask(row, seg_classes)))
-    return sample
-
-
-def decode_mask(row: dict[str, Any], seg_classes: int) -> np.ndarray:
-    """(H, W) uint8: the mask of a row that has one.
-
-    Raises:
-        Reject: it is broken, or of another size than the row says, or a pixel is of no class.
-    """
-    mask = decode_labels(row["mask"], size=(row["height"], row["width"]))
-    # One added, 255 ("ignore") is 0: one pass finds the greatest of the others.
-    if (mask + np.uint8(1)).max() > seg_classes:
-        values = [value for value in np.unique(mask).tolist() if seg_classes <= value < 255]
-        raise Reject("unknown class", f"mask values {values}, {seg_classes} classes are in dataset.json")
-    return mask
+    annotation: dict[str, np.ndarray] = {}
+    for task, count in classes.items():
+        if row[f"has_{task}"]:
+            annotation |= PARTS[task].rows.decode(row, count)
+    return to_sample(image, annotation)
 
 
 @cached(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from multas_ray.config import TASKS, Task
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.storage import StoragePath
@@ -37,6 +38,11 @@ TaskMask = Literal["det", "seg", "both", "none"]
 """What a row is annotated for."""
 TASK_MASKS: tuple[TaskMask, ...] = ("none", "det", "seg", "both")
 """Indexed by has_det + 2 * has_seg."""
+
+
+def tasks_of(mask: TaskMask) -> set[Task]:
+    """The tasks that a row of a task mask is annotated for."""
+    return {task for place, task in enumerate(TASKS) if TASK_MASKS.index(mask) >> place & 1}
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -73,6 +79,11 @@ class DatasetInfo(BaseModel):
     source: str = ""
     command: str = ""
     """The command line that made it."""
+
+    @property
+    def classes(self) -> dict[Task, list[str]]:
+        """Names of each task's classes."""
+        return {"det": self.det_classes, "seg": self.seg_classes}
 
     @model_validator(mode="before")
     @classmethod

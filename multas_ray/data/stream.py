@@ -13,12 +13,13 @@ from ray.train import DataConfig
 
 from multas_ray.config import AugmentConfig, Resources
 from multas_ray.data.backpressure import set_data_context
+from multas_ray.data.batch import EvalBatch, Failure, TrainBatch
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import EvaluationPlan, Plan
 from multas_ray.errors import UserError
 
-Addition = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-"""What is to be added to a batch: stored soft targets, say."""
+Addition = Callable[[TrainBatch], TrainBatch]
+"""Adds something to a batch: stored soft targets, say."""
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 32e6
 """The most images, and bytes of pixels, that one Ray Data task makes (but a batch at least): enough that Ray's work for
@@ -44,8 +45,8 @@ def stream(
     just its own batches, from step `start` to the plan's last.
 
     Args:
-        augment: None leaves out augmentation and adds the ground truth in original pixels, for evaluation.
-        additions: made by the same tasks, after the batch.
+        augment: None makes an `EvalBatch` each, else a `TrainBatch`.
+        additions: to each `TrainBatch`, made by the same tasks, one after the other.
         parallel: most tasks at a time.
         resources: of each task; an evaluation's reserve no CPU.
     """
@@ -90,7 +91,7 @@ def _image_bytes(size: int) -> int:
 
 
 @dataclass(frozen=True)
-class Source:
+class PlannedStream:
     """One of a run's streams, before it is known who reads it and where it begins."""
 
     plan: Plan | EvaluationPlan
@@ -111,8 +112,8 @@ class PlannedData(DataConfig):
         super().__init__(enable_shard_locality=False)
         self.parallel, self.resources = parallel, resources
 
-    def configure(self, datasets: dict[str, Source], world_size: int, *args: Any, **kwargs: Any) -> list[dict]:
-        """Every worker's shard of each `Source`, by name."""
+    def configure(self, datasets: dict[str, PlannedStream], world_size: int, *args: Any, **kwargs: Any) -> list[dict]:
+        """Every worker's shard of each `PlannedStream`, by name."""
         shards: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, source in datasets.items():
             dataset = stream(
@@ -167,37 +168,41 @@ def make_chunk(
     augment: AugmentConfig | None,
     additions: Sequence[Addition],
 ) -> Iterator[pa.Table]:
-    """The packed batches of the chunks numbered `chunk["id"]`; in place of unusable ones, a batch that says why."""
+    """The packed batches of the chunks numbered `chunk["id"]`; in place of an unusable one, a `Failure`."""
     # Not imported above: Ray Data's own processes unpickle this function too, and would spend seconds on torch.
     import torch
 
-    from multas_ray.data.collate import make_batch
+    from multas_ray.data.collate import make_eval_batch, make_train_batch
 
     torch.set_num_threads(1)
     for number in chunk["id"]:
         turn, rank = divmod(int(number), workers)
         first = start + turn * length
-        batches: list[dict[str, np.ndarray]] = []
+        batches: list[TrainBatch | EvalBatch | Failure] = []
         for step in range(first, min(first + length, plan.steps)):
             try:
-                batch = make_batch(plan.index, plan.part(step, rank, workers), augment)
+                part = plan.part(step, rank, workers)
+                if augment is None:
+                    batches.append(make_eval_batch(plan.index, part))
+                    continue
+                batch = make_train_batch(plan.index, part, augment)
                 for addition in additions:
-                    batch |= addition(batch)
+                    batch = addition(batch)
                 batches.append(batch)
             except UserError as error:
-                # Raised here it would reach the workers as Ray Data's, without its own type.
-                batches.append({"error": np.frombuffer(str(error).encode(), np.uint8)})
+                batches.append(Failure(str(error)))
         yield pack(batches)
 
 
-def read_batches(shard: ray.data.DataIterator) -> Iterator[dict[str, np.ndarray]]:
-    """The batches of one worker's shard of a `stream`, unpacked; one more chunk is fetched ahead.
+def read_batches(shard: ray.data.DataIterator) -> Iterator[Any]:
+    """The batches of one worker's shard of a `stream`, unpacked: a `TrainBatch` or `EvalBatch` each, or what has been
+    made of it. One more chunk is fetched ahead.
 
     Raises:
         UserError: the data cannot be used any more.
     """
     for table in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         for batch in unpack(table):
-            if "error" in batch:
-                raise UserError(batch["error"].tobytes().decode())
+            if isinstance(batch, Failure):
+                raise UserError(batch.message)
             yield batch

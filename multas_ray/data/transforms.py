@@ -1,9 +1,12 @@
 """Training augmentation and evaluation resize, of pixels, boxes and mask alike (torchvision.transforms.v2)."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
@@ -22,6 +25,20 @@ RGB = YIQ.inverse()
 Sample = dict[str, Any]
 """image: tv Image uint8 (3,H,W); optional boxes: tv BoundingBoxes (N,4) XYXY pixels with labels (N,) and difficult
 (N,); optional mask: tv Mask uint8 (H,W)."""
+
+
+def to_sample(image: Tensor, annotation: Mapping[str, np.ndarray]) -> Sample:
+    """An image (3, H, W) uint8 with its annotation: boxes with labels and difficult, a mask, both or neither."""
+    sample: Sample = {"image": tv_tensors.Image(image)}
+    for name, values in annotation.items():
+        sample[name] = torch.from_numpy(values)
+    if "boxes" in sample:
+        sample["boxes"] = tv_tensors.BoundingBoxes(
+            sample["boxes"], format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=image.shape[-2:]
+        )
+    if "mask" in sample:
+        sample["mask"] = tv_tensors.Mask(sample["mask"])
+    return sample
 
 
 class Augment:

@@ -1,7 +1,8 @@
 """A checkpoint's metrics on any split: network actors score its batches, the driver merges what they counted."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pyarrow as pa
 import torch
 
 from multas_ray.checkpoint.folder import find_checkpoint
-from multas_ray.config import Protocol, Resources
-from multas_ray.data.collate import original_masks, rejected_rows
+from multas_ray.config import Protocol, Resources, Task
+from multas_ray.data.batch import EvalBatch, Failure, RejectedRow
 from multas_ray.data.index import read_index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import EvaluationPlan
@@ -19,7 +20,7 @@ from multas_ray.data.stream import read_batches, stream, stream_options
 from multas_ray.deploy.predictor import Predictor
 from multas_ray.deploy.workers import ONE, Workers
 from multas_ray.errors import UserError
-from multas_ray.evaluate.evaluator import add, predict
+from multas_ray.evaluate.evaluator import add, computed, new_metrics, predict
 from multas_ray.evaluate.scores import TASK_SCORES, score
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.ray_setup import data_tasks
@@ -28,8 +29,6 @@ from multas_ray.report.overlays import COLUMNS, draw_samples
 from multas_ray.report.pictures import captioned, grid
 from multas_ray.report.plots import class_bars
 from multas_ray.storage import StoragePath
-from multas_ray.tasks.detection.metric import DetectionMetric
-from multas_ray.tasks.segmentation.metric import SegmentationMetric
 
 RESULT, REPORT, WORST = "result.json", "report.html", "worst.png"
 
@@ -74,19 +73,20 @@ def score_checkpoint(
     scored = batches.map_batches(Scorer, fn_constructor_args=(chosen.uri, workers), **workers.options())
     scored.context.execution_options = stream_options(plan, 1, parallel)
 
-    detection, segmentation = DetectionMetric(own.det_classes, protocol), SegmentationMetric(own.seg_classes)
+    by_task = new_metrics(own.network, own.settings.model_copy(update={"protocol": protocol}))
     rows: list[int] = []
     scores: list[float] = []
     rejected: list[dict[str, str]] = []
     progress(0, len(plan.index))
-    for state in read_batches(scored):
-        for name, metric in (("det", detection), ("seg", segmentation)):
-            metric.merge({key.removeprefix(f"{name}."): state[key] for key in state if key.startswith(f"{name}.")})
-        rows += state["rows"].tolist()
-        scores += state["scores"].tolist()
-        rejected += rejected_rows(state)
+    batch: ScoredBatch
+    for batch in read_batches(scored):
+        for task, metric in by_task.items():
+            metric.merge(batch.states[task])
+        rows += batch.rows
+        scores += batch.scores
+        rejected += [row._asdict() for row in batch.rejected]
         progress(len(rows) + len(rejected), len(plan.index))
-    metrics = detection.compute() | segmentation.compute()
+    metrics = computed(by_task)
     if not metrics:
         raise UserError(f"{data}: split '{split}' has nothing annotated for {' or '.join(own.network.tasks)}")
 
@@ -109,14 +109,25 @@ def check_classes(network: MultiTaskNet, info: DatasetInfo, checkpoint: str, dat
     Raises:
         UserError: names both.
     """
-    for task, own, theirs in (
-        ("det", network.det_classes, info.det_classes),
-        ("seg", network.seg_classes, info.seg_classes),
-    ):
-        if task in network.tasks and list(own) != list(theirs):
+    for task, names in network.classes.items():
+        if list(names) != info.classes[task]:
             raise UserError(
-                f"{checkpoint}: its {task} classes are {', '.join(own)}; those of {data} are {', '.join(theirs)}"
+                f"{checkpoint}: its {task} classes are {', '.join(names)}; those of {data} are "
+                f"{', '.join(info.classes[task])}"
             )
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """An evaluation batch after it was scored."""
+
+    states: Mapping[Task, dict[str, np.ndarray]]
+    """Of the metrics."""
+    rows: list[int]
+    """Rows of the split."""
+    scores: list[float]
+    """Each row's own score; NaN where there is nothing to score."""
+    rejected: tuple[RejectedRow, ...]
 
 
 class Scorer:
@@ -127,24 +138,24 @@ class Scorer:
         self.predictor = Predictor(checkpoint, workers.device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Of a chunk of evaluation batches, the metrics' states, and each row's own score (NaN: nothing to score)."""
-        return pack([batch if "error" in batch else self._score(batch) for batch in unpack(table)])
+        """A `ScoredBatch` for each evaluation batch of a chunk; a `Failure` stays one."""
+        return pack([batch if isinstance(batch, Failure) else self._score(batch) for batch in unpack(table)])
 
-    def _score(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _score(self, batch: EvalBatch) -> ScoredBatch:
         own = self.predictor
-        detection, segmentation = DetectionMetric(own.det_classes), SegmentationMetric(own.seg_classes)
-        images = torch.tensor(batch["images"], device=own.device)
+        metrics = new_metrics(own.network, own.settings)
+        images = torch.tensor(batch.images, device=own.device)
         predictions = predict(own.network, images, own.settings) if len(images) else []
         scores = []
-        for row, (prediction, mask) in enumerate(zip(predictions, original_masks(batch), strict=True)):
-            alone = DetectionMetric(own.det_classes), SegmentationMetric(own.seg_classes)
-            add(batch, row, mask, prediction, *alone)
-            scores.append(image_score(alone[0].compute() | alone[1].compute()))
-            detection.merge(alone[0].state())
-            segmentation.merge(alone[1].state())
-        states = {f"det.{key}": value for key, value in detection.state().items()}
-        states |= {f"seg.{key}": value for key, value in segmentation.state().items()}
-        return states | {"rows": batch["rows"], "scores": np.array(scores), "rejected": batch["rejected"]}
+        for row, prediction in enumerate(predictions):
+            # An image's own score is COCO's, whatever the protocol.
+            alone = new_metrics(own.network, own.settings.model_copy(update={"protocol": "coco"}))
+            add(batch, row, prediction, alone)
+            scores.append(image_score(computed(alone)))
+            for task, metric in metrics.items():
+                metric.merge(alone[task].state())
+        states = {task: metric.state() for task, metric in metrics.items()}
+        return ScoredBatch(states, batch.part.rows.tolist(), scores, batch.rejected)
 
 
 def image_score(metrics: dict[str, float]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from multas_ray.checkpoint.folder import MANIFEST, META, MODEL, write_files
 from multas_ray.checkpoint.weights import load_network
+from multas_ray.config import Task
 from multas_ray.errors import RunError, UserError
 from multas_ray.model.network import MultiTaskNet, count_parameters
 from multas_ray.storage import Location, StoragePath
@@ -25,6 +26,8 @@ ONNX = "model.onnx"
 OPSET = 18
 TOLERANCE = 1e-3
 """Largest absolute difference between the graph's outputs and PyTorch's."""
+OUTPUTS: dict[Task, list[str]] = {"det": ["scores", "boxes"], "seg": ["logits"]}
+"""Names of a graph's outputs, in order."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -49,15 +52,17 @@ class Graph(nn.Module):
     @property
     def outputs(self) -> list[str]:
         """Names, in order."""
-        return ["scores", "boxes"] * ("det" in self.network.tasks) + ["logits"] * ("seg" in self.network.tasks)
+        return [name for task in self.network.tasks for name in OUTPUTS[task]]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        found = self.network(images)
-        outputs = []
-        if "cls" in found:
-            outputs += [found["cls"].sigmoid(), decode(found["box"], self.anchors).clamp(0, 1)]
-        return (*outputs, *(found[name] for name in ("seg",) if name in found))
+        outputs: list[Tensor] = []
+        for task, output in self.network(images).items():
+            if task == "det":
+                outputs += [output.cls.sigmoid(), decode(output.box, self.anchors).clamp(0, 1)]
+            else:
+                outputs.append(output)
+        return tuple(outputs)
 
 
 def export(checkpoint: Location, out: Location, *, onnx: bool = True) -> dict[str, Any]:

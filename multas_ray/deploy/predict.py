@@ -12,6 +12,7 @@ import torch
 
 from multas_ray.checkpoint.folder import find_checkpoint
 from multas_ray.checkpoint.weights import load_network
+from multas_ray.config import Task
 from multas_ray.data.image import decode_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.deploy.images import Images, find_images
@@ -109,7 +110,7 @@ def _job(
         # Not a number of blocks, which would wait for all images.
         images.rows.repartition(target_num_rows_per_block=batch_size)
         .map_batches(partial(read, size=size), batch_size=None, batch_format="pyarrow", num_cpus=CPUS_PER_TASK)
-        .map_batches(Network, fn_constructor_args=(checkpoint, workers), **workers.options())
+        .map_batches(PredictActor, fn_constructor_args=(checkpoint, workers), **workers.options())
         .map(writing, num_cpus=CPUS_PER_TASK)
     )
 
@@ -156,7 +157,7 @@ def _problem(image_id: str, reject: Reject) -> str:
     return json.dumps({"image_id": image_id, "reason": reject.reason, "detail": reject.detail})
 
 
-class Network:
+class PredictActor:
     """An actor that holds the network."""
 
     def __init__(self, checkpoint: str, workers: Workers) -> None:
@@ -171,7 +172,7 @@ class Network:
         predictions = predict(own.network, torch.tensor(pixels, device=own.device), own.settings)
         columns: dict[str, list[Any]] = {name: [] for name in FOUND.names}
         for prediction in predictions:
-            found, logits = prediction.detections, prediction.logits
+            found, logits = prediction.get("det"), prediction.get("seg")
             columns["boxes"].append(None if found is None else found.boxes.flatten().tolist())
             columns["labels"].append(None if found is None else found.labels.tolist())
             columns["scores"].append(None if found is None else found.scores.tolist())
@@ -213,13 +214,14 @@ def write(row: Row, out: str, size: int, palette: Palette, overlays: bool, score
 
 
 def _prediction(row: Row, size: int) -> Prediction:
-    """A row of `Network` as it was."""
-    found = logits = None
+    """A row of `PredictActor` as it was."""
+    prediction: dict[Task, Any] = {}
     if row["scores"] is not None:
         boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)
         scores, labels = torch.tensor(row["scores"], dtype=torch.float32), torch.tensor(row["labels"])
-        found = Detections(boxes, scores, labels.long())
+        prediction["det"] = Detections(boxes, scores, labels.long())
     if row["logits"] is not None:
         side = size // row["stride"]
-        logits = torch.frombuffer(bytearray(row["logits"]), dtype=torch.float32).view(-1, side, side)
-    return Prediction(found, logits)
+        logits = torch.frombuffer(bytearray(row["logits"]), dtype=torch.float32)
+        prediction["seg"] = logits.view(-1, side, side)
+    return prediction

@@ -111,13 +111,13 @@ def check_score(score: float) -> None:
 def annotation(prediction: Prediction, height: int, width: int, score: float = 0) -> Annotation:
     """A prediction in the pixels of its image, without detections below a score."""
     boxes = labels = scores = mask = None
-    found = prediction.detections
+    found = prediction.get("det")
     if found is not None:
         kept = found.scores >= score
         boxes = found.boxes[kept].cpu().numpy() * np.array([width, height, width, height], np.float32)
         labels, scores = found.labels[kept].cpu().numpy(), found.scores[kept].cpu().numpy()
-    if prediction.logits is not None:
-        mask = label_map(prediction.logits, height, width).cpu().numpy()
+    if "seg" in prediction:
+        mask = label_map(prediction["seg"], height, width).cpu().numpy()
     return Annotation(boxes, labels, scores, mask)
 
 

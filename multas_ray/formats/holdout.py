@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from multas_ray.data.index import Index, read_index
-from multas_ray.data.read import decode_mask, read_row
+from multas_ray.data.read import read_row
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
 from multas_ray.data.schema import TASK_MASKS
+from multas_ray.tasks.segmentation.rows import decode_mask
 
 
 def carve(path: str, split: str, fraction: float, seed: int) -> dict[str, tuple[int, Iterator[Row | Reject]]]:

@@ -16,6 +16,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, channels // 16), channels)
 
 
+def conv_block(inputs: int, outputs: int) -> nn.Sequential:
+    """3x3 convolution, GroupNorm, ReLU."""
+    conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, group_norm(outputs), nn.ReLU(inplace=True))
+
+
 class Neck(nn.Module):
     """Pyramid of `width` channels at strides 8, 16, 32, 64 and so on.
 

@@ -1,18 +1,19 @@
 """The multi-task network: one backbone and neck, a head for each task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from multas_ray.config import ModelConfig
+from multas_ray.config import ModelConfig, Task
 from multas_ray.errors import UserError
-from multas_ray.model.backbones import build_backbone, norm_layer
-from multas_ray.model.heads import DetectionHead, SegmentationHead
-from multas_ray.model.neck import Neck, group_norm
-from multas_ray.model.paper import ContextNeck, FullResolutionSegmentationHead, LevelwiseDetectionHead
+from multas_ray.model.backbones import build_backbone
+from multas_ray.model.neck import Neck
+from multas_ray.model.paper import ContextNeck, paper_norm
 from multas_ray.model.precision import at_least_float32
-from multas_ray.tasks.detection.anchors import PER_CELL, anchors
+from multas_ray.tasks import PARTS
+from multas_ray.tasks.detection.anchors import anchors
 
 
 class MultiTaskNet(nn.Module):
@@ -20,106 +21,87 @@ class MultiTaskNet(nn.Module):
 
     Args:
         config: the network's section of the configuration.
-        det_classes: names of the detection classes; ignored without the task `det`.
-        seg_classes: names of the segmentation classes, in order of the mask's values; ignored without the task `seg`.
+        classes: names of each task's classes, in the order of labels and mask values; those of a task without a head
+            are ignored.
 
     Raises:
         UserError: a task has no classes, or pretrained weights cannot be had.
     """
 
-    def __init__(self, config: ModelConfig, det_classes: Sequence[str], seg_classes: Sequence[str]) -> None:
+    def __init__(self, config: ModelConfig, classes: Mapping[Task, Sequence[str]]) -> None:
         super().__init__()
         self.config = config
         self.tasks = tuple(config.tasks)
-        self.det_classes = tuple(det_classes) if "det" in self.tasks else ()
-        self.seg_classes = tuple(seg_classes) if "seg" in self.tasks else ()
-        for task, classes in (("det", self.det_classes), ("seg", self.seg_classes)):
-            if task in self.tasks and not classes:
+        self.classes: dict[Task, tuple[str, ...]] = {task: tuple(classes[task]) for task in self.tasks}
+        for task, names in self.classes.items():
+            if not names:
                 raise UserError(f"model.tasks: has {task}, but the data set has no {task}_classes")
 
         paper = config.preset == "paper"
         self.backbone = build_backbone(config.backbone, config.pretrained, config.norm, stem_pool=not paper)
-        self.levels = config.levels or 4
-        width = config.width
-        self.det_head: DetectionHead | LevelwiseDetectionHead | None = None
-        self.seg_head: SegmentationHead | FullResolutionSegmentationHead | None = None
+        self.levels = config.pyramid_levels
         if paper:
-            norm = norm_layer(config.norm) if config.norm in ("batch", "sync") else group_norm
             self.neck: nn.Module = ContextNeck(
-                self.backbone.channels, width, self.levels, bottom_up=config.neck == "pafpn", norm=norm
+                self.backbone.channels,
+                config.width,
+                self.levels,
+                bottom_up=config.neck == "pafpn",
+                norm=paper_norm(config.norm),
             )
-            if self.det_classes:
-                self.det_head = LevelwiseDetectionHead(width, len(self.det_classes), self.levels, norm)
-            if self.seg_classes:
-                self.seg_head = FullResolutionSegmentationHead(width, len(self.seg_classes), self.levels, norm)
         else:
-            self.neck = Neck(self.backbone.channels, width, self.levels)
-            if self.det_classes:
-                self.det_head = DetectionHead(width, len(self.det_classes))
-            if self.seg_classes:
-                self.seg_head = SegmentationHead(width, len(self.seg_classes))
+            self.neck = Neck(self.backbone.channels, config.width, self.levels)
+        for task in self.tasks:
+            self.add_module(f"{task}_head", PARTS[task].network.head(config, len(self.classes[task])))
         self.adapters = None
         if config.adapter is not None:
-            self.adapters = nn.ModuleList(nn.Conv2d(width, config.adapter, 1) for _ in range(self.levels))
+            self.adapters = nn.ModuleList(nn.Conv2d(config.width, config.adapter, 1) for _ in range(self.levels))
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", 255 * torch.tensor(self.backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(self.backbone.std).view(1, 3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)
 
+    @property
+    def det_classes(self) -> tuple[str, ...]:
+        """Names of the detection classes; empty without the task."""
+        return self.classes.get("det", ())
+
+    @property
+    def seg_classes(self) -> tuple[str, ...]:
+        """Names of the segmentation classes; empty without the task."""
+        return self.classes.get("seg", ())
+
+    def head(self, task: Task) -> nn.Module:
+        """The head of a task that the network has."""
+        return self.get_submodule(f"{task}_head")
+
     def forward(
-        self,
-        images: Tensor,
-        det_rows: Tensor | None = None,
-        seg_rows: Tensor | None = None,
-        *,
-        features: bool = False,
-    ) -> dict[str, Tensor]:
+        self, images: Tensor, rows: Mapping[Task, Tensor | None] | None = None, *, features: bool = False
+    ) -> dict[Task, Any]:
         """Run the shared features on every image and each head on its rows only.
 
         Args:
             images: (B, 3, H, W) uint8 RGB, or float that is normalised already; B >= 1, H and W multiples of 32.
-            det_rows, seg_rows: (Bd,), (Bs,) long, rows of the batch that the head is run on, in this order; None: all.
-                With no row at all the outputs are empty, but still connected to every parameter (zero gradients), so
-                that all workers of a distributed step reduce the same gradients.
-            features: return the detection rows' features as well.
+            rows: of each task, the rows (n,) long of the batch that its head is run on, in this order; None: all. A
+                task that is not named has no row. Without rows the outputs are empty, but still connected to every
+                parameter (zero gradients), so that all workers of a distributed step reduce the same gradients.
+            features: return the features of detection's rows as well.
 
         Returns:
-            float32 (float64 of a float64 network), of the tasks present: "cls" (Bd, A, C) logits and "box" (Bd, A, 4)
-            codes, in the order of `anchors`; "seg" (Bs, C, H/s, W/s) logits, s the segmentation head's stride; with
-            `features`, "feature" (Bd, A/6, F): the pyramid's cells in the order of their anchors, through the adapters
-            if there are any.
+            The output of each task (see `TaskNetwork.run`) in float32 (float64 of a float64 network).
         """
         pyramid = self.pyramid(images)
-        height, width = images.shape[-2:]
         outputs = {}
-        if self.det_head is not None:
-            heads: list[nn.Module] = [self.det_head]
-            if features and self.adapters is not None:
-                heads.append(self.adapters)
-            if _is_empty(det_rows):
+        for task in self.tasks:
+            chosen = None if rows is None else rows.get(task, images.new_zeros(0, dtype=torch.long))
+            network, head = PARTS[task].network, self.head(task)
+            if chosen is not None and not len(chosen):
+                heads = [head, *([self.adapters] if features and task == "det" and self.adapters else [])]
                 zero = _connected_zero(heads, pyramid)
-                count = len(self.anchors(height, width))
-                outputs["cls"] = zero.expand(0, count, len(self.det_classes))
-                outputs["box"] = zero.expand(0, count, 4)
-                if features:
-                    outputs["feature"] = zero.expand(0, count // PER_CELL, self.config.adapter or pyramid[0].shape[1])
+                outputs[task] = network.nothing(head, zero, self.config, (images.shape[-2], images.shape[-1]), features)
             else:
-                levels = [_rows(level, det_rows) for level in pyramid]
-                cls, box = self.det_head(levels)
-                outputs["cls"], outputs["box"] = at_least_float32(cls), at_least_float32(box)
-                if features and self.adapters is not None:
-                    levels = [adapter(level) for adapter, level in zip(self.adapters, levels, strict=True)]
-                if features:
-                    outputs["feature"] = at_least_float32(cells(levels))
-        if self.seg_head is not None:
-            if _is_empty(seg_rows):
-                zero = _connected_zero([self.seg_head], pyramid)
-                stride = self.seg_head.stride
-                outputs["seg"] = zero.expand(0, len(self.seg_classes), height // stride, width // stride)
-            else:
-                logits = self.seg_head([_rows(level, seg_rows) for level in pyramid])
-                outputs["seg"] = at_least_float32(logits)
+                levels = [_rows(level, chosen) for level in pyramid]
+                outputs[task] = network.run(head, levels, self.adapters, features)
         return outputs
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
@@ -134,18 +116,9 @@ class MultiTaskNet(nn.Module):
         return anchors(height, width, self.config.anchor_base, self.mean.device, self.levels)
 
 
-def cells(pyramid: Sequence[Tensor]) -> Tensor:
-    """Maps (B, F, h, w), fine to coarse, as one vector a cell: (B, sum of h * w, F)."""
-    return torch.cat([level.flatten(2) for level in pyramid], dim=2).transpose(1, 2)
-
-
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable scalars."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def _is_empty(rows: Tensor | None) -> bool:
-    return rows is not None and len(rows) == 0
 
 
 def _rows(feature: Tensor, rows: Tensor | None) -> Tensor:

@@ -5,17 +5,22 @@ Its backbone is a ResNet without the stem's max-pool, so that the last two stage
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multas_ray.model.heads import PRIOR_BIAS, per_anchor
-from multas_ray.tasks.detection.anchors import PER_CELL
+from multas_ray.model.backbones import norm_layer
+from multas_ray.model.neck import group_norm
 
 SLOPE = 0.1
 """Of every LeakyReLU."""
 Norm = Callable[[int], nn.Module]
 """Makes a normalisation layer of a number of channels."""
+
+
+def paper_norm(name: str) -> Norm:
+    """The normalisation of neck and heads: the backbone's, but GroupNorm where that is frozen, since nothing was
+    trained that could be frozen."""
+    return norm_layer(name) if name in ("batch", "sync") else group_norm
 
 
 class ConvBlock(nn.Module):
@@ -82,61 +87,6 @@ class ContextNeck(nn.Module):
         for finer, shrink in enumerate(self.shrink):
             pyramid[finer + 1] = pyramid[finer + 1] + shrink(pyramid[finer])
         return [refine(level) for refine, level in zip(self.refine, pyramid, strict=True)]
-
-
-class LevelwiseDetectionHead(nn.Module):
-    """Class and box towers of every pyramid level's own."""
-
-    def __init__(self, width: int, classes: int, levels: int, norm: Norm) -> None:
-        super().__init__()
-
-        def tower(outputs: int) -> nn.Sequential:
-            blocks = [ConvBlock(width, width, norm), ConvBlock(width, width, norm)]
-            return nn.Sequential(*blocks, nn.Conv2d(width, outputs, 1))
-
-        self.classes = classes
-        self.box = nn.ModuleList(tower(PER_CELL * 4) for _ in range(levels))
-        self.cls = nn.ModuleList(tower(PER_CELL * classes) for _ in range(levels))
-        for name, parameter in self.cls.named_parameters():
-            if name.endswith("2.bias"):
-                nn.init.constant_(parameter, PRIOR_BIAS)
-
-    def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """As `DetectionHead.forward`."""
-        cls = [per_anchor(tower(level), self.classes) for tower, level in zip(self.cls, pyramid, strict=True)]
-        box = [per_anchor(tower(level), 4) for tower, level in zip(self.box, pyramid, strict=True)]
-        return torch.cat(cls, dim=1), torch.cat(box, dim=1)
-
-
-class FullResolutionSegmentationHead(nn.Module):
-    """Semantic branch of a feature pyramid (Kirillov et al., CVPR 2019): each level is brought to stride 4 by
-    convolutions and doublings, the sum to full resolution, and refined there by three more convolutions."""
-
-    stride = 1
-
-    def __init__(self, width: int, classes: int, levels: int, norm: Norm) -> None:
-        super().__init__()
-        half = width // 2
-
-        def blocks(count: int, inputs: int = half) -> nn.ModuleList:
-            return nn.ModuleList(ConvBlock(half if number else inputs, half, norm) for number in range(count))
-
-        self.rise = nn.ModuleList(blocks(level + 1, width) for level in range(levels))
-        self.refine = nn.Sequential(*blocks(3))
-        self.classify = nn.Conv2d(half, classes, 1, bias=False)
-
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Maps (B, width, h, w), stride 8 and coarser, to logits (B, C, H, W)."""
-        height, width = pyramid[0].shape[-2:]
-        sizes = [(2 * height, 2 * width), *(level.shape[-2:] for level in pyramid)]
-        risen = []
-        for level, (blocks, x) in enumerate(zip(self.rise, pyramid, strict=True)):
-            assert isinstance(blocks, nn.ModuleList)
-            for block, size in zip(blocks, reversed(sizes[: level + 1]), strict=True):
-                x = nearest(block(x), size)
-            risen.append(x)
-        total = torch.stack(risen).sum(dim=0)
-        return self.classify(self.refine(nearest(total, (8 * height, 8 * width))))
 
 
 def nearest(x: Tensor, size: Sequence[int]) -> Tensor:

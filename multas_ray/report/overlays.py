@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from multas_ray.config import EvaluateConfig, Task
-from multas_ray.data.collate import make_batch
+from multas_ray.data.collate import make_eval_batch
 from multas_ray.data.describe import choose
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Part
@@ -67,10 +67,10 @@ def predict_rows(
     for start in range(0, len(rows), config.batch_size):
         chosen = np.array(rows[start : start + config.batch_size], np.int64)
         nothing = np.zeros_like(chosen)
-        batch = make_batch(index, Part(0, 0, size, chosen, nothing, nothing, nothing.astype(np.uint64)), None)
-        if len(batch["rows"]):
-            images = torch.tensor(batch["images"], device=network.mean.device)
-            yield from zip(batch["rows"].tolist(), predict(network, images, config), strict=True)
+        batch = make_eval_batch(index, Part(0, 0, size, chosen, nothing, nothing, nothing.astype(np.uint64)))
+        if len(batch.images):
+            images = torch.tensor(batch.images, device=network.mean.device)
+            yield from zip(batch.part.rows.tolist(), predict(network, images, config), strict=True)
 
 
 def draw_truth(sample: Sample, palette: Palette) -> Picture:

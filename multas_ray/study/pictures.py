@@ -10,7 +10,7 @@ from torch import Tensor
 
 from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import EvaluateConfig
-from multas_ray.data.collate import make_batch
+from multas_ray.data.collate import make_eval_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.read import read_sample
@@ -47,15 +47,15 @@ def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes:
     palette = Palette(info.det_classes, info.seg_classes)
     shown: list[tuple[float, int, list[Prediction]]] = []
     for step in range(min(plan.steps, LOOKED_AT // plan.batch_size)):
-        batch = make_batch(plan.index, plan.part(step, 0, 1), None)
-        images = torch.tensor(batch["images"])
+        batch = make_eval_batch(plan.index, plan.part(step, 0, 1))
+        images = torch.tensor(batch.images)
         found = {arm: predict(network, images, EvaluateConfig()) for arm, network in networks.items()}
         columns = _columns(found)
         for row in range(len(images)):
             own = [predictions[row] for predictions in columns.values()]
             score = disagreement(own)
             if len(shown) < IMAGES or score > shown[-1][0]:
-                shown = sorted([*shown, (score, int(batch["rows"][row]), own)], key=lambda each: -each[0])[:IMAGES]
+                shown = sorted([*shown, (score, int(batch.part.rows[row]), own)], key=lambda each: -each[0])[:IMAGES]
     rows = []
     for _, number, own in shown:
         _, sample = read_sample(plan.index, number)
@@ -69,7 +69,7 @@ def _columns(found: Mapping[str, list[Prediction]]) -> dict[str, list[Prediction
     if not all(arm in found for arm in SINGLE):
         return dict(found)
     det, seg = (found[arm] for arm in SINGLE)
-    single = [Prediction(a.detections, b.logits) for a, b in zip(det, seg, strict=True)]
+    single: list[Prediction] = [{**a, **b} for a, b in zip(det, seg, strict=True)]
     return {"single-task": single} | {arm: own for arm, own in found.items() if arm not in SINGLE}
 
 
@@ -83,7 +83,7 @@ def disagreement(predictions: Sequence[Prediction]) -> float:
 def _boxes_map(prediction: Prediction) -> Tensor:
     """(MAP, MAP): 1 + class, 0 where no box is."""
     drawn = torch.zeros(MAP, MAP, dtype=torch.int64)
-    found = prediction.detections
+    found = prediction.get("det")
     if found is not None:
         for place in found.scores.argsort():
             if found.scores[place] >= SHOWN_SCORE:
@@ -93,6 +93,6 @@ def _boxes_map(prediction: Prediction) -> Tensor:
 
 
 def _pixels_map(prediction: Prediction) -> Tensor:
-    if prediction.logits is None:
+    if "seg" not in prediction:
         return torch.zeros(MAP, MAP, dtype=torch.int64)
-    return F.interpolate(prediction.logits[None].float(), (MAP, MAP), mode="bilinear")[0].argmax(0)
+    return F.interpolate(prediction["seg"][None].float(), (MAP, MAP), mode="bilinear")[0].argmax(0)

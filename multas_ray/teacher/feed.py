@@ -10,17 +10,16 @@ from typing import Protocol
 import numpy as np
 
 from multas_ray.config import Task
+from multas_ray.data.batch import TrainBatch
 from multas_ray.errors import RunError
-from multas_ray.teacher.teacher import Rows, SoftTargets, Teacher, digests
-
-Batch = dict[str, np.ndarray]
+from multas_ray.teacher.teacher import SoftTargets, Teacher, digests
 
 
 class Teachers(Protocol):
     """Where soft targets come from: `PoolClient`, `InlineTeachers` or `StoredTargets`."""
 
-    def submit(self, batch: Batch, rows: Rows) -> Callable[[], SoftTargets]:
-        """Ask for soft targets of rows of a batch; the call that is returned waits for them."""
+    def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
+        """Ask for soft targets of the rows `batch.distil`; the call that is returned waits for them."""
         ...
 
 
@@ -30,15 +29,11 @@ class InlineTeachers:
     def __init__(self, teachers: Mapping[Task, Teacher]) -> None:
         self.teachers = teachers
 
-    def submit(self, batch: Batch, rows: Rows) -> Callable[[], SoftTargets]:
+    def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
         """See `Teachers`; the work is done by the call that is returned."""
 
         def collect() -> SoftTargets:
-            targets: SoftTargets = {}
-            for task, task_rows in rows.items():
-                if len(task_rows):
-                    targets |= self.teachers[task](batch["images"][task_rows])
-            return targets
+            return {task: self.teachers[task](batch.images[rows]) for task, rows in batch.distil.items() if len(rows)}
 
         return collect
 
@@ -46,18 +41,16 @@ class InlineTeachers:
 class StoredTargets:
     """Soft targets that came with the batch, out of a store."""
 
-    def submit(self, batch: Batch, rows: Rows) -> Callable[[], SoftTargets]:
+    def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
         """See `Teachers`."""
-        own = tuple(f"{task}." for task, task_rows in rows.items() if len(task_rows))
-        return lambda: {name: value for name, value in batch.items() if name.startswith(own)}
+        return lambda: {task: batch.soft[task] for task, rows in batch.distil.items() if len(rows)}
 
 
 @dataclass
 class Fed:
     """A batch with its soft targets."""
 
-    batch: Batch
-    rows: Rows
+    batch: TrainBatch
     soft: SoftTargets
     data_wait: float
     """Seconds that the training waited for data since the batch before."""
@@ -65,9 +58,7 @@ class Fed:
     """Seconds that it waited for this batch's soft targets."""
 
 
-def with_soft_targets(
-    batches: Iterable[Batch], teachers: Teachers, rows_of: Callable[[Batch], Rows], ahead: int
-) -> Iterator[Fed]:
+def with_soft_targets(batches: Iterable[TrainBatch], teachers: Teachers, ahead: int) -> Iterator[Fed]:
     """Batches with their soft targets, in order. The requests of the next `ahead` batches are always under way, and
     none is waited for before its batch is due.
 
@@ -77,12 +68,12 @@ def with_soft_targets(
     Raises:
         RunError: soft targets are of other pixels than the batch's.
     """
-    feed = _feed(iter(batches), teachers, rows_of, ahead)
+    feed = _feed(iter(batches), teachers, ahead)
     return _one_ahead(feed) if ahead else feed
 
 
-def _feed(source: Iterator[Batch], teachers: Teachers, rows_of: Callable[[Batch], Rows], ahead: int) -> Iterator[Fed]:
-    window: deque[tuple[Batch, Rows, Callable[[], SoftTargets]]] = deque()
+def _feed(source: Iterator[TrainBatch], teachers: Teachers, ahead: int) -> Iterator[Fed]:
+    window: deque[tuple[TrainBatch, Callable[[], SoftTargets]]] = deque()
     exhausted = False
     while True:
         started = perf_counter()
@@ -91,16 +82,15 @@ def _feed(source: Iterator[Batch], teachers: Teachers, rows_of: Callable[[Batch]
             if batch is None:
                 exhausted = True
                 break
-            rows = rows_of(batch)
-            window.append((batch, rows, teachers.submit(batch, rows)))
+            window.append((batch, teachers.submit(batch)))
         if not window:
             return
         data_wait = perf_counter() - started
-        batch, rows, collect = window.popleft()
+        batch, collect = window.popleft()
         started = perf_counter()
         soft = collect()
-        check_digests(batch, rows, soft)
-        yield Fed(batch, rows, soft, data_wait, perf_counter() - started)
+        check_digests(batch, soft)
+        yield Fed(batch, soft, data_wait, perf_counter() - started)
 
 
 def _one_ahead(feed: Iterator[Fed]) -> Iterator[Fed]:
@@ -121,11 +111,11 @@ def _one_ahead(feed: Iterator[Fed]) -> Iterator[Fed]:
         maker.shutdown(wait=False, cancel_futures=True)
 
 
-def check_digests(batch: Batch, rows: Rows, soft: SoftTargets) -> None:
+def check_digests(batch: TrainBatch, soft: SoftTargets) -> None:
     """Stop before training on targets that are missing, or are another image's."""
-    for task, task_rows in rows.items():
-        if not len(task_rows):
+    for task, rows in batch.distil.items():
+        if not len(rows):
             continue
-        found = soft.get(f"{task}.digest", np.zeros(0, np.uint64))
-        if not np.array_equal(found, digests(batch["images"][task_rows])):
-            raise RunError(f"step {batch['step']}: soft targets of {task} are not of this batch's pixels")
+        answer = soft.get(task)
+        if answer is None or not np.array_equal(answer.digests, digests(batch.images[rows])):
+            raise RunError(f"step {batch.part.step}: soft targets of {task} are not of this batch's pixels")

@@ -5,7 +5,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from time import time
 from typing import Any, ClassVar, Protocol
 from uuid import uuid4
@@ -18,8 +18,9 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from ray.util.state import list_actors
 
 from multas_ray.config import Task, TeachersConfig
+from multas_ray.data.batch import TrainBatch
 from multas_ray.errors import UserError
-from multas_ray.teacher.teacher import Answer, Rows, SoftTargets
+from multas_ray.teacher.teacher import Answer, SoftTargets, Teacher
 
 Handles = dict[Task, list[ActorHandle]]
 
@@ -29,12 +30,12 @@ RECENT_SECONDS = 30.0
 """Over which rates and latencies are taken."""
 
 
-class Source(Protocol):
-    """What a replica serves: `TeacherSpec`, or the dataclass that a benchmark puts in its place."""
+class Served(Protocol):
+    """A dataclass that a replica serves: `TeacherSpec`, or what a benchmark puts in its place."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def load(self, device: str) -> Answer:
+    def load(self, device: str) -> Teacher:
         """Called once, where the replica runs."""
         ...
 
@@ -59,11 +60,11 @@ class ReplicaStatus:
 class TeacherActor:
     """A replica of one teacher. It answers requests one after another, and questions about itself at once."""
 
-    def __init__(self, source: Source, threads: int, tags: Mapping[str, str]) -> None:
+    def __init__(self, source: Served, threads: int, tags: Mapping[str, str]) -> None:
         # One thread computes, and its setting is the one that counts.
         self.compute = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
         self.spec = source
-        self.answer = self.compute.submit(source.load, "cuda" if ray.get_gpu_ids() else "cpu").result()
+        self.teacher = self.compute.submit(source.load, "cuda" if ray.get_gpu_ids() else "cpu").result()
         self.instance = uuid4().hex
         self.started = time()
         self.queue = self.images = 0
@@ -80,7 +81,7 @@ class TeacherActor:
         starts.set_default_tags(dict(tags))
         starts.inc()
 
-    async def soft_targets(self, images: np.ndarray, rows: np.ndarray) -> SoftTargets:
+    async def soft_targets(self, images: np.ndarray, rows: np.ndarray) -> Answer:
         """Soft targets of some rows of images (n, 3, size, size) uint8."""
         counter, gauge, histogram = self.metrics
         arrived = time()
@@ -99,8 +100,8 @@ class TeacherActor:
         histogram.observe(now - arrived)
         return answer
 
-    def _answer(self, images: np.ndarray, rows: np.ndarray) -> SoftTargets:
-        return self.answer(images if len(rows) == len(images) else images[rows])
+    def _answer(self, images: np.ndarray, rows: np.ndarray) -> Answer:
+        return self.teacher(images if len(rows) == len(images) else images[rows])
 
     def _forget(self, now: float) -> None:
         while self.recent and self.recent[0][0] < now - RECENT_SECONDS:
@@ -115,12 +116,12 @@ class TeacherActor:
         latency = sum(seconds for _, _, seconds in self.recent) / max(1, len(self.recent))
         return ReplicaStatus(self.instance, self.queue, self.images, rate, latency)
 
-    async def serves(self) -> Source:
+    async def serves(self) -> Served:
         """What it was started with; answers once the teacher is loaded."""
         return self.spec
 
 
-def start_pool(config: TeachersConfig, sources: Mapping[Task, Source]) -> Handles:
+def start_pool(config: TeachersConfig, sources: Mapping[Task, Served]) -> Handles:
     """Start `config.replicas` actors of each teacher, or attach to those of the named pool; wait until all are loaded.
 
     A pool without a name lives as long as its handles and the process that called this: through restarts of the
@@ -152,7 +153,7 @@ def start_pool(config: TeachersConfig, sources: Mapping[Task, Source]) -> Handle
     return handles
 
 
-def _check(pool: str | None, task: Task, replicas: Sequence[ActorHandle], wanted: Source) -> None:
+def _check(pool: str | None, task: Task, replicas: Sequence[ActorHandle], wanted: Served) -> None:
     """Wait for replicas, and refuse those of another teacher."""
     for served in ray.get([replica.serves.remote() for replica in replicas]):
         difference = _difference(served, wanted)
@@ -204,10 +205,19 @@ def _numbers(pool: str | None, task: Task) -> list[int]:
     return [int(number) for _, of, number in parts if of == task]
 
 
-def _difference(served: Source, wanted: Source) -> str | None:
-    """The first field in which two teachers differ; the checkpoint's path may, if its weights do not."""
-    names = [field.name for field in fields(wanted) if field.name != "checkpoint"]
-    return next((name for name in names if getattr(served, name, None) != getattr(wanted, name)), None)
+def _difference(served: Served, wanted: Served) -> str | None:
+    """The first field in which two teachers differ; the source may, if its weights do not."""
+    there, asked = _facts(served), _facts(wanted)
+    return next((name for name in asked if name != "source" and there.get(name) != asked[name]), None)
+
+
+def _facts(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, those of its dataclasses among them."""
+    facts: dict[str, Any] = {}
+    for field in fields(record):
+        value = getattr(record, field.name)
+        facts |= _facts(value) if is_dataclass(value) else {field.name: value}
+    return facts
 
 
 class PoolClient:
@@ -219,30 +229,32 @@ class PoolClient:
         self.in_flight: dict[Task, list[set[Future]]] = {task: [set() for _ in h] for task, h in handles.items()}
         self.turn = {task: random.randrange(len(replicas)) for task, replicas in handles.items()}
 
-    def submit(self, batch: Mapping[str, np.ndarray], rows: Rows) -> Callable[[], SoftTargets]:
-        """Send rows of a batch's images to their teachers; the call that is returned waits for the answers.
+    def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
+        """Send the images of the rows `batch.distil` to their teachers; the call that is returned waits for the
+        answers.
 
         The images that some teacher needs enter the object store once, for all.
         """
-        wanted = {task: task_rows for task, task_rows in rows.items() if len(task_rows)}
+        wanted = {task: rows for task, rows in batch.distil.items() if len(rows)}
         if not wanted:
             return dict
-        images = batch["images"]
+        images = batch.images
         needed = np.unique(np.concatenate(list(wanted.values())))
         shared = ray.put(images if len(needed) == len(images) else images[needed])
-        answers: list[Future] = []
-        for task, task_rows in wanted.items():
+        answers: dict[Task, Future] = {}
+        for task, rows in wanted.items():
             replica = self._least_busy(task)
-            request = self.handles[task][replica].soft_targets.remote(shared, np.searchsorted(needed, task_rows))
+            places = np.flatnonzero(np.isin(needed, rows))
+            request = self.handles[task][replica].soft_targets.remote(shared, places)
             # A future fetches the answer from its node as soon as it is there. Fetched by `ray.get` when it is due, an
             # answer of another node takes a second more every few times (Ray 2.60 looks again once a second).
-            answers.append(request.future())
+            answers[task] = request.future()
             flight = self.in_flight[task][replica]
-            flight.add(answers[-1])
-            answers[-1].add_done_callback(flight.discard)
+            flight.add(answers[task])
+            answers[task].add_done_callback(flight.discard)
 
         def collect() -> SoftTargets:
-            return {name: value for answer in answers for name, value in answer.result().items()}
+            return {task: answer.result() for task, answer in answers.items()}
 
         return collect
 

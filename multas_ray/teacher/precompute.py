@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from multas_ray.config import Config, Task
+from multas_ray.config import TASKS, Config, Task
 from multas_ray.config_file import parse_config
 from multas_ray.data.backpressure import set_data_context
+from multas_ray.data.batch import TrainBatch
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import Part, mix
@@ -21,6 +23,7 @@ from multas_ray.errors import UserError
 from multas_ray.placement import Ask, check_placement
 from multas_ray.ray_setup import data_tasks, start_ray
 from multas_ray.resolve import resolve_precision
+from multas_ray.teacher.specs import require_teacher_specs
 from multas_ray.teacher.store import (
     SCHEMA,
     StoreInfo,
@@ -32,7 +35,7 @@ from multas_ray.teacher.store import (
     write_file,
     write_store_info,
 )
-from multas_ray.teacher.teacher import TeacherSpec, digests, some_teacher_specs, split
+from multas_ray.teacher.teacher import TeacherSpec, digests
 
 BATCH = 32
 """Images that a teacher answers at a time."""
@@ -60,10 +63,8 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
     config = resolve_precision(config)
     path = config.teachers.store
     assert path is not None
-    specs = some_teacher_specs(config)
+    specs = require_teacher_specs(config)
     index = read_index(config.data.path, config.data.train)
-    for spec in specs.values():
-        spec.load("cpu")
     info = describe_store(config, specs, index, views)
     if read_store_info(path) is not None:
         before = check_store(path, info)
@@ -130,12 +131,12 @@ def make_views(
     wanted: Mapping[Task, np.ndarray],
     info: StoreInfo,
 ) -> Any:
-    """The images of the files `chunk["id"]`, a packed batch each: the rows of a row group that need a target, augmented
-    as the training will augment them when it comes to this view."""
+    """The images of the files `chunk["id"]`, each packed with its view and row group: the rows of the group that need a
+    target, augmented as the training will augment them when it comes to this view."""
     # Not imported above, see `make_chunk`.
     import torch
 
-    from multas_ray.data.collate import make_batch
+    from multas_ray.data.collate import make_train_batch
 
     torch.set_num_threads(1)
     for number in chunk["id"]:
@@ -144,12 +145,9 @@ def make_views(
         rows = np.flatnonzero(needed)
         views = np.full_like(rows, view)
         seeds = mix(info.seed, views, rows)
-        batch = make_batch(index, Part(0, 0, info.size, rows, views, views, seeds), info.augment)
-        # Without those that cannot be decoded.
-        rows, seeds = batch["rows"], mix(info.seed, batch["views"], batch["rows"])
-        kept = {name: batch[name] for name in ("images", "ids")}
-        own = {task: np.flatnonzero(mask[rows]) for task, mask in wanted.items()}
-        yield pack([kept | own | {"seeds": seeds, "view": np.asarray(view), "block": np.asarray(block)}])
+        batch = make_train_batch(index, Part(0, 0, info.size, rows, views, views, seeds), info.augment)
+        distil = {task: np.flatnonzero(mask[batch.part.rows]) for task, mask in wanted.items()}
+        yield pack([(view, block, replace(batch, distil=distil, truth={}))])
 
 
 class Writer:
@@ -166,29 +164,27 @@ class Writer:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Write the file of one packed batch of `make_views`."""
         try:
-            (batch,) = unpack(table)
-            images, size = self._write(batch)
+            [(view, block, batch)] = unpack(table)
+            size = self._write(view, block, batch)
         except UserError as error:
             # Raised here it would reach the job as Ray Data's, without its own type.
             return pa.table({"images": [0], "bytes": [0], "error": [str(error)]})
-        return pa.table({"images": [images], "bytes": [size], "error": [""]})
+        return pa.table({"images": [len(batch.images)], "bytes": [size], "error": [""]})
 
-    def _write(self, batch: Mapping[str, np.ndarray]) -> tuple[int, int]:
-        """Number of images and bytes of the file."""
-        images = batch["images"]
-        columns: dict[str, list[Any]] = {task: [None] * len(images) for task in ("det", "seg")}
+    def _write(self, view: int, block: int, batch: TrainBatch) -> int:
+        """Bytes of the file."""
+        images = batch.images
+        columns: dict[str, list[Any]] = {task: [None] * len(images) for task in TASKS}
         for task, teacher in self.teachers.items():
-            rows = batch[task]
+            rows = batch.distil[task]
             for start in range(0, len(rows), BATCH):
                 some = rows[start : start + BATCH]
-                for row, packed in zip(some, split(task, teacher(images[some])), strict=True):
+                for row, packed in zip(some, teacher(images[some]).packed or (), strict=True):
                     columns[task][row] = packed
         columns |= {
-            "image_id": [image_id.decode() for image_id in batch["ids"].tolist()],
-            "view": [int(batch["view"])] * len(images),
-            "seed": batch["seeds"].tolist(),
+            "image_id": list(batch.ids),
+            "view": [view] * len(images),
+            "seed": batch.part.seeds.tolist(),
             "digest": digests(images).tolist(),
         }
-        answers = pa.table(columns, schema=SCHEMA)
-        size = write_file(self.path, int(batch["view"]), int(batch["block"]), answers)
-        return len(images), size
+        return write_file(self.path, view, block, pa.table(columns, schema=SCHEMA))

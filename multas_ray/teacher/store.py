@@ -5,7 +5,8 @@ the data set's split, `view=000/000012.parquet`: image_id, view, seed of the aug
 packed answers det and seg, null where a row needs none. A file is there whole or not at all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from multas_ray.config import AugmentConfig, Config, DistilledOn, Task, distilled
+from multas_ray.config import AugmentConfig, Config, DistilledOn, Task
+from multas_ray.data.batch import TrainBatch
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Replay
 from multas_ray.data.transforms import VERSION as TRANSFORMS
@@ -22,11 +24,16 @@ from multas_ray.documents import read_model
 from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.parquet import read_parquet
 from multas_ray.storage import StoragePath
-from multas_ray.tasks.detection import packed as codec
-from multas_ray.tasks.detection.anchors import count_anchors
-from multas_ray.teacher.teacher import Rows, SoftTargets, TeacherSpec, joined
+from multas_ray.tasks import PARTS
+from multas_ray.tasks.detection.distillation import SEEN
+from multas_ray.tasks.packed import LEVEL
+from multas_ray.tasks.segmentation.packed import BLOCK, STEP
+from multas_ray.teacher.selection import select_rows
+from multas_ray.teacher.teacher import Answer, TeacherSpec
 
 INFO = "store.json"
+CODEC = f"zstd {LEVEL}, seen {SEEN}, block {BLOCK}, step {STEP}"
+"""Says how targets were packed."""
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -76,17 +83,6 @@ class StoreInfo(BaseModel):
         """The augmentations that a run must take."""
         return Replay(self.seed, self.views)
 
-    def shapes(self) -> dict[Task, set[tuple[int, ...]]]:
-        """Those that an answer of each teacher may have: (A, C) of detection, (C, h, w) of segmentation."""
-        found: dict[Task, set[tuple[int, ...]]] = {}
-        for task, teacher in self.teachers.items():
-            classes = len(teacher.classes)
-            if task == "det":
-                found[task] = {(count_anchors(self.size, levels), classes) for levels in (4, 5)}
-            else:
-                found[task] = {(classes, self.size // 4, self.size // 4)}
-        return found
-
 
 def describe_store(config: Config, specs: Mapping[Task, TeacherSpec], index: Index, views: int) -> StoreInfo:
     """What a store of this configuration's soft targets is of."""
@@ -96,15 +92,15 @@ def describe_store(config: Config, specs: Mapping[Task, TeacherSpec], index: Ind
         size=config.data.eval_size,
         augment=config.data.augment,
         transforms=TRANSFORMS,
-        codec=codec.NAME,
+        codec=CODEC,
         seed=config.train.seed,
         views=views,
         teachers={
             task: StoredTeacher(
                 digest=spec.digest,
-                classes=list(spec.classes),
-                precision=spec.precision,
-                on=getattr(config.distill, task).on,
+                classes=list(spec.terms.classes),
+                precision=spec.terms.precision,
+                on=config.distill.of(task).on,
             )
             for task, spec in specs.items()
         },
@@ -178,8 +174,7 @@ def _facts(found: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
 
 def needs(index: Index, info: StoreInfo) -> dict[Task, np.ndarray]:
     """(N,) bool of each teacher: rows of the split that have its answer."""
-    has = {"det": index.task_mask & 1 > 0, "seg": index.task_mask & 2 > 0}
-    return {task: distilled(teacher.on, has[task]) for task, teacher in info.teachers.items()}
+    return {task: select_rows(teacher.on, index.annotated(task)) for task, teacher in info.teachers.items()}
 
 
 def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, int]]:
@@ -208,45 +203,43 @@ def write_file(path: str, view: int, block: int, table: pa.Table) -> int:
 class StoreReader:
     """Adds stored soft targets to the batches of a stream, for the rows that are distilled."""
 
-    def __init__(self, path: str, index: Index, rows_of: Callable[[dict[str, np.ndarray]], Rows]) -> None:
+    def __init__(self, path: str, index: Index) -> None:
         """Read what the store is of.
 
         Args:
             path: of a store that `check_store` has found to fit.
             index: of the split.
-            rows_of: the rows of a batch that each task is distilled on.
 
         Raises:
             UserError: there is no store.
         """
         self.path = path
         self.index = index
-        self.rows_of = rows_of
-        self.shapes = _existing(path).shapes()
+        self.info = _existing(path)
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> SoftTargets:
-        """See `SoftTargets`: packed, of the rows that `rows_of` names.
+    def __call__(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with `soft`.
 
         Raises:
             UserError: a file of the store is gone or broken, or lacks a row.
         """
-        targets: SoftTargets = {}
-        for task, rows in self.rows_of(batch).items():
-            found = [self._find(task, batch, int(row)) for row in rows]
-            targets[f"{task}.digest"] = np.array([digest for digest, _ in found], np.uint64)
-            targets |= joined(task, [packed for _, packed in found])
-        return targets
+        soft: dict[Task, Answer] = {}
+        for task, rows in batch.distil.items():
+            answers = [self._find(task, batch, int(row)) for row in rows]
+            digests = np.array([digest for digest, _ in answers], np.uint64)
+            soft[task] = Answer(digests, packed=tuple(packed for _, packed in answers))
+        return replace(batch, soft=soft)
 
-    def _find(self, task: Task, batch: dict[str, np.ndarray], row: int) -> tuple[int, bytes]:
-        view, block = int(batch["views"][row]), int(self.index.block[batch["rows"][row]])
-        image_id = batch["ids"][row].decode()
+    def _find(self, task: Task, batch: TrainBatch, row: int) -> tuple[int, bytes]:
+        view, block = int(batch.part.views[row]), int(self.index.block[batch.part.rows[row]])
+        image_id = batch.ids[row]
         answers, places = _read_file(self.path, view, block)
         place = places.get(image_id)
         packed = None if place is None else answers[task][place].as_py()
         try:
             if packed is None:
                 raise ValueError("is not there")
-            codec.check_packed(task, packed, self.shapes[task])
+            PARTS[task].network.check_packed(packed, len(self.info.teachers[task].classes), self.info.size)
         except ValueError as error:
             file = file_of(self.path, view, block)
             raise UserError(f"{file}: the {task} target of image {quoted(image_id)}: {error}; {AGAIN}") from None

@@ -1,150 +1,91 @@
-"""The frozen teacher: a batch of images in, soft targets out, wherever it is placed."""
+"""The contract of a teacher: a batch of images in, an answer in its students' terms out, wherever it is placed."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from multas_ray.checkpoint.folder import find_checkpoint, weights_digest
-from multas_ray.checkpoint.weights import load_network
-from multas_ray.config import Config, Task
-from multas_ray.data.schema import DatasetInfo, read_info
+from multas_ray.config import Task
+from multas_ray.data.batch import mapped
 from multas_ray.errors import UserError
-from multas_ray.model.network import MultiTaskNet
-from multas_ray.model.precision import autocast
-from multas_ray.tasks.detection import packed as codec
+from multas_ray.tasks import PARTS
 
-SoftTargets = dict[str, np.ndarray]
-"""What a teacher answers, in the order of the rows it was asked for. `det.digest` or `seg.digest` (n,) uint64, the
-`digests` of the images, and either dense, float16: of a detection teacher `cls` (n, A, C) logits, `box` (n, A, 4) codes
-and, if asked for, `feature` (n, A/6, F), of a segmentation teacher `seg` (n, C, size/4, size/4) logits, averaged if
-finer; or packed: `det.packed` or `seg.packed` (bytes,) uint8 with `det.ends` or `seg.ends` (n,) int64, where each row's
-bytes end."""
 
-Rows = Mapping[Task, np.ndarray]
-"""Rows of a batch that each task is distilled on."""
-Answer = Callable[[np.ndarray], SoftTargets]
-"""Soft targets of images (n, 3, size, size) uint8, n >= 1."""
+@dataclass(frozen=True)
+class Answer:
+    """A teacher's soft targets for n images, in their order: dense or packed."""
+
+    digests: np.ndarray
+    """(n,) uint64, the `digests` of the images."""
+    dense: Any = None
+    """The answer of its task (see `TaskNetwork.answer`) as float16 arrays."""
+    packed: tuple[bytes, ...] | None = None
+    """One for each image, see `TaskNetwork.pack`."""
+
+
+SoftTargets = Mapping[Task, Answer]
+"""Answers for the rows of a batch that each task is distilled on; a task without rows has none."""
+Teacher = Callable[[np.ndarray], Answer]
+"""Answers for images (n, 3, size, size) uint8, n >= 1."""
+
+
+@dataclass(frozen=True)
+class StudentTerms:
+    """What a student expects of a teacher's answer."""
+
+    classes: tuple[str, ...]
+    """What the student tells apart."""
+    anchor_base: float
+    """See `ModelConfig`."""
+    levels: int
+    """Of the student's pyramid."""
+    precision: str = "float32"
+    """Type of the teacher's autocast."""
+    features: bool = False
+    """Whether features are compared, too."""
+    packed: bool = False
+    """Whether answers are packed."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """A teacher, as its loader describes it before anything starts."""
+
+    source: str
+    """What names it from any process, started in any folder."""
+    digest: str
+    """Of its weights."""
+    feature_width: int | None = None
+    """Channels of its features, where it has any that a student can be compared with."""
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """Which teacher, and how it answers: two of the same answer alike."""
+    """A teacher and how it answers: two of the same description and terms answer alike."""
 
     task: Task
-    checkpoint: str
-    """A run folder or a checkpoint folder."""
-    digest: str
-    """Of the checkpoint's weights."""
-    classes: tuple[str, ...]
-    """What the student tells apart."""
-    precision: str = "float32"
-    """Type of its autocast."""
-    features: bool = False
-    """Whether a detection teacher returns its features too."""
-    packed: bool = False
-    """Whether it packs its answers."""
+    description: Description
+    terms: StudentTerms
 
-    def load(self, device: str) -> "Teacher":
+    @property
+    def digest(self) -> str:
+        """Of the teacher's weights."""
+        return self.description.digest
+
+    def load(self, device: str) -> Teacher:
         """The teacher itself.
 
         Raises:
-            UserError: its checkpoint cannot be read, was not trained for the task, or has other classes.
+            UserError: it cannot be loaded, or does not fit its student.
         """
-        network, _ = load_network(self.checkpoint)
-        where = f"teachers.{self.task}.checkpoint {self.checkpoint}"
-        if self.task not in network.tasks:
-            raise UserError(f"{where}: trained for {', '.join(network.tasks)}, not {self.task}")
-        own = network.det_classes if self.task == "det" else network.seg_classes
-        if own != self.classes:
-            raise UserError(f"{where}: its classes are {', '.join(own)}; the data set's are {', '.join(self.classes)}")
-        return Teacher(self, network.requires_grad_(False).to(device))
+        # Loaders know this module.
+        from multas_ray.teacher import loader_of
 
-
-def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
-    """The teachers of the distilled tasks, as configured, for the classes of the data set; none where the network
-    teaches itself.
-
-    Raises:
-        UserError: a teacher has no checkpoint.
-    """
-    if config.teachers.placement == "ema":
-        return {}
-    classes: dict[Task, list[str]] = {"det": data.det_classes, "seg": data.seg_classes}
-    specs: dict[Task, TeacherSpec] = {}
-    for task in config.distilled():
-        teacher = config.teachers.of(task)
-        assert teacher is not None
-        folder = find_checkpoint(teacher.checkpoint)
-        specs[task] = TeacherSpec(
-            task,
-            folder.uri,
-            weights_digest(folder),
-            tuple(classes[task]),
-            config.train.precision,
-            task == "det" and config.distill.det.features,
-            config.packed(task),
-        )
-    return specs
-
-
-def some_teacher_specs(config: Config) -> dict[Task, TeacherSpec]:
-    """As `teacher_specs`, for what is done for teachers alone.
-
-    Raises:
-        UserError: also where no task is distilled, or there is no data set.
-    """
-    specs = teacher_specs(config, read_info(config.data.path))
-    if not specs:
-        raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
-    return specs
-
-
-class Teacher:
-    """A network that answers for one task, in evaluation mode, without gradients."""
-
-    def __init__(self, spec: TeacherSpec, network: MultiTaskNet) -> None:
-        """Args: network, which may have other tasks too."""
-        self.spec = spec
-        self.network = network
-        self.device = network.mean.device
-
-    @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> SoftTargets:
-        """Soft targets of images (n, 3, size, size) uint8.
-
-        Raises:
-            UserError: it answers with values that are not finite.
-        """
-        task, spec = self.spec.task, self.spec
-        everything, nothing = None, torch.zeros(0, dtype=torch.long, device=self.device)
-        rows = (everything, nothing) if task == "det" else (nothing, everything)
-        with autocast(self.device, spec.precision):
-            outputs = self.network(torch.tensor(images, device=self.device), *rows, features=spec.features)
-        if task == "seg":
-            height, width = images.shape[-2:]
-            outputs["seg"] = F.adaptive_avg_pool2d(outputs["seg"], (height // 4, width // 4))
-        names = ["seg"] if task == "seg" else ["cls", "box"] + ["feature"] * spec.features
-        answer = {name: outputs[name].half() for name in names}
-        if not all(bool(value.isfinite().all()) for value in answer.values()):
-            raise UserError(f"teachers.{task}.checkpoint {spec.checkpoint}: it answers with NaN or infinite values")
-        targets = {f"{task}.digest": digests(images)}
-        if not spec.packed:
-            return targets | {name: value.cpu().numpy() for name, value in answer.items()}
-        pack = codec.pack_detection if task == "det" else codec.pack_segmentation
-        return targets | joined(task, pack(*answer.values()))
-
-
-def itself_as_teachers(config: Config, average: MultiTaskNet) -> dict[Task, Teacher]:
-    """The moving average of a network's weights, which goes on being updated, as teacher of the distilled tasks
-    (Tarvainen and Valpola, NeurIPS 2017)."""
-    classes = {"det": average.det_classes, "seg": average.seg_classes}
-    specs = (TeacherSpec(task, "ema", "", classes[task], config.train.precision) for task in config.distilled())
-    return {spec.task: Teacher(spec, average) for spec in specs}
+        return loader_of(self.description.source).load(self, device)
 
 
 def digests(images: np.ndarray) -> np.ndarray:
@@ -153,24 +94,35 @@ def digests(images: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(each), np.uint64)
 
 
-def joined(task: Task, packed: Sequence[bytes]) -> SoftTargets:
-    """Packed answers of some rows as arrays."""
-    ends = np.cumsum([len(row) for row in packed], dtype=np.int64)
-    return {f"{task}.packed": np.frombuffer(b"".join(packed), np.uint8), f"{task}.ends": ends}
+def to_answer(spec: TeacherSpec, images: np.ndarray, output: Any) -> Answer:
+    """A teacher's output for images (n, 3, size, size) uint8 as it travels.
+
+    Args:
+        output: in the student's terms, as `TaskNetwork.answer` returns it.
+
+    Raises:
+        UserError: it is not finite.
+    """
+    network, source = PARTS[spec.task].network, spec.description.source
+    if not all(bool(value.isfinite().all()) for value in tensors_of(output)):
+        raise UserError(f"teachers.{spec.task}.checkpoint {source}: it answers with NaN or infinite values")
+    if spec.terms.packed:
+        return Answer(digests(images), packed=tuple(network.pack(output)))
+    return Answer(digests(images), dense=mapped(output, lambda value: value.cpu().numpy()))
 
 
-def split(task: Task, soft: Mapping[str, np.ndarray]) -> list[bytes]:
-    """The packed answers of each row: the inverse of `joined`."""
-    data, ends = soft[f"{task}.packed"].tobytes(), soft[f"{task}.ends"].tolist()
-    return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+def tensors_of(output: Any) -> list[Tensor]:
+    """The tensors of an output."""
+    values = output if isinstance(output, tuple) else (output,)
+    return [value for value in values if value is not None]
 
 
-def to_tensors(soft: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Soft targets as the losses take them: float32 cls, box, feature and seg of the tasks that are there."""
-    dense = ("cls", "box", "feature", "seg")
-    tensors = {name: torch.tensor(soft[name], device=device).float() for name in dense if name in soft}
-    if "det.packed" in soft:
-        tensors["cls"], tensors["box"] = codec.unpack_detection(split("det", soft), device)
-    if "seg.packed" in soft:
-        tensors["seg"] = codec.unpack_segmentation(split("seg", soft), device)
-    return tensors
+def to_tensors(soft: SoftTargets, device: torch.device) -> dict[Task, Any]:
+    """Answers as the losses take them: float32, of the tasks that are there."""
+    return {task: _to_tensors(task, answer, device) for task, answer in soft.items()}
+
+
+def _to_tensors(task: Task, answer: Answer, device: torch.device) -> Any:
+    if answer.packed is not None:
+        return PARTS[task].network.unpack(answer.packed, device)
+    return mapped(answer.dense, lambda value: torch.tensor(value, device=device).float())

@@ -1,15 +1,14 @@
-"""What each Ray Train worker runs: resume, then step, log, evaluate and checkpoint until the plan's last step."""
+"""The training loop of a Ray Train worker: resume, then step, log, evaluate and checkpoint to the plan's last step."""
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from time import time
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import ray
 import ray.train
 import torch
@@ -18,8 +17,9 @@ from ray.train.torch import get_device, prepare_model
 
 from multas_ray.checkpoint.folder import Meta, prune, read_meta, step_folder
 from multas_ray.checkpoint.weights import load_state, write_checkpoint
-from multas_ray.config import Config
-from multas_ray.data.collate import rejected_rows
+from multas_ray.config import Config, Task
+from multas_ray.data.batch import EvalBatch, TrainBatch
+from multas_ray.data.index import Index
 from multas_ray.data.stream import read_batches
 from multas_ray.errors import RunError
 from multas_ray.evaluate.evaluator import evaluate
@@ -27,31 +27,46 @@ from multas_ray.model.precision import autocast
 from multas_ray.report.overlays import draw_samples
 from multas_ray.storage import StoragePath
 from multas_ray.teacher.feed import InlineTeachers, StoredTargets, Teachers, with_soft_targets
-from multas_ray.teacher.pool import PoolClient, PoolMonitor
-from multas_ray.teacher.teacher import itself_as_teachers
+from multas_ray.teacher.own import ema_teachers
+from multas_ray.teacher.pool import Handles, PoolClient, PoolMonitor
+from multas_ray.teacher.teacher import TeacherSpec
 from multas_ray.train.collective import Peers
 from multas_ray.train.meter import Meter, slowest
-from multas_ray.train.step import distilled_rows, named_losses
-from multas_ray.train.tracking import Progress, Tracker
-from multas_ray.train.trainer import Trainer, image_ids
+from multas_ray.train.step import named_losses
+from multas_ray.train.tracking import Progress, RunTracker, Tracker
+from multas_ray.train.trainer import Trainer
 
-Batch = dict[str, np.ndarray]
-LEAST_STEPS = 50
-"""Of an epoch, for a checkpoint at its end."""
+Batch = TypeVar("Batch", TrainBatch, EvalBatch)
+MIN_STEPS_PER_CHECKPOINT = 50
+"""Steps that an epoch must have for a checkpoint at its end; of shorter ones, steps between two checkpoints."""
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Errors of storage that a restart would meet again."""
-NAMED = 20
+MAX_IMAGES_NAMED = 20
 """Images named in an error."""
 
 
-def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The training loop of one worker.
+@dataclass(frozen=True)
+class WorkerJob:
+    """The driver's order to every worker of a run."""
 
-    Args:
-        settings: config (a dumped `Config`), attempt (see `describe_attempt`), began (in seconds of
-            the wall clock, moved back by what earlier attempts took), det_classes, seg_classes, steps_per_epoch,
-            samples: the index of the validation rows to draw, teachers: the `TeacherSpec`s of the distilled tasks, and
-            pool: their actors' handles, None without a pool.
+    config: Config
+    attempt: Mapping[str, Any]
+    """See `describe_attempt`."""
+    began: float
+    """Seconds of the wall clock, moved back by what earlier attempts took."""
+    classes: Mapping[Task, Sequence[str]]
+    """Names of each task's classes."""
+    steps_per_epoch: float
+    samples: Index
+    """The validation rows to draw."""
+    teachers: Mapping[Task, TeacherSpec]
+    """Of the distilled tasks."""
+    pool: Handles | None
+    """The teachers' actors; None without a pool."""
+
+
+def train_worker(job: WorkerJob) -> dict[str, Any]:
+    """Train as one worker of a run.
 
     Returns:
         final (metrics of the last evaluation), steps.
@@ -59,12 +74,12 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RunError: the run cannot go on: too many bad steps, storage that cannot be written, a worker that hangs.
     """
-    config = Config.model_validate(settings["config"])
+    config = job.config
     context = ray.train.get_context()
     torch.set_num_threads(config.train.threads)
     peers = Peers(context.get_world_rank(), context.get_world_size(), config.train.timeout_s)
     try:
-        return _Worker(config, settings, peers).run()
+        return _train(job, peers)
     except RuntimeError as error:
         # What `torch.distributed` raises.
         reason = peers.explain(error)
@@ -77,124 +92,129 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise RunError(f"{config.train.run} cannot be written ({error}); its older checkpoints are intact") from error
 
 
-class _Worker:
-    """One worker's run."""
+def _train(job: WorkerJob, peers: Peers) -> dict[str, Any]:
+    config, folder = job.config, StoragePath(job.config.train.run)
+    progress = Progress(folder, writes=peers.rank == 0)
+    progress.starting("first batch")
+    rejected = _Rejected()
+    stream = rejected.watch(read_batches(ray.train.get_dataset_shard("train")))
+    batches, start = first_step(stream, config.train.steps)
+    progress.starting("network")
+    trainer = _resumed_trainer(job, folder, start)
+    teachers, ahead = _teachers(job, trainer)
+    nodes = peers.gather(worker_location())
+    with RunTracker(folder, config, start, job.attempt) if peers.rank == 0 else Tracker() as tracker:
+        tracker.workers(nodes)
+        run = _Run(job, folder, peers, trainer, tracker, rejected)
+        metrics: dict[str, float] = {}
+        step = start
+        for fed in with_soft_targets(batches, teachers, ahead):
+            check_position(fed.batch, step, peers.rank)
+            outcome = trainer.step(fed.batch, fed.soft, step, peers.workers)
+            step += 1
+            progress.step(step, first=step == start + 1)
+            run.meter.add(outcome, fed)
+            if outcome.status == "bad":
+                run.note_bad_step(step, [image_id for image_id in fed.batch.ids if image_id], outcome.finite)
+            evaluates = step == config.train.steps or _due(step, config.evaluate.every_steps)
+            saves = evaluates or checkpoint_due(step, job.steps_per_epoch, config.train.checkpoint_every_steps)
+            if saves or _due(step, config.train.log_every_steps):
+                run.log(step)
+            if evaluates:
+                metrics = run.evaluate(step)
+            if saves:
+                run.save(step, metrics if evaluates else {})
+        if not metrics:
+            # Trained to its end before, but not concluded.
+            metrics = read_meta(step_folder(folder, step)).metrics or run.evaluate(step)
+        tracker.table("final", metrics)
+    return {"final": metrics, "steps": step}
 
-    def __init__(self, config: Config, settings: Mapping[str, Any], peers: Peers) -> None:
-        self.config, self.peers = config, peers
-        self.settings = settings
-        self.folder = StoragePath(config.train.run)
-        self.device = get_device()
-        self.progress = Progress(self.folder) if peers.rank == 0 else None
-        self._starting("first batch")
-        self.rejected = _Rejected()
-        stream = self.rejected.watch(read_batches(ray.train.get_dataset_shard("train")))
-        self.batches, self.start = first_step(stream, config.train.steps)
-        config.model.pretrained &= self.start == 0
-        classes = (settings["det_classes"], settings["seg_classes"])
-        self._starting("network")
-        wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
-        self.trainer = Trainer(config, *classes, self.device, wrap=wrap)
-        if self.start:
-            folder = step_folder(self.folder, self.start)
-            self.trainer.load(load_state(folder, self.device), str(folder))
 
-    def _starting(self, what: str) -> None:
-        if self.progress is not None:
-            self.progress.starting(what)
+def _resumed_trainer(job: WorkerJob, folder: StoragePath, start: int) -> Trainer:
+    """The trainer as it is at step `start`: new, or out of the run's checkpoint of that step."""
+    config, device = job.config, get_device()
+    if start:
+        config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
+    wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+    trainer = Trainer(config, job.classes, device, wrap=wrap)
+    if start:
+        checkpoint = step_folder(folder, start)
+        trainer.load(load_state(checkpoint, device), str(checkpoint))
+    return trainer
 
-    def run(self) -> dict[str, Any]:
-        """See `train_worker`."""
-        config, peers, trainer = self.config, self.peers, self.trainer
-        teachers, ahead = self._teachers()
-        monitor = PoolMonitor(self.settings["pool"]) if peers.rank == 0 and self.settings["pool"] else None
-        nodes = peers.gather(_whereabouts())
-        with (
-            Tracker(self.folder, config, self.start, self.settings["attempt"])
-            if peers.rank == 0
-            else nullcontext() as tracker
-        ):
-            if tracker is not None:
-                tracker.workers(nodes)
-            meter = Meter()
-            metrics: dict[str, float] = {}
-            fed_batches = with_soft_targets(self.batches, teachers, lambda batch: distilled_rows(batch, config), ahead)
-            step, steps_per_epoch = self.start, self.settings["steps_per_epoch"]
-            for fed in fed_batches:
-                check_position(fed.batch, step, peers.rank)
-                outcome = trainer.step(fed.batch, fed.rows, fed.soft, step, peers.workers)
-                step += 1
-                if self.progress is not None:
-                    self.progress.step(step, first=step == self.start + 1)
-                meter.add(outcome, fed)
-                if not outcome.taken:
-                    self._bad_step(step, image_ids(fed.batch), outcome.finite, tracker)
-                scored = step == config.train.steps or _due(step, config.evaluate.every_steps)
-                kept = scored or checkpoint_due(step, steps_per_epoch, config.train.checkpoint_every_steps)
-                if kept or _due(step, config.train.log_every_steps):
-                    self._log(step, meter, monitor, tracker)
-                    meter = Meter()
-                if scored:
-                    metrics = self._evaluate(step, tracker)
-                if kept:
-                    self._save(step, metrics if scored else {}, tracker)
-                    meter.restart()
-            if not metrics:
-                # Trained to its end before, but not concluded.
-                metrics = read_meta(step_folder(self.folder, step)).metrics or self._evaluate(step, tracker)
-            if tracker is not None:
-                tracker.table("final", metrics)
-        return {"final": metrics, "steps": step}
 
-    def _teachers(self) -> tuple[Teachers, int]:
-        """Where this worker's soft targets come from, and how many batches ahead they are asked for."""
-        if self.settings["pool"] is not None:
-            return PoolClient(self.settings["pool"]), self.config.teachers.prefetch
-        # None ahead inside the worker: what they compute would take the step's threads, or its GPU, from it.
-        if self.config.teachers.placement == "inline" and self.settings["teachers"]:
-            specs = self.settings["teachers"]
-            return InlineTeachers({task: spec.load(str(self.device)) for task, spec in specs.items()}), 0
-        if self.config.teachers.placement == "ema":
-            return InlineTeachers(itself_as_teachers(self.config, self.trainer.ema.model)), 0
-        return StoredTargets(), 1
+def _teachers(job: WorkerJob, trainer: Trainer) -> tuple[Teachers, int]:
+    """Where this worker's soft targets come from, and how many batches ahead they are asked for."""
+    if job.pool is not None:
+        return PoolClient(job.pool), job.config.teachers.prefetch
+    # Inline teachers are not asked ahead: their work would take the step's threads, or its GPU, from it.
+    if job.config.teachers.placement == "inline" and job.teachers:
+        return InlineTeachers({task: spec.load(str(trainer.device)) for task, spec in job.teachers.items()}), 0
+    if job.config.teachers.placement == "ema":
+        return InlineTeachers(ema_teachers(job.config, trainer.ema.model)), 0
+    return StoredTargets(), 1
 
-    def _bad_step(self, step: int, ids: list[str], finite: bool, tracker: Tracker | None) -> None:
-        """Put a step that was not taken on record, and stop if there have been too many."""
-        told = self.peers.gather((ids, finite))
-        # Of workers whose losses were not finite; where only the gradient was not, of all.
-        images = [image for own, fine in told if not fine for image in own] or [i for own, _ in told for i in own]
-        if tracker is not None:
-            tracker.bad_step(step, images)
-        count, most = self.trainer.bad_steps, self.config.train.max_bad_steps
-        if count > most:
-            named = ", ".join(sorted(images)[:NAMED]) + (f" and {len(images) - NAMED} more" * (len(images) > NAMED))
+
+class _Run:
+    """The work of a run beside its steps. Every worker calls every method."""
+
+    def __init__(
+        self,
+        job: WorkerJob,
+        folder: StoragePath,
+        peers: Peers,
+        trainer: Trainer,
+        tracker: Tracker,
+        rejected: "_Rejected",
+    ) -> None:
+        self.job, self.config, self.folder = job, job.config, folder
+        self.peers, self.trainer, self.tracker, self.rejected = peers, trainer, tracker, rejected
+        self.monitor = PoolMonitor(job.pool or {} if peers.rank == 0 else {})
+        self.meter = Meter()
+
+    def note_bad_step(self, step: int, ids: list[str], finite: bool) -> None:
+        """Log a step that was skipped, and stop if there have been too many.
+
+        Args:
+            ids: this worker's images.
+            finite: whether this worker's losses were.
+        """
+        per_rank = self.peers.gather((ids, finite))
+        # Images of the ranks whose own loss was not finite; of all ranks if only the gradient was not.
+        suspects = [images for images, fine in per_rank if not fine] or [images for images, _ in per_rank]
+        images = [image for each in suspects for image in each]
+        self.tracker.bad_step(step, images)
+        count, allowed = self.trainer.bad_steps, self.config.train.max_bad_steps
+        if count > allowed:
+            more = len(images) - MAX_IMAGES_NAMED
+            named = ", ".join(sorted(images)[:MAX_IMAGES_NAMED]) + (f" and {more} more" if more > 0 else "")
             raise RunError(
-                f"the loss or its gradient was not finite in {count} steps, train.max_bad_steps allows {most}; "
+                f"the loss or its gradient was not finite in {count} steps, train.max_bad_steps allows {allowed}; "
                 f"the last was step {step}, images {named}"
             )
 
-    def _log(self, step: int, meter: Meter, monitor: PoolMonitor | None, tracker: Tracker | None) -> None:
-        """Write a line of metrics; all workers call it."""
-        trainer, steps_per_epoch = self.trainer, self.settings["steps_per_epoch"]
-        losses = named_losses(meter.losses(self.peers.workers, self.device), trainer.weights) if meter.taken else {}
-        told = self.peers.gather((meter.own_s, self.rejected.take()))
-        if tracker is None:
-            return
-        tracker.reject(row for _, rows in told for row in rows)
+    def log(self, step: int) -> None:
+        """Write a line of metrics over the steps since the last one."""
+        meter, trainer = self.meter, self.trainer
+        losses = named_losses(meter.losses(self.peers.workers, trainer.device), trainer.weights) if meter.taken else {}
+        per_rank = self.peers.gather((meter.own_s, self.rejected.take()))
+        self.tracker.reject(row for _, rows in per_rank for row in rows)
         line = {
-            "epoch": step / steps_per_epoch,
+            "epoch": step / self.job.steps_per_epoch,
             "lr": trainer.optimizer.param_groups[0]["lr"],
             **losses,
             **meter.times(self.config.train.batch_size),
-            **slowest([own for own, _ in told]),
+            **slowest([seconds for seconds, _ in per_rank]),
             "bad_steps": trainer.bad_steps,
-            "rejected_rows": len(tracker.rejected),
-            **(monitor.read() if monitor is not None else {}),
+            "rejected_rows": len(self.tracker.rejected),
+            **self.monitor.read(),
         }
-        tracker.log(step, line)
+        self.tracker.log(step, line)
+        self.meter = Meter()
 
-    def _evaluate(self, step: int, tracker: Tracker | None) -> dict[str, float]:
-        """Score the moving average on the validation split; all workers call it, rank 0 logs and draws."""
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Score the moving average on the validation split, log the metrics and draw samples."""
         network = self.trainer.ema.model
         if dist.is_initialized():
             # Workers' batch statistics differ between steps: rank 0's count.
@@ -202,38 +222,37 @@ class _Worker:
                 dist.broadcast(value, 0)
         batches = self.rejected.watch(read_batches(ray.train.get_dataset_shard("val")))
         config = self.config.evaluate
-        with autocast(self.device, self.config.train.precision):
+        with autocast(self.trainer.device, self.config.train.precision):
             metrics = evaluate(network, batches, config)
-        rejected = self.peers.gather(self.rejected.take())
-        if tracker is not None:
-            tracker.reject(row for rows in rejected for row in rows)
-            tracker.log(step, metrics)
-            with autocast(self.device, self.config.train.precision):
-                samples = draw_samples(network, self.settings["samples"], self.config.data.eval_size, config)
-            tracker.samples(step, samples)
+        per_rank = self.peers.gather(self.rejected.take())
+        self.tracker.reject(row for rows in per_rank for row in rows)
+        self.tracker.log(step, metrics)
+        with autocast(self.trainer.device, self.config.train.precision):
+            size = self.config.data.eval_size
+            self.tracker.samples(step, lambda: draw_samples(network, self.job.samples, size, config))
         ray.train.report({"step": step, **metrics})
         return metrics
 
-    def _save(self, step: int, metrics: Mapping[str, float], tracker: Tracker | None) -> None:
-        """Write a checkpoint, and delete those that it makes superfluous. The work of rank 0, which has the tracker."""
-        if tracker is None:
-            return
-        # A run that goes on from here must find the curve up to here.
-        tracker.metrics.flush()
-        network = self.trainer.network
-        meta = Meta(
-            step=step,
-            model=network.config,
-            det_classes=list(network.det_classes),
-            seg_classes=list(network.seg_classes),
-            size=self.config.data.eval_size,
-            evaluate=self.config.evaluate,
-            metrics=dict(metrics),
-            seconds=round(time() - self.settings["began"], 1),
-        )
-        folder = step_folder(self.folder, step)
-        write_checkpoint(folder, self.trainer.ema.model.state_dict(), self.trainer.state(), meta)
-        prune(self.folder, self.config.train.keep_checkpoints)
+    def save(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a checkpoint, and delete those that it makes superfluous: the work of rank 0."""
+        if self.peers.rank == 0:
+            # A run that resumes here must find the curve up to here.
+            self.tracker.flush()
+            network = self.trainer.network
+            meta = Meta(
+                step=step,
+                model=network.config.model_copy(update={"pretrained": False}),
+                det_classes=list(network.det_classes),
+                seg_classes=list(network.seg_classes),
+                size=self.config.data.eval_size,
+                evaluate=self.config.evaluate,
+                metrics=dict(metrics),
+                seconds=round(time() - self.job.began, 1),
+            )
+            folder = step_folder(self.folder, step)
+            write_checkpoint(folder, self.trainer.ema.model.state_dict(), self.trainer.state(), meta)
+            prune(self.folder, self.config.train.keep_checkpoints)
+        self.meter.restart()
 
 
 class _Rejected:
@@ -245,7 +264,7 @@ class _Rejected:
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, after a look at what they leave out."""
         for batch in batches:
-            self.rows += rejected_rows(batch)
+            self.rows += [row._asdict() for row in batch.rejected]
             yield batch
 
     def take(self) -> list[dict[str, str]]:
@@ -254,20 +273,21 @@ class _Rejected:
         return rows
 
 
-def first_step(batches: Iterator[Batch], total: int) -> tuple[Iterator[Batch], int]:
+def first_step(batches: Iterator[TrainBatch], total: int) -> tuple[Iterator[TrainBatch], int]:
     """The stream, and the step that its first batch belongs to: the plan decides where a run goes on."""
     first = next(batches, None)
     if first is None:
         return batches, total
-    return chain([first], batches), int(first["step"])
+    return chain([first], batches), first.part.step
 
 
-def check_position(batch: Batch, step: int, rank: int) -> None:
+def check_position(batch: TrainBatch, step: int, rank: int) -> None:
     """Stop before training on a batch that is another step's or another worker's."""
-    if int(batch["step"]) != step or int(batch["rank"]) != rank:
+    part = batch.part
+    if part.step != step or part.rank != rank:
         raise RuntimeError(
-            f"the data stream is out of order: rank {rank} at step {step} got the batch of "
-            f"rank {batch['rank']}, step {batch['step']}"
+            f"the data stream is out of order: rank {rank} at step {step} got the batch of rank {part.rank}, "
+            f"step {part.step}"
         )
 
 
@@ -276,12 +296,12 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def checkpoint_due(step: int, steps_per_epoch: float, every: int | None) -> bool:
-    """Whether an epoch has just ended (where epochs have fewer than LEAST_STEPS: so many steps), or `every` steps."""
-    epoch = max(steps_per_epoch, LEAST_STEPS)
+    """Whether an epoch has just ended, or `every` steps; an epoch counts as MIN_STEPS_PER_CHECKPOINT steps at least."""
+    epoch = max(steps_per_epoch, MIN_STEPS_PER_CHECKPOINT)
     return int(step / epoch) > int((step - 1) / epoch) or _due(step, every)
 
 
-def _whereabouts() -> dict[str, Any]:
+def worker_location() -> dict[str, Any]:
     """Where this worker runs."""
     context = ray.get_runtime_context()
     return {"node": ray.util.get_node_ip_address(), "node_id": context.get_node_id(), "pid": os.getpid()}

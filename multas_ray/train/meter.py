@@ -32,7 +32,7 @@ class Meter:
         self.data_wait += fed.data_wait
         self.teacher_wait += fed.teacher_wait
         self.forward += outcome.forward_s
-        if outcome.taken:
+        if outcome.status != "bad":
             self.taken += 1
             for name, share in outcome.shares.items():
                 self.sums[name] = self.sums.get(name, torch.zeros_like(share)) + share

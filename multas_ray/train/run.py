@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from time import time
 from typing import Any
@@ -16,11 +16,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
 from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, newest_written, read_meta
-from multas_ray.config import Config, Task, distilled
+from multas_ray.config import Config, Task, TeacherConfig
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
-from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
-from multas_ray.data.stream import Addition, PlannedData, Source
+from multas_ray.data.schema import TASK_MASKS, DatasetInfo, read_info, tasks_of
+from multas_ray.data.stream import Addition, PlannedData, PlannedStream
 from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.network import MultiTaskNet
@@ -33,12 +33,13 @@ from multas_ray.run_folder import CONFIG, RESULT, read_attempts, read_metrics, r
 from multas_ray.storage import StoragePath
 from multas_ray.tasks.bombo.rows import WeakAnnotations, weak_tasks
 from multas_ray.teacher.pool import start_pool
+from multas_ray.teacher.selection import SelectDistilled, select_rows
+from multas_ray.teacher.specs import teacher_specs
 from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
-from multas_ray.teacher.teacher import TeacherSpec, teacher_specs
-from multas_ray.train.loop import train_worker
+from multas_ray.teacher.teacher import TeacherSpec
+from multas_ray.train.loop import WorkerJob, train_worker
 from multas_ray.train.provenance import describe_attempt, record_attempt
 from multas_ray.train.resume import start_step
-from multas_ray.train.step import distilled_rows
 from multas_ray.train.tracking import Progress, discard, log_error
 
 
@@ -52,11 +53,13 @@ def train(config: Config) -> dict[str, Any]:
         UserError: configuration, data, teachers or run folder cannot be used.
         ray.train.TrainingFailedError: the workers failed more often than allowed.
     """
-    asked = config = config.absolute()
+    config = config.absolute()
     run = StoragePath(config.train.run)
     info = read_info(config.data.path)
-    config = resolve_precision(config, kept_precision(run, config))
-    specs = check_networks(config, info)
+    precise = resolve_precision(config, kept_precision(run, config))
+    specs = check_networks(precise, info)
+    # The run folder keeps `auto` where that was asked, and which teachers it came to.
+    asked, config = (resolve_networks(each, specs) for each in (config, precise))
     plan = plan_run(config, specs)
     validation = EvaluationPlan(
         read_index(config.data.path, config.data.val), config.evaluate.batch_size, config.data.eval_size
@@ -83,25 +86,24 @@ def train(config: Config) -> dict[str, Any]:
     check_placement(asks(config))
     record_attempt(run, attempt)
     for task in specs:
-        whole = getattr(config.distill, task).needs_dense()
+        whole = config.distill.of(task).needs_dense()
         if config.distill.targets == "packed" and whole:
             print(f"distill.targets: {task} stays dense, which distill.{task}.{whole[0]} needs", flush=True)
     pooled = specs and config.teachers.placement == "pool"
     if pooled:
         progress.starting("teachers")
-    settings = {
-        "config": config.model_dump(mode="json"),
-        "attempt": attempt,
-        "began": began,
-        "det_classes": info.det_classes,
-        "seg_classes": info.seg_classes,
-        "steps_per_epoch": plan.steps_per_epoch,
-        "samples": choose_samples(validation.index, config.model.tasks, config.evaluate.pictures),
-        "teachers": specs,
-        "pool": start_pool(config.teachers, specs) if pooled else None,
-    }
+    job = WorkerJob(
+        config=config,
+        attempt=attempt,
+        began=began,
+        classes=info.classes,
+        steps_per_epoch=plan.steps_per_epoch,
+        samples=choose_samples(validation.index, config.model.tasks, config.evaluate.pictures),
+        teachers=specs,
+        pool=start_pool(config.teachers, specs) if pooled else None,
+    )
     progress.starting("workers")
-    outcome = _fit(_trainer(config, info, settings, plan, validation), config.train.max_failures)
+    outcome = _fit(_trainer(job, info, plan, validation), config.train.max_failures)
     return conclude(run, outcome, time() - began)
 
 
@@ -112,18 +114,9 @@ def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
         UserError: no row is of use, or the store of soft targets does not fit or is not whole.
     """
     index = read_index(config.data.path, config.data.train)
-    has: dict[TaskMask, set[Task]] = {"none": set(), "det": {"det"}, "seg": {"seg"}, "both": {"det", "seg"}}
-    tasks = set(config.model.tasks)
-    usable = [
-        mask
-        for mask, annotated in has.items()
-        if annotated & tasks
-        or any(_distils(config, task, task in annotated) for task in config.distilled())
-        or (annotated and weak_tasks(config))
-    ]
     return lay_plan(
         index,
-        usable=usable,
+        usable=[mask for mask in TASK_MASKS if _is_usable(config, tasks_of(mask))],
         mixing=None if config.data.mixing == "natural" else config.data.mixing,
         batch_size=config.train.batch_size,
         steps=config.train.steps,
@@ -146,14 +139,17 @@ def _stored_views(config: Config, specs: Mapping[Task, TeacherSpec], index: Inde
     return store.replay()
 
 
-def _distils(config: Config, task: Task, annotated: bool) -> bool:
-    return bool(distilled(getattr(config.distill, task).on, np.array([annotated]))[0])
+def _is_usable(config: Config, annotated: Collection[Task]) -> bool:
+    """Whether some loss can use rows that are annotated for these tasks."""
+    supervised = any(task in annotated for task in config.model.tasks)
+    distilled = any(
+        select_rows(config.distill.of(task).on, np.array([task in annotated])).all() for task in config.distilled()
+    )
+    return supervised or distilled or bool(annotated and weak_tasks(config))
 
 
 def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]:
     """Refuse a network that cannot be built and teachers that do not fit, before anything is started.
-
-    Fills in what follows from the teachers: their checkpoints' folders, and the width of the student's adapters.
 
     Returns:
         The teachers of the distilled tasks.
@@ -161,31 +157,24 @@ def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]
     Raises:
         UserError
     """
-    config.model.adapter = None
-    MultiTaskNet(config.model, info.det_classes, info.seg_classes)
+    MultiTaskNet(config.model, info.classes)
     WeakAnnotations(config, info)
-    specs = teacher_specs(config, info)
+    return teacher_specs(config, info)
+
+
+def resolve_networks(config: Config, specs: Mapping[Task, TeacherSpec]) -> Config:
+    """The configuration with what follows from the teachers: their checkpoints' folders, which all actors must load,
+    also those that start in another folder, and the width of the student's adapters."""
+    teachers: dict[str, TeacherConfig] = {}
     for task, spec in specs.items():
-        teacher = config.teachers.of(task)
-        assert teacher is not None
-        # Its actors may start in another folder, and must all load the same checkpoint.
-        teacher.checkpoint = spec.checkpoint
-        theirs = spec.load("cpu").network
-        if task == "seg":
-            continue
-        own = config.model
-        for name, value, expected in (
-            ("anchor_base", theirs.config.anchor_base, own.anchor_base),
-            ("levels", theirs.levels, own.levels),
-        ):
-            if value != expected:
-                raise UserError(
-                    f"teachers.det.checkpoint {teacher.checkpoint}: its model.{name} is {value}, the student's "
-                    f"{expected}; detection is distilled anchor by anchor, so they must be equal"
-                )
-        if config.distill.det.features:
-            own.adapter = theirs.config.width
-    return specs
+        teachers[task] = TeacherConfig(checkpoint=spec.description.source)
+    features = [spec.description.feature_width for spec in specs.values() if spec.terms.features]
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"adapter": features[0] if features else None}),
+            "teachers": config.teachers.model_copy(update=teachers),
+        }
+    )
 
 
 def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
@@ -287,26 +276,24 @@ def cpus_needed(config: Config) -> int:
     return math.ceil(sum(asked))
 
 
-def _trainer(
-    config: Config, info: DatasetInfo, settings: dict[str, Any], plan: Plan, validation: EvaluationPlan
-) -> Callable[[], TorchTrainer]:
+def _trainer(job: WorkerJob, info: DatasetInfo, plan: Plan, validation: EvaluationPlan) -> Callable[[], TorchTrainer]:
+    config = job.config
     run = StoragePath(config.train.run)
     parallel = config.data.workers or data_tasks()
-    additions: list[Addition] = []
+    additions: list[Addition] = [SelectDistilled(config)]
     if plan.replay is not None and config.teachers.store is not None:
-        additions.append(StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config)))
+        additions.append(StoreReader(config.teachers.store, plan.index))
     if weak_tasks(config):
         additions.append(WeakAnnotations(config, info))
-    sources = {
-        "train": Source(plan, partial(start_step, run), config.data.augment, additions),
-        "val": Source(validation),
+    streams = {
+        "train": PlannedStream(plan, partial(start_step, run), config.data.augment, additions),
+        "val": PlannedStream(validation),
     }
     workers, resources = config.train.workers, config.train.resources
 
     def build() -> TorchTrainer:
         return TorchTrainer(
-            train_worker,
-            train_loop_config=settings,
+            partial(train_worker, job),
             torch_config=TorchConfig(timeout_s=config.train.timeout_s),
             scaling_config=ScalingConfig(
                 num_workers=(workers[0], workers[1]) if isinstance(workers, list) else workers,
@@ -316,7 +303,7 @@ def _trainer(
                 label_selector=resources.labels or None,
             ),
             # Ray Train hands them on to `PlannedData` as they are.
-            datasets=sources,
+            datasets=streams,
             dataset_config=PlannedData(parallel, config.data.resources),
             run_config=RunConfig(
                 name="ray",
@@ -324,7 +311,7 @@ def _trainer(
                 storage_filesystem=run.filesystem,
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
                 logging_config=LoggingConfig(log_level="ERROR"),
-                callbacks=[Watch(run)],
+                callbacks=[ReportAndFailFast(run)],
             ),
         )
 
@@ -337,17 +324,26 @@ def _fit(build: Callable[[], TorchTrainer], retries: int) -> dict[str, Any]:
         try:
             return build().fit().return_value
         except (ControllerError, ray.exceptions.ActorDiedError) as error:
-            if attempt == retries or isinstance(root_cause(error), FINAL):
+            if attempt == retries or isinstance(root_cause(error), NOT_RETRYABLE):
                 raise
             print(f"the training controller died ({type(error).__name__}): starting it again", flush=True)
     raise AssertionError("unreachable")
 
 
-FINAL = (UserError, RunError, TypeError, AttributeError, NameError, LookupError, AssertionError, ArithmeticError)
+NOT_RETRYABLE = (
+    UserError,
+    RunError,
+    TypeError,
+    AttributeError,
+    NameError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+)
 """What a restart cannot change: what was found to be so, and mistakes in the program."""
 
 
-class Watch(UserCallback):
+class ReportAndFailFast(UserCallback):
     """Reports on a run while it goes on, puts workers' failures on record, and ends what a restart would not help."""
 
     def __init__(self, run: StoragePath) -> None:
@@ -368,7 +364,7 @@ class Watch(UserCallback):
             # A full disk must not hide what has happened.
             with contextlib.suppress(OSError):
                 log_error(self.run, headline, "".join(traceback.format_exception(cause)))
-            if isinstance(cause, FINAL) and not isinstance(final, UserError | RunError):
+            if isinstance(cause, NOT_RETRYABLE) and not isinstance(final, UserError | RunError):
                 final = cause
         if final is not None:
             raise final

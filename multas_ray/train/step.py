@@ -1,6 +1,6 @@
 """One training step's loss: of any mixture of task masks, divided by counts of the whole global batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -9,114 +9,61 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multas_ray.config import Config, Task, distilled
-from multas_ray.errors import UserError
+from multas_ray.config import Config, Task
+from multas_ray.data.batch import Some, TrainBatch, mapped
 from multas_ray.model.precision import at_least_float32
-from multas_ray.tasks.bombo.rows import weak_rows, weak_tasks
-from multas_ray.tasks.bombo.targets import weak_targets
-from multas_ray.tasks.detection.distillation import detection_distillation, foreground_cells, segmentation_distillation
-from multas_ray.tasks.detection.loss import detection_losses
-from multas_ray.tasks.segmentation.loss import segmentation_loss
+from multas_ray.tasks import PARTS
+from multas_ray.tasks.bombo.losses import weak_loss
 from multas_ray.tasks.terms import Term
-
-Batch = Mapping[str, np.ndarray]
-
-
-def distilled_rows(batch: Batch, config: Config) -> dict[Task, np.ndarray]:
-    """Rows of the batch that each distilled task is distilled on."""
-    # A row without an id stands in where no row of the part can be decoded.
-    real = batch["ids"] != b""
-    if config.distill.start and batch["step"] < config.distill.start * config.train.steps:
-        real &= False
-    rows: dict[Task, np.ndarray] = {}
-    for task in config.distilled():
-        rows[task] = np.flatnonzero(distilled(getattr(config.distill, task).on, batch[f"has_{task}"]) & real)
-    return rows
 
 
 def loss_terms(
-    model: nn.Module,
-    batch: Batch,
-    distilled: Mapping[Task, np.ndarray],
-    soft: Mapping[str, Tensor],
-    config: Config,
-    anchors: Tensor,
+    model: nn.Module, batch: TrainBatch, soft: Mapping[Task, Any], config: Config, device: torch.device
 ) -> dict[str, Term]:
     """Forward pass and this worker's share of every loss. Heads run only on rows that some loss uses.
 
     Args:
         model: a `MultiTaskNet`, wrapped for DDP or not.
         batch: of the data stream.
-        distilled: rows to distil, of each distilled task.
-        soft: the teachers' answers for these rows, in their order; nothing for a task without rows.
-        anchors: (A, 4) of the batch's image size.
+        soft: the teachers' answers for the rows `batch.distil`, as tensors; none of a task without such rows.
+        device: the model's.
 
     Raises:
         UserError: a teacher's answer has another shape than the student's.
     """
-    device = anchors.device
-    tasks = config.model.tasks
-    annotated = {task: np.flatnonzero(batch[f"has_{task}"]) for task in tasks}
-    nothing = np.zeros(0, np.int64)
-    weak = {task: rows for task, rows in weak_rows(batch).items() if task in weak_tasks(config)}
-    used = {
-        task: reduce(np.union1d, (annotated[task], distilled.get(task, nothing), weak.get(task, nothing)))
-        for task in tasks
-    }
-
-    def put(array: np.ndarray) -> Tensor:
-        return torch.tensor(array, device=device)
-
-    compared = ["cls", "box"] + ["feature"] * (config.model.adapter is not None)
-    rows_of_heads = (put(used[task]) if task in used else None for task in ("det", "seg"))
-    outputs = model(put(batch["images"]), *rows_of_heads, features="feature" in compared)
-
-    def pick(name: str, task: Task, rows: np.ndarray) -> Tensor:
-        return outputs[name][put(np.searchsorted(used[task], rows))]
-
-    terms: dict[str, Term] = {}
-    if "det" in tasks:
-        rows = annotated["det"]
-        targets = {name: put(batch[name][rows]) for name in ("boxes", "labels", "difficult")}
-        terms |= detection_losses(pick("cls", "det", rows), pick("box", "det", rows), anchors, targets, config.loss)
-    if "seg" in tasks:
-        terms |= segmentation_loss(pick("seg", "seg", annotated["seg"]), put(batch["masks"]))
-    if "det" in weak:
-        cls, box = pick("cls", "det", weak["det"]), pick("box", "det", weak["det"])
-        targets = weak_targets(put(batch["weak_boxes"]), put(batch["weak_labels"]), cls, box, anchors)
-        losses = detection_losses(cls, box, anchors, targets, config.loss)
-        terms |= {f"weak_{name}": term for name, term in losses.items()}
-    if "seg" in weak:
-        terms["weak_seg"] = segmentation_loss(pick("seg", "seg", weak["seg"]), put(batch["weak_masks"]))["seg"]
-    if "det" in distilled:
-        rows = distilled["det"]
-        student = {name: pick(name, "det", rows) for name in compared}
-        teacher = {name: _target(soft, name, like, like.shape, config) for name, like in student.items()}
-        foreground = None
-        if config.distill.det.defeat:
-            foreground = foreground_cells(put(batch["boxes"][rows]), put(batch["labels"][rows]), anchors)
-            foreground[put(~batch["has_det"][rows])] = -1
-        terms |= detection_distillation(student, teacher, foreground, config.distill.det)
-    if "seg" in distilled:
-        logits = pick("seg", "seg", distilled["seg"])
-        height, width = batch["images"].shape[-2:]
-        shape = (*logits.shape[:2], height // 4, width // 4)
-        terms |= segmentation_distillation(logits, _target(soft, "seg", logits, shape, config), config.distill.seg)
-    return terms
+    size = (batch.images.shape[-2], batch.images.shape[-1])
+    used = {task: _used_rows(batch, task) for task in config.model.tasks}
+    outputs = model(
+        torch.tensor(batch.images, device=device),
+        {task: torch.tensor(rows, device=device) for task, rows in used.items()},
+        features=config.model.adapter is not None,
+    )
+    supervised: dict[str, Term] = {}
+    weak: dict[str, Term] = {}
+    distilled: dict[str, Term] = {}
+    for task, rows in used.items():
+        network = PARTS[task].network
+        output = Some(rows, outputs[task])
+        truth = _on_device(batch.truth[task], device)
+        supervised |= network.loss(output.at(truth.rows), truth.values, config, size)
+        if task in batch.weak:
+            annotation = _on_device(batch.weak[task], device)
+            weak |= weak_loss(task, output.at(annotation.rows), annotation.values, config, size)
+        if task in batch.distil:
+            student = output.at(batch.distil[task])
+            distilled |= network.distil(student, soft.get(task), batch.distil[task], truth, config, size)
+    return supervised | weak | distilled
 
 
-def _target(soft: Mapping[str, Tensor], name: str, like: Tensor, shape: Sequence[int], config: Config) -> Tensor:
-    """A teacher's answer; without rows, the student's own."""
-    if name not in soft:
-        return like.detach()
-    if soft[name].shape != tuple(shape):
-        task: Task = "seg" if name == "seg" else "det"
-        teacher = config.teachers.of(task)
-        raise UserError(
-            f"teachers.{task}.checkpoint {teacher.checkpoint if teacher else ''}: its answer '{name}' has the shape "
-            f"{tuple(soft[name].shape)}, the student needs {tuple(shape)}"
-        )
-    return soft[name]
+def _used_rows(batch: TrainBatch, task: Task) -> np.ndarray:
+    """(n,) int64: the rows of a batch that some loss of a task uses."""
+    weak = [batch.weak[task].rows] if task in batch.weak else []
+    distilled = [batch.distil[task]] if task in batch.distil else []
+    return reduce(np.union1d, (*weak, *distilled), batch.truth[task].rows)
+
+
+def _on_device(some: Some[Any], device: torch.device) -> Some[Any]:
+    return Some(some.rows, mapped(some.values, lambda values: torch.tensor(values, device=device)))
 
 
 def term_weights(config: Config) -> dict[str, float]:
@@ -133,7 +80,7 @@ def term_weights(config: Config) -> dict[str, float]:
     }
 
 
-def published(term: str) -> str:
+def public_name(term: str) -> str:
     """The name a term is published under: kd_det_guided_cls, say, is part of kd_det."""
     return "_".join(term.split("_")[:2]) if term.startswith(("kd_", "weak_")) else term
 
@@ -155,14 +102,14 @@ def total_loss(
         dist.all_reduce(sums)
     *totals, bad_workers = sums.split([len(count) for count in counts] + [1])
     shares = {name: term.divided(count) for (name, term), count in zip(terms.items(), totals, strict=True)}
-    total = torch.stack([weights[published(name)] * share for name, share in shares.items()]).sum()
+    total = torch.stack([weights[public_name(name)] * share for name, share in shares.items()]).sum()
     return total * workers, {name: share.detach() for name, share in shares.items()}, bad_workers[0]
 
 
 def named_losses(shares: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
     """The total, and the losses that make it up under their published names."""
-    losses: dict[str, Any] = {"loss/total": sum(weights[published(name)] * value for name, value in shares.items())}
+    losses: dict[str, Any] = {"loss/total": sum(weights[public_name(name)] * value for name, value in shares.items())}
     for name, value in shares.items():
-        public = f"loss/{published(name)}"
+        public = f"loss/{public_name(name)}"
         losses[public] = losses.get(public, 0.0) + value
     return losses

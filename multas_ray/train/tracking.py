@@ -6,7 +6,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from time import monotonic
 from types import TracebackType
@@ -25,7 +25,44 @@ REWRITE_S = 15.0
 
 
 class Tracker:
-    """Appends to a run's metrics file and, unless disabled, to its W&B run.
+    """The tracker of every rank but 0: it writes nothing."""
+
+    def __init__(self) -> None:
+        self.rejected: dict[str, Mapping[str, Any]] = {}
+        """Rows that cannot be used, by image id."""
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write one line of metrics."""
+
+    def workers(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Write where each rank runs."""
+
+    def bad_step(self, step: int, images: Iterable[str]) -> None:
+        """Write that a step was skipped, and the images that may be why."""
+
+    def reject(self, rows: Iterable[Mapping[str, str]]) -> None:
+        """Write rows that cannot be decoded, each image once."""
+
+    def samples(self, step: int, draw: "Callable[[], Samples]") -> None:
+        """Draw the pictures of an evaluation and write them: as one PNG and, in W&B, as a table with a row an image."""
+
+    def table(self, name: str, metrics: Mapping[str, float]) -> None:
+        """Write metrics as the W&B run's summary and as a table."""
+
+    def flush(self) -> None:
+        """Write all lines of metrics that wait."""
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class RunTracker(Tracker):
+    """The tracker of rank 0: it appends to a run's metrics file and, unless disabled, to its W&B run.
 
     A run that goes on from step `start` keeps what it has written up to there and drops what came after: one curve.
     """
@@ -61,8 +98,9 @@ class Tracker:
         self.rejected |= new
         (self.run / REJECTED).append_text("".join(json.dumps(row) + "\n" for row in new.values()))
 
-    def samples(self, step: int, samples: "Samples") -> None:
-        """Keep the pictures of an evaluation: as one PNG and, in W&B, as a table with a row an image."""
+    def samples(self, step: int, draw: "Callable[[], Samples]") -> None:
+        """See `Tracker`."""
+        samples = draw()
         picture = samples.picture()
         if picture is None:
             return
@@ -89,8 +127,9 @@ class Tracker:
                 {name: wandb.Table(columns=["metric", "value"], data=[list(item) for item in metrics.items()])}
             )
 
-    def __enter__(self) -> "Tracker":
-        return self
+    def flush(self) -> None:
+        """See `Tracker`."""
+        self.metrics.flush()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -149,18 +188,21 @@ class Progress:
     Metrics come only each `train.log_every_steps`.
     """
 
-    def __init__(self, run: StoragePath) -> None:
+    def __init__(self, run: StoragePath, writes: bool = True) -> None:
+        """Args: writes, false on every rank but 0."""
+        self.writes = writes
         self.file = run / PROGRESS
         self.every = 1.0 if run.local else REWRITE_S
         self.written = 0.0
 
     def starting(self, what: str) -> None:
         """Write what is being started."""
-        self._write({"starting": what})
+        if self.writes:
+            self._write({"starting": what})
 
     def step(self, step: int, first: bool = False) -> None:
         """Write down a step that has been taken, unless another has been just now; the first one in any case."""
-        if first or monotonic() - self.written >= self.every:
+        if self.writes and (first or monotonic() - self.written >= self.every):
             self._write({"step": step})
 
     def _write(self, content: Mapping[str, Any]) -> None:

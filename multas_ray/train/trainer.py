@@ -1,23 +1,23 @@
 """The network and all that changes with it from step to step. Plain PyTorch, in one process or in several."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from multas_ray.checkpoint.weights import load_weights
-from multas_ray.config import Config
+from multas_ray.config import Config, Task
+from multas_ray.data.batch import TrainBatch
 from multas_ray.errors import UserError, quoted
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.precision import autocast
-from multas_ray.teacher.teacher import Rows, SoftTargets, to_tensors
+from multas_ray.teacher.teacher import SoftTargets, to_tensors
 from multas_ray.train.optim import Ema, build_optimizer, learning_rate, load_optimizer
-from multas_ray.train.step import Batch, loss_terms, term_weights, total_loss
+from multas_ray.train.step import loss_terms, term_weights, total_loss
 
 
 @dataclass
@@ -26,10 +26,11 @@ class StepOutcome:
 
     shares: dict[str, Tensor]
     """Each loss's share (see `total_loss`)."""
-    taken: bool
-    """False where the loss of some worker or the gradient was not finite: nothing has changed then, on any worker."""
+    status: Literal["taken", "rescaled", "bad"]
+    """`bad` where the loss of some worker or the gradient was not finite: nothing has changed then, on any worker.
+    `rescaled` where the gradient overflowed float16: the step is skipped too, and the scaler lowers its scale."""
     finite: bool
-    """Whether this worker's own losses were."""
+    """Whether this worker's own losses were finite."""
     forward_s: float
     """Seconds of the work that waits for no other worker."""
 
@@ -40,8 +41,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        det_classes: list[str],
-        seg_classes: list[str],
+        classes: Mapping[Task, Sequence[str]],
         device: torch.device,
         wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     ) -> None:
@@ -53,7 +53,7 @@ class Trainer:
         self.config = config
         self.device = device
         torch.manual_seed(config.train.seed)
-        network = MultiTaskNet(config.model, det_classes, seg_classes)
+        network = MultiTaskNet(config.model, classes)
         self.model = wrap(network)
         # DDP keeps the network that it wraps as `module`.
         self.network: MultiTaskNet = network if self.model is network else self.model.module  # type: ignore[assignment]
@@ -96,13 +96,12 @@ class Trainer:
         self.scaler.load_state_dict(scaler)
         self.bad_steps = bad_steps
 
-    def step(self, batch: Batch, rows: Rows, soft: SoftTargets, step: int, workers: int) -> StepOutcome:
-        """One optimiser step on this worker's part of a global batch; all workers call it.
+    def step(self, batch: TrainBatch, soft: SoftTargets, step: int, workers: int) -> StepOutcome:
+        """Take one optimiser step on this worker's part of a global batch; all workers call it.
 
         Args:
             batch: of the data stream.
-            rows: those that each task is distilled on, and
-            soft: their soft targets.
+            soft: the soft targets of the rows `batch.distil`.
             step: counted from 0.
         """
         clock = _Clock(self.device)
@@ -110,10 +109,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, optim.lr, optim.warmup_steps, self.config.train.steps)
         self.model.train()
-        anchors = self.network.anchors(*batch["images"].shape[-2:])
         targets = to_tensors(soft, self.device)
         with autocast(self.device, self.config.train.precision):
-            terms = loss_terms(self.model, batch, rows, targets, self.config, anchors)
+            terms = loss_terms(self.model, batch, targets, self.config, self.device)
         clock.stop()
         total, shares, bad_workers = total_loss(terms, self.weights, workers)
         self.scaler.scale(total).backward()
@@ -123,21 +121,22 @@ class Trainer:
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         own = torch.stack([share.isfinite().all() for share in shares.values()]).all()
         finite, loss_ok, gradient_ok = torch.stack([own, bad_workers == 0, norm.isfinite()]).tolist()
-        taken = loss_ok and gradient_ok
-        if taken:
+        status: Literal["taken", "rescaled", "bad"] = "taken"
+        if loss_ok and gradient_ok:
             if optim.clip_norm is not None:
                 nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, norm)
             self.scaler.step(self.optimizer)
             self.ema.update(self.network, step + 1)
         elif loss_ok and self.scaler.is_enabled():
-            # The scale was too large, which the scaler finds out in this way.
-            taken = True
+            # An overflow of float16: `update` lowers the scale.
+            status = "rescaled"
         else:
+            status = "bad"
             self._forget_statistics()
             self.bad_steps += 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepOutcome(shares, taken, finite, clock.seconds())
+        return StepOutcome(shares, status, finite, clock.seconds())
 
     @torch.no_grad()
     def _forget_statistics(self) -> None:
@@ -170,8 +169,3 @@ class _Clock:
     def seconds(self) -> float:
         """What lay between start and stop; on a GPU, after something else has waited for both."""
         return self.events[0].elapsed_time(self.events[1]) / 1000 if self.events else self.ended - self.began
-
-
-def image_ids(batch: Batch) -> list[str]:
-    """The ids of a batch's images."""
-    return [image_id.decode() for image_id in np.asarray(batch["ids"]).tolist() if image_id]

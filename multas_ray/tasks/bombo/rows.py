@@ -5,16 +5,18 @@ learning", BMVC 2024).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from multas_ray.config import Config, Task
-from multas_ray.data.schema import DatasetInfo
+from multas_ray.data.batch import Some, TrainBatch
+from multas_ray.data.schema import IGNORE, DatasetInfo
 from multas_ray.errors import UserError
+from multas_ray.tasks.detection.rows import UnitBoxes, collate
 
-IGNORE = 255
 STRIDE = 4
 """Of weak masks: that of the segmentation head, of which they say no more."""
 LEAST_AREA = 80 / 320**2
@@ -40,46 +42,49 @@ class WeakAnnotations:
         self.seg_of_det = [seg.index(name) if name in seg else IGNORE for name in det]
         self.det_of_seg = {number: det.index(name) for number, name in enumerate(seg) if name in det}
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Of a batch of `make_batch`, as far as the losses want them:
+    def __call__(self, batch: TrainBatch) -> TrainBatch:
+        """The batch with weak annotation, as far as the losses want it.
 
-        weak_boxes: (w, M, 4) float32, normalised, with weak_labels (w, M) int64, -1 = padding, of the w rows that have
-            a mask and no boxes, in order
-        weak_masks: (v, size / 4, size / 4) uint8 of the v rows that have boxes and no mask, in order
+        Of detection: `UnitBoxes` of the rows that have a mask and no boxes. Of segmentation: masks (v, size / 4,
+        size / 4) uint8 of the rows that have boxes and no mask.
         """
-        rows = weak_rows(batch)
-        added: dict[str, np.ndarray] = {}
+        boxes, masks = batch.truth["det"], batch.truth["seg"]
+        weak: dict[Task, Some[Any]] = {}
         if "det" in self.tasks:
-            masks = batch["masks"][np.searchsorted(np.flatnonzero(batch["has_seg"]), rows["det"])]
-            found = [component_boxes(mask, self.det_of_seg) for mask in masks]
-            most = max((len(labels) for _, labels in found), default=0)
-            added["weak_boxes"] = np.zeros((len(found), most, 4), np.float32)
-            added["weak_labels"] = np.full((len(found), most), -1, np.int64)
-            for place, (boxes, labels) in enumerate(found):
-                added["weak_boxes"][place, : len(boxes)] = boxes
-                added["weak_labels"][place, : len(boxes)] = labels
+            rows = np.setdiff1d(masks.rows, boxes.rows)
+            weak["det"] = Some(rows, self._boxes(masks.at(rows)))
         if "seg" in self.tasks:
-            side = batch["images"].shape[-1] // STRIDE
-            added["weak_masks"] = np.zeros((len(rows["seg"]), side, side), np.uint8)
-            for place, row in enumerate(rows["seg"]):
-                real = batch["labels"][row] >= 0
-                inside = [
-                    self.seg_of_det[label] if self.fill and not difficult else IGNORE
-                    for label, difficult in zip(batch["labels"][row][real], batch["difficult"][row][real], strict=True)
-                ]
-                added["weak_masks"][place] = box_mask(batch["boxes"][row][real], inside, side)
-        return added
+            rows = np.setdiff1d(boxes.rows, masks.rows)
+            weak["seg"] = Some(rows, self._masks(boxes.at(rows), batch.part.size // STRIDE))
+        return replace(batch, weak=weak)
+
+    def _boxes(self, masks: np.ndarray) -> UnitBoxes[np.ndarray]:
+        """The components of masks (w, size, size)."""
+        components = [component_boxes(mask, self.det_of_seg) for mask in masks]
+        return collate(
+            [
+                {"boxes": boxes, "labels": labels, "difficult": np.zeros(len(labels), bool)}
+                for boxes, labels in components
+            ],
+            size=1,
+        )
+
+    def _masks(self, truth: UnitBoxes[np.ndarray], side: int) -> np.ndarray:
+        """(v, side, side) uint8 of the boxes of v images."""
+        masks = np.zeros((len(truth.boxes), side, side), np.uint8)
+        for place, (boxes, labels, difficult) in enumerate(zip(*truth, strict=True)):
+            real = labels >= 0
+            inside = [
+                self.seg_of_det[label] if self.fill and not hard else IGNORE
+                for label, hard in zip(labels[real], difficult[real], strict=True)
+            ]
+            masks[place] = box_mask(boxes[real], inside, side)
+        return masks
 
 
 def weak_tasks(config: Config) -> list[Task]:
     """Tasks with a weak loss."""
     return [task for task in config.model.tasks if config.loss.weak(task) > 0]
-
-
-def weak_rows(batch: Any) -> dict[Task, np.ndarray]:
-    """Rows that say something of a task through the other's annotation."""
-    det, seg = batch["has_det"], batch["has_seg"]
-    return {"det": np.flatnonzero(seg & ~det), "seg": np.flatnonzero(det & ~seg)}
 
 
 def box_mask(boxes: np.ndarray, classes: Sequence[int], side: int) -> np.ndarray:

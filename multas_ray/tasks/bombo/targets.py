@@ -11,6 +11,8 @@ from torchvision.ops import batched_nms
 
 from multas_ray.tasks.detection.anchors import decode
 from multas_ray.tasks.detection.matching import overlaps
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.detection.rows import UnitBoxes
 
 SURE, SEPARATE = 0.5, 0.5
 """A prediction counts from this probability, and if it overlaps a surer one of its class by no more than this IoU."""
@@ -22,26 +24,26 @@ ALIKE = 0.6
 """Least IoU of what belongs together with what it is to make up."""
 
 
-def weak_targets(components: Tensor, labels: Tensor, cls: Tensor, box: Tensor, anchors: Tensor) -> dict[str, Tensor]:
+def weak_targets(components: Tensor, labels: Tensor, output: DetectionOutput, anchors: Tensor) -> UnitBoxes[Tensor]:
     """Targets as `detection_losses` takes them. The network's outputs decide, without gradient, which components are
     joined and which are split.
 
     Args:
         components: (B, K, 4) x1 y1 x2 y2, normalised; K may be 0.
         labels: (B, K), -1 for padding.
-        cls, box: (B, A, C) logits and (B, A, 4) codes of the same rows.
+        output: the detection head's, of the same rows.
         anchors: (A, 4).
     """
     with torch.no_grad():
         if not components.shape[1]:
             # A slot of padding, so that there is something to look at.
             components, labels = F.pad(components, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1)
-        boxes, labels = correct(components, labels, *sure_boxes(cls, box, anchors))
+        boxes, labels = correct(components, labels, *sure_boxes(output.cls, output.box, anchors))
         # Most places are empty: as many columns as the fullest row needs.
         order = labels.argsort(dim=1, descending=True, stable=True)
         order = order[:, : int((labels >= 0).sum(dim=1).max()) if len(labels) else 0]
         boxes, labels = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
-        return {"boxes": boxes, "labels": labels, "difficult": torch.zeros_like(labels, dtype=torch.bool)}
+        return UnitBoxes(boxes, labels, torch.zeros_like(labels, dtype=torch.bool))
 
 
 def sure_boxes(cls: Tensor, box: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,16 +3,17 @@
 Of published losses, weight 1 is the published strength. Teachers' tensors carry no gradient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multas_ray.config import DetectionDistillConfig, SegmentationDistillConfig
+from multas_ray.config import DetectionDistillConfig
 from multas_ray.model.precision import at_least_float32
 from multas_ray.tasks.detection.anchors import PER_CELL
 from multas_ray.tasks.detection.loss import balanced_l1, focal_bce, quality_focal_bce
+from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.terms import Term, scalar, scaled
 
 SOFT_CLASSES = 5e3
@@ -27,12 +28,9 @@ its confidence in an image."""
 BOX_SLOPE, BOX_NEAR = 1.5, 0.11
 """Of the guided box loss: its slope, and the difference of codes below which it is quadratic."""
 
-Outputs = Mapping[str, Tensor]
-"""cls (B, A, C) logits, box (B, A, 4) codes and, where features are compared, feature (B, A/6, F)."""
-
 
 def detection_distillation(
-    student: Outputs, teacher: Outputs, foreground: Tensor | None, config: DetectionDistillConfig
+    student: DetectionOutput, teacher: DetectionOutput, foreground: Tensor | None, config: DetectionDistillConfig
 ) -> dict[str, Term]:
     """The configured losses between two detectors, weighted among one another. B may be 0.
 
@@ -41,40 +39,17 @@ def detection_distillation(
         foreground: (B, A/6) of `foreground_cells`, for DeFeat; rows without boxes of their own are all -1.
     """
     terms: dict[str, Term] = {}
-    if config.guided:
-        terms |= scaled(guided(student, teacher), config.guided)
-    if config.soft_cls:
-        terms |= scaled(soft_classes(student, teacher), config.soft_cls)
-    if config.soft_box:
-        terms |= scaled(soft_boxes(student, teacher), config.soft_box)
-    if config.mse:
-        terms |= scaled(feature_mse(student, teacher), config.mse)
-    if config.pdf:
-        terms |= scaled(pdf_distil(student, teacher), config.pdf)
+    for name, loss in LOSSES.items():
+        weight = getattr(config, name)
+        if weight:
+            terms |= scaled(loss(student, teacher), weight)
     if config.defeat:
         assert foreground is not None
         terms |= scaled(defeat(student, teacher, foreground), config.defeat)
     return terms
 
 
-def segmentation_distillation(logits: Tensor, teacher: Tensor, config: SegmentationDistillConfig) -> dict[str, Term]:
-    """The configured losses between two segmentation networks, weighted among one another.
-
-    Args:
-        logits: (B, C, H, W); brought to the teacher's resolution by averaging. B may be 0.
-        teacher: (B, C, h, w) logits.
-    """
-    if logits.shape != teacher.shape:
-        logits = F.adaptive_avg_pool2d(logits, (teacher.shape[2], teacher.shape[3]))
-    terms: dict[str, Term] = {}
-    if config.kl:
-        terms |= scaled(class_divergence(logits, teacher, config.temperature), config.kl)
-    if config.cwd:
-        terms |= scaled(channel_divergence(logits, teacher, config.cwd_temperature), config.cwd)
-    return terms
-
-
-def guided(student: Outputs, teacher: Outputs) -> dict[str, Term]:
+def guided(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
     """Prediction-guided distillation.
 
     Classes: binary cross-entropy to the teacher's probabilities p_t, weighted by (p_t - p_s)^2, so that the many
@@ -87,41 +62,41 @@ def guided(student: Outputs, teacher: Outputs) -> dict[str, Term]:
     """
     p_t = _probabilities(teacher)
     confidence = p_t.amax(dim=-1)
-    cls_sum = quality_focal_bce(at_least_float32(student["cls"]), p_t).sum()
+    cls_sum = quality_focal_bce(at_least_float32(student.cls), p_t).sum()
     seen = confidence * (confidence > SEEN)
-    goal = at_least_float32(teacher["box"].detach())
-    difference = BOX_SLOPE * F.smooth_l1_loss(at_least_float32(student["box"]), goal, reduction="none", beta=BOX_NEAR)
+    goal = at_least_float32(teacher.box.detach())
+    difference = BOX_SLOPE * F.smooth_l1_loss(at_least_float32(student.box), goal, reduction="none", beta=BOX_NEAR)
     box_sum = (seen[..., None] * difference).sum()
     return {"kd_det_guided_cls": Term(cls_sum, confidence.sum()), "kd_det_guided_box": Term(box_sum, 4 * seen.sum())}
 
 
-def soft_classes(student: Outputs, teacher: Outputs) -> dict[str, Term]:
+def soft_classes(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
     """The paper's soft class targets: 5000 times the mean over all anchors and classes of the focal loss (alpha 0.25,
     gamma 1) to the teacher's probabilities."""
-    cls = at_least_float32(student["cls"])
+    cls = at_least_float32(student.cls)
     loss = SOFT_CLASSES * focal_bce(cls, _probabilities(teacher), alpha=0.25, gamma=1.0).sum()
     return {"kd_det_soft_cls": Term(loss, scalar(cls.numel(), cls))}
 
 
-def soft_boxes(student: Outputs, teacher: Outputs) -> dict[str, Term]:
+def soft_boxes(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
     """The paper's soft box targets: the mean Balanced L1 between the codes of all anchors."""
     difference = _box_difference(student, teacher)
     return {"kd_det_soft_box": Term(difference.sum(), scalar(difference.numel(), difference))}
 
 
-def feature_mse(student: Outputs, teacher: Outputs) -> dict[str, Term]:
+def feature_mse(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
     """Five times the mean squared difference of features."""
     difference = _feature_difference(student, teacher)
     return {"kd_feature_mse": Term(FEATURES * difference.sum(), scalar(difference.numel(), difference))}
 
 
-def pdf_distil(student: Outputs, teacher: Outputs) -> dict[str, Term]:
+def pdf_distil(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
     """PDF-Distil: features where the predictions differ, classes weighted by D = (p_t - p_s)^2, boxes' L1.
 
     A cell's features are weighted by the mean over its anchors of sqrt(sum over classes of D); the weights of the batch
     add up to one over cells and channels. D and the weights carry no gradient.
     """
-    cls, box = at_least_float32(student["cls"]), at_least_float32(student["box"])
+    cls, box = at_least_float32(student.cls), at_least_float32(student.box)
     p_t = _probabilities(teacher)
     with torch.no_grad():
         disagreement = (p_t - cls.sigmoid()).square()
@@ -132,11 +107,11 @@ def pdf_distil(student: Outputs, teacher: Outputs) -> dict[str, Term]:
     return {
         "kd_feature_pdf": Term(FEATURES * (weight * difference).sum(), difference.shape[-1] * weight.sum(), least=TINY),
         "kd_det_pdf_cls": Term((disagreement * bce).sum(), (p_t > CONFIDENT).sum().float()),
-        "kd_det_pdf_box": Term((box - at_least_float32(teacher["box"].detach())).abs().sum(), scalar(box.numel(), box)),
+        "kd_det_pdf_box": Term((box - at_least_float32(teacher.box.detach())).abs().sum(), scalar(box.numel(), box)),
     }
 
 
-def defeat(student: Outputs, teacher: Outputs, foreground: Tensor) -> dict[str, Term]:
+def defeat(student: DetectionOutput, teacher: DetectionOutput, foreground: Tensor) -> dict[str, Term]:
     """DeFeat (Guo et al., CVPR 2021): squared feature difference in cells with objects and in cells without, each
     divided by twice their number and by the number of images.
 
@@ -153,6 +128,16 @@ def defeat(student: Outputs, teacher: Outputs, foreground: Tensor) -> dict[str, 
     return terms
 
 
+LOSSES: Mapping[str, Callable[[DetectionOutput, DetectionOutput], dict[str, Term]]] = {
+    "guided": guided,
+    "soft_cls": soft_classes,
+    "soft_box": soft_boxes,
+    "mse": feature_mse,
+    "pdf": pdf_distil,
+}
+"""By their weights in the configuration; DeFeat also needs ground truth."""
+
+
 def foreground_cells(boxes: Tensor, labels: Tensor, anchors: Tensor) -> Tensor:
     """(B, A/6) long: 1 for cells whose centre lies in a ground-truth box, else 0.
 
@@ -167,42 +152,15 @@ def foreground_cells(boxes: Tensor, labels: Tensor, anchors: Tensor) -> Tensor:
     return inside.any(dim=1).long()
 
 
-def class_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> dict[str, Term]:
-    """T^2 * KL(teacher || student) of the class distributions softened by T (Hinton et al., 2015), a pixel's mean.
-
-    Args:
-        logits, teacher: (B, C, h, w). B may be 0.
-        temperature: T > 0.
-    """
-    pixels = scalar(logits.shape[0] * logits.shape[2] * logits.shape[3], logits)
-    return {"kd_seg_kl": Term(_divergence(logits, teacher, temperature, dim=1), pixels)}
+def _probabilities(teacher: DetectionOutput) -> Tensor:
+    return at_least_float32(teacher.cls.detach()).sigmoid()
 
 
-def channel_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> dict[str, Term]:
-    """Channel-wise distillation (Shu et al., ICCV 2021): T^2 * KL(teacher || student) of each class's distribution over
-    the pixels, the mean over classes and images.
-
-    Args:
-        logits, teacher: (B, C, h, w). B may be 0.
-        temperature: T > 0.
-    """
-    maps = scalar(logits.shape[0] * logits.shape[1], logits)
-    return {"kd_seg_cwd": Term(_divergence(logits.flatten(2), teacher.flatten(2), temperature, dim=2), maps)}
+def _box_difference(student: DetectionOutput, teacher: DetectionOutput) -> Tensor:
+    return balanced_l1(at_least_float32(student.box), at_least_float32(teacher.box.detach()))
 
 
-def _divergence(logits: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
-    own = F.log_softmax(at_least_float32(logits) / temperature, dim=dim)
-    goal = F.log_softmax(at_least_float32(teacher.detach()) / temperature, dim=dim)
-    return temperature**2 * F.kl_div(own, goal, reduction="sum", log_target=True)
-
-
-def _probabilities(teacher: Outputs) -> Tensor:
-    return at_least_float32(teacher["cls"].detach()).sigmoid()
-
-
-def _box_difference(student: Outputs, teacher: Outputs) -> Tensor:
-    return balanced_l1(at_least_float32(student["box"]), at_least_float32(teacher["box"].detach()))
-
-
-def _feature_difference(student: Outputs, teacher: Outputs) -> Tensor:
-    return (at_least_float32(student["feature"]) - at_least_float32(teacher["feature"].detach())).square()
+def _feature_difference(student: DetectionOutput, teacher: DetectionOutput) -> Tensor:
+    assert student.feature is not None
+    assert teacher.feature is not None
+    return (at_least_float32(student.feature) - at_least_float32(teacher.feature.detach())).square()

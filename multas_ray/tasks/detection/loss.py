@@ -1,7 +1,6 @@
 """Supervised detection: focal loss on classes, Balanced L1 on boxes."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,8 @@ from multas_ray.config import LossConfig
 from multas_ray.model.precision import at_least_float32
 from multas_ray.tasks.detection.anchors import corners, decode, encode
 from multas_ray.tasks.detection.matching import CHOSEN, iou_match, mutual_guidance, overlaps
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.tasks.terms import Term
 
 POSITIVE = 0.5
@@ -38,7 +39,7 @@ class Assignment(NamedTuple):
 
 
 def detection_losses(
-    cls: Tensor, box: Tensor, anchors: Tensor, targets: Mapping[str, Tensor], config: LossConfig
+    output: DetectionOutput, truth: UnitBoxes[Tensor], anchors: Tensor, config: LossConfig
 ) -> dict[str, Term]:
     """Losses of the annotated rows of a batch, in the published forms.
 
@@ -46,19 +47,17 @@ def detection_losses(
     other object's positive, contributes nothing.
 
     Args:
-        cls: (B, A, C) logits. B may be 0.
-        box: (B, A, 4) codes.
+        output: of B rows; B may be 0.
+        truth: their boxes, as tensors; M may be 0.
         anchors: (A, 4) cx cy w h, normalised.
-        targets: boxes (B, M, 4) x1 y1 x2 y2, normalised; labels (B, M) long, -1 for padding; difficult (B, M) bool.
-            M may be 0.
         config: matching and classification loss.
 
     Returns:
         det_cls: focal or generalised focal loss, counted by positives. det_box: Balanced L1 over the codes of
         positives, counted by their coordinates, in Mutual Guidance weighted by their quality.
     """
-    cls, box = at_least_float32(cls), at_least_float32(box)
-    boxes, labels, difficult = targets["boxes"].float(), targets["labels"], targets["difficult"]
+    cls, box = at_least_float32(output.cls), at_least_float32(output.box)
+    boxes, labels, difficult = truth.boxes.float(), truth.labels, truth.difficult
     if not boxes.shape[1]:
         # A slot of padding, so that there is something to match against in a batch without objects.
         boxes, labels, difficult = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1), value=-1), F.pad(difficult, (0, 1))

@@ -1,0 +1,91 @@
+"""Our own networks as teachers: a checkpoint of a training run."""
+
+import numpy as np
+import torch
+
+from multas_ray.checkpoint.folder import find_checkpoint, weights_digest
+from multas_ray.checkpoint.weights import load_network
+from multas_ray.config import Config, Task
+from multas_ray.errors import UserError
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.model.precision import autocast
+from multas_ray.tasks import PARTS
+from multas_ray.teacher.teacher import Answer, Description, StudentTerms, TeacherSpec, to_answer
+
+
+def describe(source: str, task: Task, terms: StudentTerms) -> Description:
+    """Find a teacher and see that it fits, before anything starts.
+
+    Args:
+        source: a run folder (its best checkpoint is taken) or a checkpoint folder.
+
+    Raises:
+        UserError: there is no checkpoint, it was not trained for the task, has other classes, or other anchors.
+    """
+    folder = find_checkpoint(source)
+    network = _load(folder.uri, task, terms)
+    if task == "det":
+        for name, value, expected in (
+            ("anchor_base", network.config.anchor_base, terms.anchor_base),
+            ("levels", network.levels, terms.levels),
+        ):
+            if value != expected:
+                raise UserError(
+                    f"teachers.det.checkpoint {folder.uri}: its model.{name} is {value}, the student's "
+                    f"{expected}; detection is distilled anchor by anchor, so they must be equal"
+                )
+    return Description(folder.uri, weights_digest(folder), network.config.width)
+
+
+def load(spec: TeacherSpec, device: str) -> "NetworkTeacher":
+    """The teacher, on a device.
+
+    Raises:
+        UserError: its checkpoint cannot be read, was not trained for the task, or has other classes.
+    """
+    network = _load(spec.description.source, spec.task, spec.terms)
+    return NetworkTeacher(spec, network.requires_grad_(False).to(device))
+
+
+def _load(source: str, task: Task, terms: StudentTerms) -> MultiTaskNet:
+    network, _ = load_network(source)
+    where = f"teachers.{task}.checkpoint {source}"
+    if task not in network.tasks:
+        raise UserError(f"{where}: trained for {', '.join(network.tasks)}, not {task}")
+    classes = network.classes[task]
+    if classes != terms.classes:
+        raise UserError(f"{where}: its classes are {', '.join(classes)}; the data set's are {', '.join(terms.classes)}")
+    return network
+
+
+class NetworkTeacher:
+    """A network that answers for one task, in evaluation mode, without gradients."""
+
+    def __init__(self, spec: TeacherSpec, network: MultiTaskNet) -> None:
+        """Args: network, which may have other tasks too."""
+        self.spec = spec
+        self.network = network
+        self.device = network.mean.device
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray) -> Answer:
+        """Answers for images (n, 3, size, size) uint8.
+
+        Raises:
+            UserError: it answers with values that are not finite.
+        """
+        task, terms = self.spec.task, self.spec.terms
+        with autocast(self.device, terms.precision):
+            outputs = self.network(torch.tensor(images, device=self.device), {task: None}, features=terms.features)
+        size = (images.shape[-2], images.shape[-1])
+        return to_answer(self.spec, images, PARTS[task].network.answer(outputs[task], size))
+
+
+def ema_teachers(config: Config, average: MultiTaskNet) -> dict[Task, NetworkTeacher]:
+    """The moving average of a network's weights, which goes on being updated, as teacher of the distilled tasks
+    (Tarvainen and Valpola, NeurIPS 2017)."""
+    teachers = {}
+    for task in config.distilled():
+        terms = StudentTerms(average.classes[task], average.config.anchor_base, average.levels, config.train.precision)
+        teachers[task] = NetworkTeacher(TeacherSpec(task, Description("ema", ""), terms), average)
+    return teachers

@@ -1,0 +1,45 @@
+"""The teachers that a configuration names."""
+
+from multas_ray.config import Config, Task
+from multas_ray.data.schema import DatasetInfo, read_info
+from multas_ray.errors import UserError
+from multas_ray.teacher import loader_of
+from multas_ray.teacher.teacher import StudentTerms, TeacherSpec
+
+
+def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
+    """The teachers of the distilled tasks, as configured, for the classes of the data set; none where the network
+    teaches itself.
+
+    Raises:
+        UserError: a teacher cannot be found, or does not fit its student.
+    """
+    if config.teachers.placement == "ema":
+        return {}
+    specs = {}
+    for task in config.distilled():
+        teacher = config.teachers.of(task)
+        assert teacher is not None
+        terms = StudentTerms(
+            classes=tuple(data.classes[task]),
+            anchor_base=config.model.anchor_base,
+            levels=config.model.pyramid_levels,
+            precision=config.train.precision,
+            features=task == "det" and config.distill.det.features,
+            packed=config.packed(task),
+        )
+        description = loader_of(teacher.checkpoint).describe(teacher.checkpoint, task, terms)
+        specs[task] = TeacherSpec(task, description, terms)
+    return specs
+
+
+def require_teacher_specs(config: Config) -> dict[Task, TeacherSpec]:
+    """The teachers of the distilled tasks (see `teacher_specs`), for what is done for teachers alone.
+
+    Raises:
+        UserError: also where no task is distilled, or there is no data set.
+    """
+    specs = teacher_specs(config, read_info(config.data.path))
+    if not specs:
+        raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
+    return specs
