@@ -83,7 +83,7 @@ def random_teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[
     for task in ("det", "seg"):
         torch.manual_seed(1)
         config = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, tasks=[task])
-        network = MultiTaskNet(config, scenes.CLASSES, ["background", *scenes.CLASSES])
+        network = MultiTaskNet(config, {"det": scenes.CLASSES, "seg": ["background", *scenes.CLASSES]})
         folder = tmp_path_factory.mktemp(task)
         det_classes, seg_classes = list(network.det_classes), list(network.seg_classes)
         meta = Meta(step=1, model=config, det_classes=det_classes, seg_classes=seg_classes, size=64, metrics={})

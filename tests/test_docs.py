@@ -11,7 +11,7 @@ from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import AugmentConfig, Config, ModelConfig
 from multas_ray.config_docs import sections
 from multas_ray.config_file import load_config
-from multas_ray.data.collate import make_batch
+from multas_ray.data.collate import make_eval_batch, make_train_batch
 from multas_ray.data.describe import count
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, lay_plan
@@ -84,13 +84,15 @@ def test_the_data_format_is_as_its_page_says(tmp_path, monkeypatch):
     }
     index = read_index("data/mine", "train")
     plan = lay_plan(index, usable=["det", "seg"], mixing=None, batch_size=2, steps=1, seed=0, sizes=[64], window=1)
-    batch = make_batch(index, plan.part(0, 0, 1), AugmentConfig())
-    assert sorted(batch["ids"].tolist()) == [b"a", b"b"]
-    assert batch["masks"].shape == (1, 64, 64)
+    batch = make_train_batch(index, plan.part(0, 0, 1), AugmentConfig())
+    assert sorted(batch.ids) == ["a", "b"]
+    assert batch.truth["seg"].values.shape == (1, 64, 64)
     validation = EvaluationPlan(read_index("data/mine", "val"), 4, 64)
-    scored = make_batch(validation.index, validation.part(0, 0, 1), None)
-    assert scored["boxes"].tolist() == [[[30, 20, 90, 80]]]
-    assert np.bincount(scored["pixels"]).tolist() == [120 * 160 - 60 * 60, 60 * 60]
+    [boxes], [mask] = (
+        some.values for some in make_eval_batch(validation.index, validation.part(0, 0, 1)).truth.values()
+    )
+    assert boxes.boxes.tolist() == [[30, 20, 90, 80]]
+    assert np.bincount(mask.ravel()).tolist() == [120 * 160 - 60 * 60, 60 * 60]
 
 
 def counts_of(info):
@@ -104,6 +106,6 @@ def test_published_weights_become_a_teacher_as_the_guide_shows(tmp_path, monkeyp
     code = re.sub(r"^    ", "", code, flags=re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     config = ModelConfig(preset="paper", backbone="resnet50", neck="pafpn", tasks=["det"], pretrained=False)
-    torch.save(MultiTaskNet(config, ["cat"], []).state_dict(), "teacher.pth")
+    torch.save(MultiTaskNet(config, {"det": ["cat"]}).state_dict(), "teacher.pth")
     exec(code, {"det_classes": ["cat"]})
     assert load_network("teachers/det")[1].det_classes == ["cat"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from multas_ray.config import Task
 from multas_ray.data.batch import mapped
@@ -104,15 +103,15 @@ def to_answer(spec: TeacherSpec, images: np.ndarray, output: Any) -> Answer:
         UserError: it is not finite.
     """
     network, source = PARTS[spec.task].network, spec.description.source
-    if not all(bool(value.isfinite().all()) for value in tensors_of(output)):
+    if not all(bool(value.isfinite().all()) for value in arrays_of(output)):
         raise UserError(f"teachers.{spec.task}.checkpoint {source}: it answers with NaN or infinite values")
     if spec.terms.packed:
         return Answer(digests(images), packed=tuple(network.pack(output)))
     return Answer(digests(images), dense=mapped(output, lambda value: value.cpu().numpy()))
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors of an output."""
+def arrays_of(output: Any) -> list[Any]:
+    """The tensors, or arrays, of an output or answer."""
     values = output if isinstance(output, tuple) else (output,)
     return [value for value in values if value is not None]
 

@@ -16,7 +16,9 @@ from multas_ray.data.schema import read_info
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.tasks.detection.anchors import anchors
 from multas_ray.tasks.detection.loss import detection_losses
-from multas_ray.teacher.teacher import digests
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.detection.rows import UnitBoxes
+from multas_ray.teacher.teacher import arrays_of, digests
 
 
 def test_the_published_way_computes_the_same_losses_and_gradients() -> None:
@@ -25,13 +27,13 @@ def test_the_published_way_computes_the_same_losses_and_gradients() -> None:
     torch.testing.assert_close(published.listed_anchors(96), grid)
     corner = torch.rand(2, 3, 2) * 0.5
     boxes, labels = torch.cat([corner, corner + 0.1 + 0.4 * torch.rand(2, 3, 2)], dim=2), torch.randint(0, 5, (2, 3))
-    targets = {"boxes": boxes, "labels": labels, "difficult": torch.zeros(2, 3, dtype=torch.bool)}
+    truth = UnitBoxes(boxes, labels, torch.zeros(2, 3, dtype=torch.bool))
     grads = []
     for batched in (True, False):
         torch.manual_seed(1)
         cls, box = torch.randn(2, len(grid), 5, requires_grad=True), torch.randn(2, len(grid), 4, requires_grad=True)
         if batched:
-            terms = detection_losses(cls, box, grid, targets, LossConfig())
+            terms = detection_losses(DetectionOutput(cls, box), truth, grid, LossConfig())
             total = terms["det_box"].divided() + terms["det_cls"].divided()
         else:
             total = torch.stack(published.losses(cls, box, 96, list(boxes), list(labels))).sum()
@@ -65,12 +67,12 @@ def test_simulated_teachers_answer_in_the_shapes_of_real_ones_and_take_their_tim
     config = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16)
     images = np.zeros((2, 3, 64, 64), np.uint8)
     with torch.no_grad():
-        real = MultiTaskNet(config, names, ["background", *names]).eval()(torch.tensor(images))
-    for task, outputs in (("det", ("cls", "box")), ("seg", ("seg",))):
+        real = MultiTaskNet(config, {"det": names, "seg": ["background", *names]}).eval()(torch.tensor(images))
+    for task in ("det", "seg"):
         answer = SimulatedTeacher(task, 0.05, 64).load("cpu")(images)
         assert slept.pop() == 0.05
-        assert {name: answer[name].shape for name in outputs} == {name: tuple(real[name].shape) for name in outputs}
-        np.testing.assert_array_equal(answer[f"{task}.digest"], digests(images))
+        assert [array.shape for array in arrays_of(answer.dense)] == [tuple(t.shape) for t in arrays_of(real[task])]
+        np.testing.assert_array_equal(answer.digests, digests(images))
 
 
 @pytest.mark.slow

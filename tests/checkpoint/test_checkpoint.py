@@ -26,13 +26,14 @@ from multas_ray.config import ModelConfig
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.storage import StoragePath
+from tests.support.networks import by_name
 
 CONFIG = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16)
 
 
 def write(run: Path, step: int, score: float | None = None) -> MultiTaskNet:
     torch.manual_seed(step)
-    network = MultiTaskNet(CONFIG, ["cat", "dog"], ["background", "cat"]).eval()
+    network = MultiTaskNet(CONFIG, {"det": ["cat", "dog"], "seg": ["background", "cat"]}).eval()
     folder = step_folder(run, step)
     metrics = {} if score is None else {"score": score}
     meta = Meta(
@@ -47,8 +48,9 @@ def test_a_network_comes_back_as_it_was(tmp_path):
     loaded, meta = load_network(str(tmp_path))
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        for name, value in network(images).items():
-            assert torch.equal(value, loaded(images)[name])
+        outputs = by_name(loaded(images))
+        for name, value in by_name(network(images)).items():
+            assert torch.equal(value, outputs[name])
     assert not loaded.training
     assert (meta.step, meta.size) == (3, 64)
 

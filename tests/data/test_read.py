@@ -12,7 +12,8 @@ from PIL import ImageFile
 from torchvision.io import ImageReadMode, decode_image
 
 from multas_ray.config import AugmentConfig
-from multas_ray.data.collate import make_batch, rejected_rows
+from multas_ray.data.batch import RejectedRow
+from multas_ray.data.collate import make_eval_batch, make_train_batch
 from multas_ray.data.describe import count
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Part
@@ -80,11 +81,11 @@ def test_a_row_that_breaks_the_contract_is_left_out_and_named(
     assert caught.value.reason == reason
     assert detail.removeprefix("an image") in caught.value.detail
     for augment in (AugmentConfig(), None):
-        batch = make_batch(index, one_part(index), augment)
-        assert batch["ids"].tolist() == [b"image0", b"image2"]
+        part = one_part(index)
+        batch = make_train_batch(index, part, augment) if augment else make_eval_batch(index, part)
+        assert batch.ids == ("image0", "image2")
         named = faulty.get("image_id", "image1")
-        [left_out] = rejected_rows(batch)
-        assert left_out == {"image_id": named or "row 1", "reason": reason, "detail": caught.value.detail}
+        assert batch.rejected == (RejectedRow(named or "row 1", reason, caught.value.detail),)
     # What comes after the faulty row is its own.
     assert read_row(index, 2)["labels"].tolist() == [1, 0]
     assert read_row(index, 2)["boxes"].tolist() == [[1, 2, 10, 12], [0, 0, 30, 20]]
@@ -92,9 +93,9 @@ def test_a_row_that_breaks_the_contract_is_left_out_and_named(
 
 def test_a_row_without_a_name_goes_by_its_number(tmp_path: Path) -> None:
     index = read_index(write_set(tmp_path, table_of([row(0), row(1, image_id=None)])), "train")
-    assert rejected_rows(make_batch(index, one_part(index), None)) == [
-        {"image_id": "row 1", "reason": "no value", "detail": "'image_id' is null, or holds a null"}
-    ]
+    assert make_eval_batch(index, one_part(index)).rejected == (
+        RejectedRow("row 1", "no value", "'image_id' is null, or holds a null"),
+    )
 
 
 def test_boxes_of_five_numbers_reject_their_row_alone(tmp_path: Path) -> None:
@@ -197,7 +198,7 @@ def test_a_shard_that_changed_under_a_run_ends_it_in_one_line(tmp_path: Path) ->
         shutil.copy(Path(path) / "dataset.json", moved)
         index = Index(**{**vars(plan.index), "path": moved, "files": (f"{moved}/train/part.parquet",)})
         with pytest.raises(UserError, match=words):
-            make_batch(index, one_part(index), None)
+            make_eval_batch(index, one_part(index))
     (tmp_path / "no file" / "train" / "part.parquet").unlink()
     with pytest.raises(UserError, match=r"part\.parquet: was there when the run began, and is gone"):
-        make_batch(index, one_part(index), None)
+        make_eval_batch(index, one_part(index))

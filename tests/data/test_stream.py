@@ -1,19 +1,24 @@
 """The stream as workers get it: through Ray Data and streaming_split."""
 
+import copy
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import ray
 
 from multas_ray.config import AugmentConfig, Resources
-from multas_ray.data.collate import make_batch, original_masks
+from multas_ray.data.batch import Failure, Some, TrainBatch
+from multas_ray.data.collate import make_train_batch
 from multas_ray.data.index import read_index
-from multas_ray.data.packing import pack, unpack
+from multas_ray.data.packing import LARGE, pack, unpack
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
-from multas_ray.data.stream import PlannedData, Source, read_batches, stream
+from multas_ray.data.stream import PlannedData, PlannedStream, read_batches, stream
+from multas_ray.tasks.detection.rows import UnitBoxes
+from tests.support.batches import batch_of
 
 STEPS = 56
 
@@ -31,24 +36,26 @@ def collect(plan: Plan | EvaluationPlan, workers: int, start: int = 0, augment: 
     dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
     splits = dataset.streaming_split(workers, equal=True)
 
-    def copies(split):
-        return [{name: array.copy() for name, array in batch.items()} for batch in read_batches(split)]
-
     with ThreadPoolExecutor(workers) as threads:
-        return list(threads.map(copies, splits))
+        return list(threads.map(lambda split: copy.deepcopy(list(read_batches(split))), splits))
 
 
-def by_row(batches: list) -> dict:
-    """Pixels, boxes and task mask of every (step, epoch, row)."""
+def by_row(batches: list[TrainBatch]) -> dict:
+    """Pixels, boxes and masks of every (step, epoch, row)."""
+
+    def annotation(some: Some, number: int) -> bytes | None:
+        if number not in some.rows:
+            return None
+        values = some.at(np.array([number]))
+        return (values.boxes[values.labels >= 0] if isinstance(values, UnitBoxes) else values).tobytes()
+
     return {
-        (int(batch["step"]), int(batch["epochs"][number]), int(row)): (
-            batch["images"][number].tobytes(),
-            batch["boxes"][number][batch["labels"][number] >= 0].tobytes(),
-            bool(batch["has_det"][number]),
-            bool(batch["has_seg"][number]),
+        (batch.part.step, int(batch.part.epochs[number]), int(row)): (
+            batch.images[number].tobytes(),
+            *(annotation(some, number) for some in batch.truth.values()),
         )
         for batch in batches
-        for number, row in enumerate(batch["rows"])
+        for number, row in enumerate(batch.part.rows)
     }
 
 
@@ -59,8 +66,8 @@ def test_any_number_of_workers_gets_the_same_rows_boxes_and_pixels(started_ray, 
     for workers in (2, 4):
         shards = collect(plan, workers, augment=AugmentConfig())
         for rank, shard in enumerate(shards):
-            assert [int(batch["step"]) for batch in shard] == list(range(STEPS))
-            assert {int(batch["rank"]) for batch in shard} == {rank}
+            assert [batch.part.step for batch in shard] == list(range(STEPS))
+            assert {batch.part.rank for batch in shard} == {rank}
         assert by_row([batch for shard in shards for batch in shard]) == expected
 
 
@@ -75,42 +82,53 @@ def test_evaluation_gets_every_row_once_in_original_pixels(started_ray, scenes_p
     plan = EvaluationPlan(read_index(scenes_path, "val"), batch_size=4, size=32)
     shards = collect(plan, 2)
     assert [len(shard) for shard in shards] == [3, 3], "each worker gets as many batches, some of them shorter"
-    rows = np.concatenate([batch["rows"] for shard in shards for batch in shard])
+    rows = np.concatenate([batch.part.rows for shard in shards for batch in shard])
     np.testing.assert_array_equal(np.sort(rows), np.arange(11))
     for batch in shards[1]:
-        for number, mask in enumerate(original_masks(batch)):
+        for boxes, mask in zip(batch.truth["det"].values, batch.truth["seg"].values, strict=True):
             assert mask.shape == (64, 64)
-            x1, y1, x2, y2 = batch["boxes"][number][0].astype(int)
-            assert (mask[y1:y2, x1:x2] == 1 + batch["labels"][number][0]).any()
+            x1, y1, x2, y2 = boxes.boxes[0].astype(int)
+            assert (mask[y1:y2, x1:x2] == 1 + boxes.labels[0]).any()
 
 
 def test_rows_without_a_task_carry_nothing_of_it(plan):
-    batch = make_batch(plan.index, plan.part(0, 0, 1), AugmentConfig())
-    assert not batch["has_det"].all()
-    assert (batch["labels"][~batch["has_det"]] == -1).all()
-    assert len(batch["masks"]) == batch["has_seg"].sum()
+    part = plan.part(0, 0, 1)
+    batch = make_train_batch(plan.index, part, AugmentConfig())
+    for task, some in batch.truth.items():
+        np.testing.assert_array_equal(some.rows, np.flatnonzero(plan.index.annotated(task)[part.rows]))
+        assert 0 < len(some.rows) < len(batch.ids)
+        counts = {len(values) for values in (some.values if isinstance(some.values, tuple) else [some.values])}
+        assert counts == {len(some.rows)}
 
 
-def test_a_packed_batch_keeps_dtypes_shapes_and_shares_memory():
-    arrays = {
-        "scalar": np.asarray(3),
-        "empty": np.zeros((0, 4), np.float32),
-        "ids": np.asarray([b"a", b"longer"]),
-        "pixels": np.arange(24, dtype=np.uint8).reshape(2, 3, 4).transpose(1, 0, 2),
-    }
-    other = {"pixels": np.ones((1, 2), np.float32)}
-    back, back_other = unpack(pack([arrays, other]))
-    assert back.keys() == arrays.keys()
-    for name, array in arrays.items():
-        assert back[name].dtype == array.dtype
-        np.testing.assert_array_equal(back[name], array)
-    assert not back["pixels"].flags.owndata
-    assert back_other.keys() == other.keys()
-    np.testing.assert_array_equal(back_other["pixels"], other["pixels"])
+def test_a_packed_batch_is_whole_and_shares_memory():
+    large = np.arange(3 * LARGE, dtype=np.uint8).reshape(2, 3, -1)
+    batch = batch_of(["det", "seg", "both"])
+    batch = replace(batch, images=large.transpose(1, 0, 2), soft={"seg": (b"packed", large)})
+    [back, failure] = unpack(pack([batch, Failure("gone")]))
+    assert failure == Failure("gone")
+    for array, found in ((batch.images, back.images), (large, back.soft["seg"][1])):
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+        assert not found.flags.writeable, "a view of the table's memory"
+    assert back.ids == batch.ids
+    for task, some in batch.truth.items():
+        np.testing.assert_array_equal(back.truth[task].rows, some.rows)
+    np.testing.assert_array_equal(back.truth["det"].values.boxes, batch.truth["det"].values.boxes)
+
+
+def test_something_of_some_rows_is_looked_up_by_row():
+    some = Some(np.array([1, 4, 6]), UnitBoxes(np.eye(3), np.arange(3), np.zeros(3, bool)))
+    np.testing.assert_array_equal(some.at(np.array([4, 6])).labels, [1, 2])
+    assert len(some.at(np.zeros(0, np.int64)).boxes) == 0
+    assert Some(np.array([1, 4]), ("a", "b")).at(np.array([4])) == ("b",)
+    for wrong in ([0], [5], [7], [4, 7]):
+        with pytest.raises(LookupError, match="there is something of"):
+            some.at(np.array(wrong))
 
 
 def test_a_packed_batch_is_freed():
-    array = np.zeros(10_000)
+    array = np.zeros(LARGE)
     alive = weakref.ref(array)
     table = pack([{"images": array}])
     del array
@@ -133,12 +151,13 @@ def test_an_evaluation_finds_room_while_the_training_stream_holds_all_cpus(start
     config = PlannedData(parallel=2, resources=Resources(cpu=0.25))
     others = [Other.options(num_cpus=share).remote() for share in [1] * 7 + [0.5]]
     ray.get([other.ready.remote() for other in others])
+    validation = EvaluationPlan(read_index(scenes_path, "val"), batch_size=4, size=32)
     (shard,) = config.configure(
-        {"train": Source(long), "val": Source(EvaluationPlan(read_index(scenes_path, "val"), batch_size=4, size=32))}, 1
+        {"train": PlannedStream(long, augment=AugmentConfig()), "val": PlannedStream(validation)}, 1
     )
     training = read_batches(shard["train"])
     next(training)
-    rows = np.concatenate([batch["rows"] for batch in read_batches(shard["val"])])
+    rows = np.concatenate([batch.part.rows for batch in read_batches(shard["val"])])
     np.testing.assert_array_equal(np.sort(rows), np.arange(11))
     training.close()
     for other in others:

@@ -19,7 +19,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Random weights, whose adapter is a distilled student's; many boxes pass its low threshold."""
     torch.manual_seed(3)
     config = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, norm="group", adapter=8)
-    network = MultiTaskNet(config, scenes.CLASSES, ["background", *scenes.CLASSES])
+    network = MultiTaskNet(config, {"det": scenes.CLASSES, "seg": ["background", *scenes.CLASSES]})
     with torch.no_grad():
         for parameter in network.det_head.parameters():
             parameter += 0.05 * torch.randn_like(parameter)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from multas_ray.checkpoint.weights import load_network
-from multas_ray.data.collate import make_batch
+from multas_ray.data.collate import make_eval_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, Part
 from multas_ray.data.writer import write_dataset
@@ -23,7 +23,7 @@ from multas_ray.formats import scenes
 def test_two_actors_score_as_one_process(started_ray, checkpoint, scenes_path, tmp_path, split, protocol, monkeypatch):
     network, meta = load_network(checkpoint)
     plan = EvaluationPlan(read_index(scenes_path, split), meta.evaluate.batch_size, meta.size)
-    batches = (make_batch(plan.index, plan.part(step, 0, 1), None) for step in range(plan.steps))
+    batches = (make_eval_batch(plan.index, plan.part(step, 0, 1)) for step in range(plan.steps))
     expected = evaluate(network, batches, meta.evaluate.model_copy(update={"protocol": protocol}))
     told, drawn = [], []
     monkeypatch.setattr(
@@ -51,7 +51,7 @@ def test_two_actors_score_as_one_process(started_ray, checkpoint, scenes_path, t
     none, seed = np.zeros(1, np.int64), np.zeros(1, np.uint64)
     alone = []
     for row in range(len(plan.index)):
-        batch = make_batch(plan.index, Part(0, 0, plan.size, np.array([row]), none, none, seed), None)
+        batch = make_eval_batch(plan.index, Part(0, 0, plan.size, np.array([row]), none, none, seed))
         alone.append(image_score(evaluate(network, [batch], meta.evaluate.model_copy(update={"protocol": "coco"}))))
     assert worst_first == pytest.approx(sorted(score for score in alone if score == score)[:3], abs=1e-3)
 

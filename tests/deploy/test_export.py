@@ -101,7 +101,7 @@ def test_the_guides_script_finds_what_the_network_does(checkpoint, photos, tmp_p
 def test_onnx_of_other_networks_is_pytorch_s_too(settings, outputs, tmp_path):
     torch.manual_seed(0)
     config = ModelConfig(pretrained=False, **settings)
-    network = MultiTaskNet(config, ["cat", "dog"], ["background", "cat", "dog"])
+    network = MultiTaskNet(config, {"det": ["cat", "dog"], "seg": ["background", "cat", "dog"]})
     classes = {"det_classes": list(network.det_classes), "seg_classes": list(network.seg_classes)}
     meta = Meta(step=1, model=network.config, size=64, evaluate=EvaluateConfig(), metrics={}, **classes)
     write_checkpoint(tmp_path / "checkpoint", network.state_dict(), {}, meta)

@@ -60,7 +60,7 @@ def test_an_image_of_the_networks_size_is_not_changed_on_its_way(checkpoint, pho
     pixels = torch.tensor(np.array(Image.open(photos / "photo0.png"))).permute(2, 0, 1)
     (raw,) = predict(predictor.network, pixels[None], predictor.settings)
     (answer,) = predictor.predict([pixels])
-    np.testing.assert_allclose(answer.boxes, 64 * raw.detections.boxes.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(answer.boxes, 64 * raw["det"].boxes.numpy(), rtol=1e-6)
     assert len(answer.scores) <= 20, "max_detections of the checkpoint's own settings"
 
 

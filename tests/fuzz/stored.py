@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,13 +30,25 @@ from multas_ray.storage import StoragePath
 from multas_ray.study.outcome import summary_tables
 from multas_ray.study.plan import Study, lay_out
 from multas_ray.study.trials import portable, read_results
-from multas_ray.tasks.detection import packed as codec
-from multas_ray.teacher.store import SCHEMA, StoredTeacher, StoreInfo, StoreReader, _read_file, check_store, file_of
-from multas_ray.teacher.teacher import to_tensors
+from multas_ray.tasks.detection import packed as detection
+from multas_ray.tasks.detection.anchors import count_anchors
+from multas_ray.tasks.segmentation import packed as segmentation
+from multas_ray.teacher.store import (
+    CODEC,
+    SCHEMA,
+    StoredTeacher,
+    StoreInfo,
+    StoreReader,
+    _read_file,
+    check_store,
+    file_of,
+)
+from multas_ray.teacher.teacher import arrays_of, to_tensors
 from multas_ray.train.trainer import Trainer
 from tests.data.shards import INFO, changed, row, table_of, write_set
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import encoded, mutated_bytes, mutated_tree
+from tests.support.batches import bare_batch
 
 CPU = torch.device("cpu")
 TYPES = (
@@ -151,27 +164,23 @@ def store(folder: Path) -> Callable[[Random], Case]:
         for task, classes in (("det", INFO["det_classes"]), ("seg", INFO["seg_classes"]))
     }
     good = StoreInfo(
-        dataset=index.digest, split="train", size=32, augment=AugmentConfig(), transforms=VERSION, codec=codec.NAME,
+        dataset=index.digest, split="train", size=32, augment=AugmentConfig(), transforms=VERSION, codec=CODEC,
         seed=0, views=1, teachers=teachers,
     )  # fmt: skip
     torch.manual_seed(0)
-    (anchors, classes) = min(good.shapes()["det"])
+    anchors, (detected, segmented) = count_anchors(32, 4), map(len, (INFO["det_classes"], INFO["seg_classes"]))
     answers = {
         "image_id": [f"image{number}" for number in range(3)],
         "view": [0] * 3,
         "seed": [1, 2, 2**64 - 1],
         "digest": [0, 1, 2],
-        "det": codec.pack_detection(torch.randn(3, anchors, classes) - 3, torch.randn(3, anchors, 4)),
-        "seg": codec.pack_segmentation(torch.randn(3, *min(good.shapes()["seg"]))),
+        "det": detection.pack(torch.randn(3, anchors, detected) - 3, torch.randn(3, anchors, 4)),
+        "seg": segmentation.pack(torch.randn(3, segmented, 8, 8)),
     }
     table = pa.table(answers, SCHEMA)
     place = folder / "store"
-    rows = {"det": np.arange(3), "seg": np.arange(3)}
-    batch = {
-        "views": np.zeros(3, int),
-        "rows": np.arange(3),
-        "ids": np.array([i.encode() for i in answers["image_id"]]),
-    }
+    batch = bare_batch(np.zeros((3, 3, 32, 32), np.uint8), distil={"det": np.arange(3), "seg": np.arange(3)})
+    batch = replace(batch, ids=tuple(answers["image_id"]))
 
     def make(rng: Random) -> Case:
         info, data = good.model_dump_json().encode(), _parquet(rng, table)
@@ -195,9 +204,10 @@ def store(folder: Path) -> Callable[[Random], Case]:
         def run() -> None:
             _read_file.cache_clear()
             check_store(str(place), good)
-            found = to_tensors(StoreReader(str(place), index, lambda _: rows)(batch), CPU)
-            assert {len(value) for value in found.values()} == {3}
-            assert all(value.isfinite().all() for value in found.values())
+            soft = to_tensors(StoreReader(str(place), index)(batch).soft, CPU)
+            values = [value for answer in soft.values() for value in arrays_of(answer)]
+            assert {len(value) for value in values} == {3}
+            assert all(value.isfinite().all() for value in values)
 
         return shown, run
 
@@ -217,7 +227,7 @@ def checkpoint(folder: Path) -> Callable[[Random], Case]:
         "train": {"run": str(folder / "run"), "precision": "float32", "steps": 10},
         "tracking": {"wandb": "disabled"},
     })  # fmt: skip
-    trainer = Trainer(config, ["cat", "dog"], ["background", "cat"], CPU)
+    trainer = Trainer(config, {"det": ["cat", "dog"], "seg": ["background", "cat"]}, CPU)
     for parameter in trainer.network.parameters():
         parameter.grad = torch.ones_like(parameter)
     trainer.optimizer.step()

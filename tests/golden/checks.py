@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from multas_ray.config import LossConfig, ModelConfig
+from multas_ray.data.batch import mapped
 from multas_ray.errors import UserError
-from multas_ray.model.network import MultiTaskNet, cells
+from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.reference import load_reference_state_dict
 from multas_ray.tasks.detection.anchors import anchors, corners, decode, encode
 from multas_ray.tasks.detection.distillation import (
@@ -22,8 +23,11 @@ from multas_ray.tasks.detection.distillation import (
     soft_boxes,
     soft_classes,
 )
+from multas_ray.tasks.detection.head import cells
 from multas_ray.tasks.detection.loss import detection_losses
 from multas_ray.tasks.detection.matching import iou_match, mutual_guidance, overlaps
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.tasks.detection.scored import IOUS, ScoredImage
 from multas_ray.tasks.detection.voc_ap import voc_ap
 from multas_ray.tasks.segmentation.metric import SegmentationMetric
@@ -126,12 +130,12 @@ def _detection(arrays: Arrays, file: Path) -> Found:
         yield f"encoded_{i}", encode(boxes[i, matched.index[i]], grid)
         yield f"decoded_{i}", decoded[i]
 
-    targets = {"boxes": boxes, "labels": labels, "difficult": torch.zeros_like(valid)}
+    truth = UnitBoxes(boxes, labels, torch.zeros_like(valid))
     for matching, long in (("iou", "iou"), ("mutual", "mutual_guidance")):
         for classification, form in (("focal", "focal"), ("gfocal", "generalized_focal")):
             config = LossConfig.model_validate({"matching": long, "classification": form})
             leaves = {"logits": logits.clone().requires_grad_(), "loc": codes.clone().requires_grad_()}
-            terms = detection_losses(leaves["logits"], leaves["loc"], grid, targets, config)
+            terms = detection_losses(DetectionOutput(leaves["logits"], leaves["loc"]), truth, grid, config)
             values = {"box": terms["det_box"].divided(), "cls": terms["det_cls"].divided()}
             sum(values.values()).backward()  # type: ignore[union-attr]  # sum of tensors
             for name, value in values.items():
@@ -144,9 +148,13 @@ def _distillation(arrays: Arrays, file: Path) -> Found:
     boxes, labels = _ground_truth(arrays)
     foreground = foreground_cells(boxes, labels, torch.from_numpy(arrays["anchors_cxcywh"]))
     yield "fg_mask", foreground.float()
-    names = {"box": "loc", "cls": "logits", "feature": "feature"}
-    teacher = {name: torch.from_numpy(arrays[f"teacher_{theirs}"]) for name, theirs in names.items()}
-    losses: dict[str, Callable[[dict[str, Tensor]], dict[str, Term]]] = {
+
+    def output(role: str) -> DetectionOutput:
+        """The output of `teacher` or `student`."""
+        return DetectionOutput(*(torch.from_numpy(arrays[f"{role}_{name}"]) for name in ("logits", "loc", "feature")))
+
+    teacher = output("teacher")
+    losses: dict[str, Callable[[DetectionOutput], dict[str, Term]]] = {
         "soft": lambda student: soft_classes(student, teacher) | soft_boxes(student, teacher),
         "mse": lambda student: feature_mse(student, teacher),
         "pdf": lambda student: pdf_distil(student, teacher),
@@ -154,10 +162,7 @@ def _distillation(arrays: Arrays, file: Path) -> Found:
         "def256": lambda student: scaled(defeat(student, teacher, foreground), 1 / 256),
     }
     for loss, terms_of in losses.items():
-        student = {
-            name: torch.from_numpy(arrays[f"student_{theirs}"]).clone().requires_grad_()
-            for name, theirs in names.items()
-        }
+        student = mapped(output("student"), lambda values: values.clone().requires_grad_())
         values = {name: term.divided() for name, term in terms_of(student).items()}
         total = torch.stack(list(values.values())).sum()
         total.backward()
@@ -166,7 +171,8 @@ def _distillation(arrays: Arrays, file: Path) -> Found:
             yield "soft_loss_l", values["kd_det_soft_box"]
             yield "soft_loss_c", values["kd_det_soft_cls"]
         for name, public in (("box", "loc"), ("cls", "conf"), ("feature", "feature_d")):
-            yield f"{loss}_grad_{public}", student[name].grad if student[name].grad is not None else float("nan")
+            gradient = getattr(student, name).grad
+            yield f"{loss}_grad_{public}", float("nan") if gradient is None else gradient
 
 
 def _voc_ap(arrays: Arrays, file: Path) -> Found:
@@ -228,7 +234,7 @@ def _model(arrays: Arrays, file: Path) -> Found:
     )
     det_classes = range(arrays["conf_shape"][2]) if "conf_shape" in arrays else ()
     seg_classes = range(arrays["seg_shape"][1]) if "seg_shape" in arrays else ()
-    network = MultiTaskNet(config, [str(c) for c in det_classes], [str(c) for c in seg_classes]).eval()
+    network = MultiTaskNet(config, {"det": list(map(str, det_classes)), "seg": list(map(str, seg_classes))}).eval()
     try:
         load_reference_state_dict(network, weights)
     except UserError:
@@ -246,8 +252,8 @@ def _model(arrays: Arrays, file: Path) -> Found:
         if network.adapters is not None:
             adapted = cells([adapter(level) for adapter, level in zip(network.adapters, pyramid, strict=True)])
     published = {
-        "loc": outputs.get("box"),
-        "conf": outputs.get("cls"),
+        "loc": outputs["det"].box if "det" in outputs else None,
+        "conf": outputs["det"].cls if "det" in outputs else None,
         "seg": outputs.get("seg"),
         "feature": plain,
         "feature_s": plain,

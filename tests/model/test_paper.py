@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from multas_ray.config import ModelConfig
-from multas_ray.model.network import MultiTaskNet, cells
+from multas_ray.model.network import MultiTaskNet
+from multas_ray.tasks.detection.head import cells
+from tests.support.networks import by_name
 
 DET, SEG = ("cat", "cow", "dog"), ("background", "cat", "cow", "dog")
 
@@ -12,7 +14,7 @@ DET, SEG = ("cat", "cow", "dog"), ("background", "cat", "cow", "dog")
 def network(**changes: object) -> MultiTaskNet:
     torch.manual_seed(0)
     settings = {"preset": "paper", "backbone": "resnet18", "pretrained": False, "width": 32, "norm": "group"} | changes
-    return MultiTaskNet(ModelConfig.model_validate(settings), DET, SEG)
+    return MultiTaskNet(ModelConfig.model_validate(settings), {"det": DET, "seg": SEG})
 
 
 def images(size: int, batch: int = 2) -> torch.Tensor:
@@ -32,7 +34,7 @@ def images(size: int, batch: int = 2) -> torch.Tensor:
 )
 def test_shapes(backbone: str, neck: str, levels: int, size: int) -> None:
     net = network(backbone=backbone, neck=neck, levels=levels, adapter=24)
-    outputs = net(images(size), features=True)
+    outputs = by_name(net(images(size), features=True))
     sides = [-(-size // (8 * 2**level)) for level in range(levels)]
     count = sum(side**2 for side in sides)
     assert {name: tuple(output.shape) for name, output in outputs.items()} == {
@@ -56,14 +58,13 @@ def test_norm_follows_the_configuration() -> None:
 def test_features_are_the_pyramid_s_cells_without_adapters() -> None:
     net = network().eval()
     with torch.inference_mode():
-        found = net(images(64), torch.tensor([1]), features=True)["feature"]
+        found = net(images(64), {"det": torch.tensor([1])}, features=True)["det"].feature
         torch.testing.assert_close(found, cells(net.pyramid(images(64)))[1:])
 
 
 def test_no_rows_leave_every_parameter_a_zero_gradient() -> None:
     net = network(adapter=8)
-    nothing = torch.zeros(0, dtype=torch.long)
-    outputs = net(images(64), nothing, nothing, features=True)
+    outputs = by_name(net(images(64), {}, features=True))
     assert outputs["feature"].shape == (0, 85, 8)
     assert outputs["seg"].shape == (0, 4, 64, 64)
     torch.stack([output.sum() for output in outputs.values()]).sum().backward()
@@ -72,4 +73,4 @@ def test_no_rows_leave_every_parameter_a_zero_gradient() -> None:
 
 def test_starts_at_the_prior() -> None:
     outputs = network(norm="batch")(images(96, 4))
-    assert outputs["cls"].sigmoid().mean().item() == pytest.approx(0.01, rel=0.5)
+    assert outputs["det"].cls.sigmoid().mean().item() == pytest.approx(0.01, rel=0.5)

@@ -19,7 +19,7 @@ DET, SEG = [str(c) for c in range(20)], [str(c) for c in range(21)]
 
 def network(**changes: object) -> MultiTaskNet:
     settings = {"preset": "paper", "backbone": "resnet50", "neck": "pafpn", "pretrained": False, "tasks": ["det"]}
-    return MultiTaskNet(ModelConfig.model_validate(settings | changes), DET, SEG)
+    return MultiTaskNet(ModelConfig.model_validate(settings | changes), {"det": DET, "seg": SEG})
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def wide_row(number: int, task: str) -> Row:
 def network_of(tasks):
     torch.manual_seed(0)
     config = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, norm="group", tasks=tasks)
-    return MultiTaskNet(config, CLASSES, ["background", *CLASSES]).eval()
+    return MultiTaskNet(config, {"det": CLASSES, "seg": ["background", *CLASSES]}).eval()
 
 
 def test_samples_are_of_both_kinds_always_the_same_and_of_the_photographs_shape(tmp_path):

@@ -365,7 +365,7 @@ def prediction(box_class: int, pixel_class: int) -> Prediction:
     found = Detections(torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.tensor([0.9]), torch.tensor([box_class]))
     logits = torch.zeros(3, 8, 8)
     logits[pixel_class] = 1
-    return Prediction(found, logits)
+    return {"det": found, "seg": logits}
 
 
 def test_disagreement_is_the_share_of_pixels_that_two_arms_give_different_classes():
@@ -381,7 +381,7 @@ def test_arms_are_drawn_side_by_side_on_the_images_they_differ_on(make_config):
     for seed, tasks in enumerate((["det"], ["seg"], ["det", "seg"])):
         torch.manual_seed(seed)
         config = make_config(model={"tasks": tasks}).model
-        network = MultiTaskNet(config, scenes.CLASSES, ["background", *scenes.CLASSES])
+        network = MultiTaskNet(config, {"det": scenes.CLASSES, "seg": ["background", *scenes.CLASSES]})
         networks["_".join(tasks)] = network.eval().requires_grad_(False)
     trial = SimpleNamespace(config=make_config())
     picture = Image.open(io.BytesIO(pictures._draw(trial, networks)))

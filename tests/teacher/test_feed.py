@@ -1,6 +1,7 @@
 """Batches with their soft targets."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from multas_ray.errors import RunError
 from multas_ray.teacher import feed
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
-from multas_ray.teacher.teacher import digests
+from multas_ray.teacher.teacher import Answer, digests
+from tests.support.batches import bare_batch
 
 ALL = np.arange(2)
 PATIENCE = 60
@@ -38,13 +40,13 @@ class Recorder:
     def __init__(self) -> None:
         self.submitted = self.collected = self.most = 0
 
-    def submit(self, batch, rows):
+    def submit(self, batch):
         self.submitted += 1
         self.most = max(self.most, self.submitted - self.collected)
 
         def collect():
             self.collected += 1
-            return {"seg": batch["images"], "seg.digest": digests(batch["images"])}
+            return {"seg": Answer(digests(batch.images), dense=batch.images)}
 
         return collect
 
@@ -56,8 +58,8 @@ class Busy(Recorder):
         super().__init__()
         self.clock = clock
 
-    def submit(self, batch, rows):
-        collect = super().submit(batch, rows)
+    def submit(self, batch):
+        collect = super().submit(batch)
 
         def answer():
             self.clock.now += 1
@@ -70,15 +72,15 @@ def batches(count: int, before=lambda: None):
     """So many batches; the function is called before each of them is there."""
     for number in range(count):
         before()
-        yield {"step": np.asarray(number), "images": np.full((2, 3, 2, 2), number, np.uint8)}
+        yield bare_batch(np.full((2, 3, 2, 2), number, np.uint8), number, distil={"seg": ALL})
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_requests_run_ahead_within_a_window_and_come_back_in_order(ahead):
     teachers = Recorder()
-    fed = list(with_soft_targets(batches(10), teachers, lambda batch: {"seg": ALL}, ahead))
-    assert [int(item.batch["step"]) for item in fed] == list(range(10))
-    assert all(item.soft["seg"] is item.batch["images"] for item in fed)
+    fed = list(with_soft_targets(batches(10), teachers, ahead))
+    assert [item.batch.part.step for item in fed] == list(range(10))
+    assert all(item.soft["seg"].dense is item.batch.images for item in fed)
     assert teachers.most == ahead + 1
 
 
@@ -91,7 +93,7 @@ def test_the_next_batch_is_made_ready_during_a_step(clock):
         clock.now += 3
         made.release()
 
-    slow = with_soft_targets(batches(6, make), Recorder(), lambda batch: {"seg": ALL}, 1)
+    slow = with_soft_targets(batches(6, make), Recorder(), 1)
     # The first has its successor in the window.
     waits = [next(slow).data_wait]
     assert made.acquire(timeout=PATIENCE)
@@ -108,7 +110,7 @@ def test_waiting_for_data_is_told_apart_from_waiting_for_teachers(clock):
     def make():
         clock.now += 3
 
-    fed = with_soft_targets(batches(3, make), Busy(clock), lambda batch: {"seg": ALL}, 0)
+    fed = with_soft_targets(batches(3, make), Busy(clock), 0)
     assert [(item.data_wait, item.teacher_wait) for item in fed] == [(3, 1)] * 3
 
 
@@ -130,7 +132,7 @@ def test_a_wait_for_the_feeds_thread_is_shared_as_the_threads_own_time_was(clock
         clock.now += 3
 
     monkeypatch.setattr(feed, "perf_counter", read)
-    fed = with_soft_targets(batches(4, make), Busy(clock), lambda batch: {"seg": ALL}, 1)
+    fed = with_soft_targets(batches(4, make), Busy(clock), 1)
     waits = [(item.data_wait, item.teacher_wait) for item, _ in zip(fed, range(3), strict=False)]
     assert waits == [(6, 1), (3, 1), (3, 1)]
 
@@ -141,7 +143,7 @@ def test_what_goes_wrong_on_the_way_is_raised_where_the_batch_is_due(ahead):
         yield from batches(3)
         raise OSError("the shard is gone")
 
-    fed = with_soft_targets(broken(), Recorder(), lambda batch: {}, ahead)
+    fed = with_soft_targets(broken(), Recorder(), ahead)
     with pytest.raises(OSError, match="the shard is gone"):
         list(fed)
 
@@ -149,17 +151,18 @@ def test_what_goes_wrong_on_the_way_is_raised_where_the_batch_is_due(ahead):
 @pytest.mark.parametrize("answer", ["another image's", "one too few", "none"])
 def test_targets_of_other_pixels_are_not_trained_on(answer):
     class Wrong(Recorder):
-        def submit(self, batch, rows):
-            right = digests(batch["images"])
-            wrong = {"another image's": digests(batch["images"] + 1), "one too few": right[:1]}
-            return lambda: {"seg.digest": wrong[answer]} if answer in wrong else {}
+        def submit(self, batch):
+            right = digests(batch.images)
+            wrong = {"another image's": digests(batch.images + 1), "one too few": right[:1]}
+            return lambda: {"seg": Answer(wrong[answer])} if answer in wrong else {}
 
-    fed = with_soft_targets(batches(1), Wrong(), lambda batch: {"seg": ALL}, 0)
+    fed = with_soft_targets(batches(1), Wrong(), 0)
     with pytest.raises(RunError, match="step 0: soft targets of seg are not of this batch's pixels"):
         next(fed)
 
 
 def test_stored_targets_come_with_the_batch():
-    batch = {"images": np.zeros((2, 3, 2, 2), np.uint8), "seg.packed": ALL, "seg.ends": ALL, "det.packed": ALL}
-    own = StoredTargets().submit(batch, {"seg": ALL, "det": ALL[:0]})()
-    assert own.keys() == {"seg.packed", "seg.ends"}
+    answer = Answer(np.zeros(2, np.uint64), packed=(b"", b""))
+    batch = bare_batch(np.zeros((2, 3, 2, 2), np.uint8), distil={"seg": ALL, "det": ALL[:0]})
+    batch = replace(batch, soft={"seg": answer, "det": Answer(np.zeros(0, np.uint64), packed=())})
+    assert StoredTargets().submit(batch)() == {"seg": answer}

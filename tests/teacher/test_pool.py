@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -16,15 +16,21 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from multas_ray.config import TeachersConfig
+from multas_ray.data.batch import TrainBatch
 from multas_ray.errors import UserError
 from multas_ray.teacher.feed import InlineTeachers
 from multas_ray.teacher.pool import NAMESPACE, PoolClient, PoolMonitor, pool_status, start_pool, stop_pool
-from multas_ray.teacher.teacher import digests
-from tests.teacher.test_teacher import images, specs, spoil  # noqa: F401  (a fixture)
+from multas_ray.teacher.teacher import Answer, arrays_of, digests
+from tests.support.batches import bare_batch
+from tests.support.teachers import images, spoiled, with_terms
 
 ROWS = {"det": np.array([0, 3]), "seg": np.array([1, 2, 3])}
-BATCH = {"images": images()}
-DIGESTS = {"det.digest", "seg.digest"}
+IMAGES = images()
+
+
+def batch_for(**distil: np.ndarray) -> TrainBatch:
+    """The images, with rows that are distilled."""
+    return bare_batch(IMAGES, distil=distil)
 
 
 @dataclass(frozen=True)
@@ -34,26 +40,32 @@ class Slow:
     seconds: float
 
     def load(self, device: str):
-        def answer(some: np.ndarray) -> dict[str, np.ndarray]:
+        def answer(some: np.ndarray) -> Answer:
             time.sleep(self.seconds)
-            return {"det.digest": digests(some), "pid": np.asarray(os.getpid())}
+            return Answer(digests(some), dense=np.asarray(os.getpid()))
 
         return answer
 
 
+def assert_equal(answer: Answer, expected: Answer) -> None:
+    np.testing.assert_array_equal(answer.digests, expected.digests)
+    assert answer.packed == expected.packed
+    for found, values in zip(arrays_of(answer.dense), arrays_of(expected.dense), strict=True):
+        np.testing.assert_array_equal(found, values)
+
+
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_pool_answers_as_inline_teachers_do(started_ray, specs, packed):  # noqa: F811
+def test_the_pool_answers_as_inline_teachers_do(started_ray, specs, packed):
     torch.set_num_threads(1)
-    specs = {task: replace(spec, packed=packed) for task, spec in specs.items()}
-    inline = InlineTeachers({task: spec.load("cpu") for task, spec in specs.items()}).submit(BATCH, ROWS)()
+    specs = {task: with_terms(spec, packed=packed) for task, spec in specs.items()}
+    inline = InlineTeachers({task: spec.load("cpu") for task, spec in specs.items()}).submit(batch_for(**ROWS))()
     pool = PoolClient(start_pool(TeachersConfig(), specs))
-    answers = pool.submit(BATCH, ROWS)()
-    assert answers.keys() == inline.keys()
-    assert answers.keys() > DIGESTS
-    for name, value in inline.items():
-        np.testing.assert_array_equal(answers[name], value)
-    assert "det.digest" in pool.submit(BATCH, {"det": ROWS["det"], "seg": ROWS["seg"][:0]})()
-    assert pool.submit(BATCH, {})() == {}
+    answers = pool.submit(batch_for(**ROWS))()
+    assert answers.keys() == inline.keys() == ROWS.keys()
+    for task, answer in inline.items():
+        assert_equal(answers[task], answer)
+    assert pool.submit(batch_for(det=ROWS["det"], seg=ROWS["seg"][:0]))().keys() == {"det"}
+    assert pool.submit(batch_for())() == {}
 
 
 def test_only_rows_that_a_teacher_needs_are_sent_and_each_only_to_it(started_ray, monkeypatch):
@@ -61,12 +73,15 @@ def test_only_rows_that_a_teacher_needs_are_sent_and_each_only_to_it(started_ray
     put = ray.put
     monkeypatch.setattr(ray, "put", lambda array: sent.append(array) or put(array))
     pool = PoolClient(start_pool(TeachersConfig(), {"det": Slow(0), "seg": Slow(0)}))
-    answer = pool.submit(BATCH, {"det": np.array([3]), "seg": np.array([1])})()
+    answers = pool.submit(batch_for(det=np.array([3]), seg=np.array([1])))()
     assert len(sent) == 1, "one copy for both teachers"
     assert sent[0].dtype == np.uint8
-    np.testing.assert_array_equal(sent[0], BATCH["images"][[1, 3]])
-    assert answer["det.digest"].tolist() == [digests(BATCH["images"])[1]], "the last answer is of the seg teacher"
-    assert pool.submit(BATCH, {"det": np.array([3])})()["det.digest"].tolist() == [digests(BATCH["images"])[3]]
+    np.testing.assert_array_equal(sent[0], IMAGES[[1, 3]])
+    assert {task: answer.digests.tolist() for task, answer in answers.items()} == {
+        "det": [digests(IMAGES)[3]],
+        "seg": [digests(IMAGES)[1]],
+    }
+    assert pool.submit(batch_for(det=np.array([3])))()["det"].digests.tolist() == [digests(IMAGES)[3]]
 
 
 def test_a_pool_finds_room_beside_the_placement_group_that_it_is_started_in(started_ray):
@@ -75,7 +90,7 @@ def test_a_pool_finds_room_beside_the_placement_group_that_it_is_started_in(star
     @ray.remote(num_cpus=0)
     def trial() -> list[int]:
         pool = PoolClient(start_pool(TeachersConfig(), {"det": Slow(0)}))
-        return pool.submit(BATCH, {"det": ROWS["det"]})()["det.digest"].tolist()
+        return pool.submit(batch_for(det=ROWS["det"]))()["det"].digests.tolist()
 
     group = placement_group([{"CPU": 0.01}])
     try:
@@ -83,19 +98,19 @@ def test_a_pool_finds_room_beside_the_placement_group_that_it_is_started_in(star
         answer = ray.get(trial.options(scheduling_strategy=within).remote(), timeout=60)
     finally:
         remove_placement_group(group)
-    assert answer == digests(BATCH["images"][ROWS["det"]]).tolist()
+    assert answer == digests(IMAGES[ROWS["det"]]).tolist()
 
 
 def test_a_request_goes_to_the_replica_with_the_fewest_in_flight(started_ray):
     pool = PoolClient(start_pool(TeachersConfig(replicas=3, resources={"cpu": 0.1}), {"det": Slow(0.3)}))
-    requests = [pool.submit(BATCH, {"det": ROWS["det"]}) for _ in range(6)]
+    requests = [pool.submit(batch_for(det=ROWS["det"])) for _ in range(6)]
     assert [len(flight) for flight in pool.in_flight["det"]] == [2, 2, 2]
     answers = [collect() for collect in requests]
-    pids = [int(answer["pid"]) for answer in answers]
+    pids = [int(answer["det"].dense) for answer in answers]
     assert sorted(pids.count(pid) for pid in set(pids)) == [2, 2, 2]
     assert len(set(pids[:3])) == 3
     # All are idle again: their turn comes one after another.
-    later = [int(pool.submit(BATCH, {"det": ROWS["det"]})()["pid"]) for _ in range(3)]
+    later = [int(pool.submit(batch_for(det=ROWS["det"]))()["det"].dense) for _ in range(3)]
     assert len(set(later)) == 3
     assert not any(pool.in_flight["det"]), "what is answered is not in flight"
 
@@ -115,7 +130,7 @@ def test_two_teachers_of_a_row_work_at_the_same_time(started_ray):
     pool = PoolClient(start_pool(TeachersConfig(resources={"cpu": 0.1}), {"det": Slow(5), "seg": Slow(5)}))
     monitor = PoolMonitor(pool.handles)
     assert monitor.read() == {}, "nothing is waited for"
-    collect = pool.submit(BATCH, ROWS)
+    collect = pool.submit(batch_for(**ROWS))
     figures = figures_where(monitor, lambda figures: figures.get("teacher/det/queue") == 1)
     figures = figures_where(monitor, lambda figures: figures.get("teacher/seg/queue") == 1)
     assert figures["teacher/det/queue"] == 1, "asked both, and neither has answered"
@@ -126,29 +141,29 @@ def test_two_teachers_of_a_row_work_at_the_same_time(started_ray):
     assert figures["teacher/seg/images_per_s"] > 0
 
 
-def test_a_killed_teacher_comes_back_and_answers(started_ray, specs):  # noqa: F811
+def test_a_killed_teacher_comes_back_and_answers(started_ray, specs):
     handles = start_pool(TeachersConfig(), {"det": specs["det"]})
     (actor,) = handles["det"]
     pool, monitor = PoolClient(handles), PoolMonitor(handles)
     pid = ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
-    expected = pool.submit(BATCH, {"det": ROWS["det"]})()
+    expected = pool.submit(batch_for(det=ROWS["det"]))()
     assert figures_where(monitor, bool)["teacher/det/restarts"] == 0
     os.kill(pid, signal.SIGKILL)
-    requests = [pool.submit(BATCH, {"det": ROWS["det"]}) for _ in range(5)]
+    requests = [pool.submit(batch_for(det=ROWS["det"])) for _ in range(5)]
     for collect in requests:
-        np.testing.assert_array_equal(collect()["cls"], expected["cls"])
+        assert_equal(collect()["det"], expected["det"])
     assert ray.get(actor.__ray_call__.remote(lambda _: os.getpid())) != pid
     figures_where(monitor, lambda figures: figures["teacher/det/restarts"] == 1)
 
 
-def test_a_teacher_that_answers_with_nan_is_named(started_ray, specs, tmp_path):  # noqa: F811
-    broken = replace(specs["det"], checkpoint=spoil(specs["det"].checkpoint, tmp_path))
+def test_a_teacher_that_answers_with_nan_is_named(started_ray, specs, tmp_path):
+    broken = spoiled(specs["det"], tmp_path)
     pool = PoolClient(start_pool(TeachersConfig(), {"det": broken}))
     with pytest.raises(UserError, match="it answers with NaN"):
-        pool.submit(BATCH, {"det": ROWS["det"]})()
+        pool.submit(batch_for(det=ROWS["det"]))()
 
 
-def test_a_named_pool_is_shared_and_outlives_its_runs(started_ray, specs):  # noqa: F811
+def test_a_named_pool_is_shared_and_outlives_its_runs(started_ray, specs):
     config = TeachersConfig(pool="shared", replicas=2, resources={"cpu": 0.1})
     # Two that start at once make one pool.
     found: list[dict] = []
@@ -169,10 +184,10 @@ def test_a_named_pool_is_shared_and_outlives_its_runs(started_ray, specs):  # no
     # A run that asks for fewer replicas uses all that are there.
     pool = PoolClient(start_pool(config.model_copy(update={"replicas": 1}), specs))
     assert len(pool.handles["det"]) == 2
-    pool.submit(BATCH, ROWS)()
+    pool.submit(batch_for(**ROWS))()
     assert sum(row["images"] for row in pool_status()) == 5
     with pytest.raises(UserError, match="pool 'shared' serves a det teacher with another precision"):
-        start_pool(config.model_copy(update={"replicas": 3}), {"det": replace(specs["det"], precision="bfloat16")})
+        start_pool(config.model_copy(update={"replicas": 3}), {"det": with_terms(specs["det"], precision="bfloat16")})
     assert stop_pool("shared") == 4
     end = time.monotonic() + 30
     while any(row["pool"] == "shared" for row in pool_status()) and time.monotonic() < end:
@@ -184,7 +199,7 @@ def test_a_named_pool_is_shared_and_outlives_its_runs(started_ray, specs):  # no
 @pytest.mark.slow
 def test_the_figures_leave_ray_as_metrics(started_ray):
     pool = PoolClient(start_pool(TeachersConfig(resources={"cpu": 0.1}), {"det": Slow(0)}))
-    pool.submit(BATCH, ROWS | {"seg": ROWS["seg"][:0]})()
+    pool.submit(batch_for(det=ROWS["det"], seg=ROWS["seg"][:0]))()
     wanted = {"multas_teacher_images", "multas_teacher_queue", "multas_teacher_latency_s", "multas_teacher_starts"}
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     end = time.monotonic() + 90
@@ -199,17 +214,17 @@ def test_the_figures_leave_ray_as_metrics(started_ray):
 
 
 @pytest.mark.slow
-def test_all_replicas_killed_at_once_come_back(started_ray, specs):  # noqa: F811
+def test_all_replicas_killed_at_once_come_back(started_ray, specs):
     config = TeachersConfig(replicas=2, resources={"cpu": 0.1})
     handles = start_pool(config, specs)
     pool = PoolClient(handles)
-    expected = pool.submit(BATCH, ROWS)()
-    requests = [pool.submit(BATCH, ROWS) for _ in range(6)]
+    expected = pool.submit(batch_for(**ROWS))()
+    requests = [pool.submit(batch_for(**ROWS)) for _ in range(6)]
     for replicas in handles.values():
         for handle in replicas:
             psutil.Process(ray.get(handle.__ray_call__.remote(lambda _: os.getpid()))).kill()
-    requests += [pool.submit(BATCH, ROWS) for _ in range(6)]
+    requests += [pool.submit(batch_for(**ROWS)) for _ in range(6)]
     for collect in requests:
         answer = collect()
-        for name in expected:
-            np.testing.assert_array_equal(answer[name], expected[name])
+        for task in expected:
+            assert_equal(answer[task], expected[task])

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +18,23 @@ import pytest
 import torch
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
-from multas_ray.data.collate import make_batch
+from multas_ray.data.batch import TrainBatch
+from multas_ray.data.collate import make_train_batch
 from multas_ray.data.index import read_index
+from multas_ray.data.plan import Part, Plan
 from multas_ray.data.schema import read_info
 from multas_ray.errors import RunError, UserError, root_cause
 from multas_ray.run_folder import read_metrics
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
 from multas_ray.teacher.precompute import precompute
+from multas_ray.teacher.selection import SelectDistilled
+from multas_ray.teacher.specs import teacher_specs
 from multas_ray.teacher.store import StoreReader, _read_file
-from multas_ray.teacher.teacher import digests, teacher_specs, to_tensors
+from multas_ray.teacher.teacher import arrays_of, digests, to_tensors
 from multas_ray.train.run import check_networks, plan_run, train
-from multas_ray.train.step import distilled_rows
 from tests.processes import named
 from tests.shared import ROOT
-from tests.teacher.test_teacher import spoil
+from tests.support.teachers import spoil
 
 VIEWS = 2
 
@@ -73,6 +76,11 @@ def specs_of(config):
     return teacher_specs(config, read_info(config.data.path))
 
 
+def batch_at(config, plan: Plan, part: Part) -> TrainBatch:
+    """A batch with the rows that are distilled."""
+    return SelectDistilled(config)(make_train_batch(plan.index, part, config.data.augment))
+
+
 def files(config) -> list[Path]:
     return sorted(Path(config.teachers.store).rglob("*.parquet"))
 
@@ -90,25 +98,24 @@ def test_a_store_holds_each_view_s_answers_for_the_very_pixels_of_the_training(s
     config = stored(train={"run": "unused", "steps": 60, "batch_size": 8, "seed": 5})
     specs = specs_of(config)
     plan = plan_run(config, specs)
-    reader = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
+    reader = StoreReader(config.teachers.store, plan.index)
     teachers = {task: spec.load("cpu") for task, spec in specs.items()}
     seen, checked = set(), set()
     for step in (0, 7, 13, 20):
         part = plan.part(step, 0, 1)
         assert (part.views == part.epochs % VIEWS).all()
         seen |= set(part.views.tolist())
-        batch = make_batch(plan.index, part, config.data.augment)
-        found = reader(batch)
-        for task, rows in distilled_rows(batch, config).items():
-            np.testing.assert_array_equal(found[f"{task}.digest"], digests(batch["images"][rows]))
-            expected = to_tensors(teachers[task](batch["images"][rows]), torch.device("cpu"))
-            for name, value in to_tensors(found, torch.device("cpu")).items():
-                if name in expected:
-                    # The networks compute other batches, so a last digit may differ.
-                    torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=1e-2)
-                    checked.add(name)
+        batch = reader(batch_at(config, plan, part))
+        for task, rows in batch.distil.items():
+            np.testing.assert_array_equal(batch.soft[task].digests, digests(batch.images[rows]))
+            expected = to_tensors({task: teachers[task](batch.images[rows])}, torch.device("cpu"))[task]
+            found = to_tensors({task: batch.soft[task]}, torch.device("cpu"))[task]
+            for value, wanted in zip(arrays_of(found), arrays_of(expected), strict=True):
+                # The networks compute other batches, so a last digit may differ.
+                torch.testing.assert_close(value, wanted, rtol=1e-2, atol=1e-2)
+                checked.add(task)
     assert seen == {0, 1}
-    assert checked == {"cls", "box", "seg"}
+    assert checked == {"det", "seg"}
 
 
 def test_a_run_trains_from_a_store(fill, stored, tmp_path):
@@ -194,24 +201,18 @@ def test_other_pixels_than_the_store_s_are_not_trained_on(fill, stored):
     config = stored()
     fill(config)
     plan = plan_run(config, specs_of(config))
-    rows_of = partial(distilled_rows, config=config)
-    reader = StoreReader(config.teachers.store, plan.index, rows_of)
-    part = plan.part(0, 0, 1)
-    batch = make_batch(plan.index, part, config.data.augment)
-    batch |= reader(batch)
-    (fed,) = with_soft_targets([batch], StoredTargets(), rows_of, 0)
-    assert to_tensors(fed.soft, torch.device("cpu")).keys() == {"cls", "box", "seg"}
-    other = batch | {"images": np.ascontiguousarray(batch["images"][..., ::-1])}
+    batch = StoreReader(config.teachers.store, plan.index)(batch_at(config, plan, plan.part(0, 0, 1)))
+    (fed,) = with_soft_targets([batch], StoredTargets(), 0)
+    assert to_tensors(fed.soft, torch.device("cpu")).keys() == {"det", "seg"}
+    other = replace(batch, images=np.ascontiguousarray(batch.images[..., ::-1]))
     with pytest.raises(RunError, match=r"soft targets of .* are not of this batch's pixels"):
-        next(with_soft_targets([other], StoredTargets(), rows_of, 0))
+        next(with_soft_targets([other], StoredTargets(), 0))
 
 
-def reader_and_batch(config) -> tuple[StoreReader, dict[str, np.ndarray]]:
-    """Of a filled store, and of the first step."""
+def reader_and_batch(config) -> tuple[StoreReader, TrainBatch]:
+    """The reader of a filled store, and the first step's batch."""
     plan = plan_run(config, specs_of(config))
-    part = plan.part(0, 0, 1)
-    reader = StoreReader(config.teachers.store, plan.index, partial(distilled_rows, config=config))
-    return reader, make_batch(plan.index, part, config.data.augment)
+    return StoreReader(config.teachers.store, plan.index), batch_at(config, plan, plan.part(0, 0, 1))
 
 
 def rewrite(file: Path, change) -> None:
@@ -320,8 +321,9 @@ def test_changed_bytes_of_a_file_change_no_target_unseen(fill, stored):
         except UserError as error:
             refused += str(error).startswith(f"{file}: ")
         else:
-            for name, values in expected.items():
-                np.testing.assert_array_equal(found[name], values)
+            for task, answer in expected.soft.items():
+                np.testing.assert_array_equal(found.soft[task].digests, answer.digests)
+                assert found.soft[task].packed == answer.packed
             refused += 1
     assert refused == 120
     file.unlink()
@@ -373,7 +375,7 @@ def check_store_of(config):
 def test_dense_losses_stay_dense(make_config, random_teachers):
     config = make_config(distill={"targets": "packed", "det": {"soft_box": 1}}, teachers=random_teachers)
     specs = specs_of(config)
-    assert (specs["det"].packed, specs["seg"].packed) == (False, True)
+    assert (specs["det"].terms.packed, specs["seg"].terms.packed) == (False, True)
     assert check_networks(config, read_info(config.data.path)).keys() == {"det", "seg"}
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,32 @@ import ray.cloudpickle
 import multas_ray.train.run as run
 from multas_ray.cli import run_job
 from multas_ray.config_file import load_config
-from multas_ray.train.loop import train_worker
+from multas_ray.data.batch import TrainBatch
+from multas_ray.train.loop import WorkerJob, train_worker
 
 
-def counting_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
+def counting_worker(job: WorkerJob) -> dict[str, Any]:
     """`train_worker`, which adds a line to `<run>/seen/<process>` for every step."""
     import multas_ray.train.loop as loop
 
     check = loop.check_position
-    folder = Path(settings["config"]["train"]["run"]) / "seen"
+    folder = Path(job.config.train.run) / "seen"
     folder.mkdir(exist_ok=True)
 
-    def note(batch: dict, step: int, rank: int) -> None:
+    def note(batch: TrainBatch, step: int, rank: int) -> None:
         check(batch, step, rank)
         line = {
             "step": step,
             "rank": rank,
-            "ids": [i.decode() for i in batch["ids"]],
-            "epochs": batch["epochs"].tolist(),
+            "ids": list(batch.ids),
+            "epochs": batch.part.epochs.tolist(),
         }
         with (folder / str(os.getpid())).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     loop.check_position = note
     try:
-        return train_worker(settings)
+        return train_worker(job)
     finally:
         loop.check_position = check
 

@@ -1,17 +1,19 @@
 import numpy as np
 import pytest
 
+from multas_ray.data.batch import TrainBatch
 from multas_ray.train.loop import check_position, checkpoint_due, first_step
+from tests.support.batches import bare_batch
 
 
-def batch(step: int, rank: int = 0) -> dict[str, np.ndarray]:
-    return {"step": np.asarray(step), "rank": np.asarray(rank)}
+def batch(step: int, rank: int = 0) -> TrainBatch:
+    return bare_batch(np.zeros((1, 3, 32, 32), np.uint8), step, rank)
 
 
 def test_the_stream_decides_where_a_run_goes_on():
     batches, start = first_step(iter([batch(7), batch(8)]), total=9)
     assert start == 7
-    assert [int(b["step"]) for b in batches] == [7, 8]
+    assert [each.part.step for each in batches] == [7, 8]
     batches, start = first_step(iter([]), total=9)
     assert (list(batches), start) == ([], 9)
 

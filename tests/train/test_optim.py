@@ -11,7 +11,7 @@ TINY = ModelConfig(backbone="efficientnet_lite0", pretrained=False, width=16, ta
 
 def network() -> MultiTaskNet:
     torch.manual_seed(0)
-    return MultiTaskNet(TINY, [], ["background", "cat"])
+    return MultiTaskNet(TINY, {"det": [], "seg": ["background", "cat"]})
 
 
 def test_no_warm_up_starts_at_the_full_rate():

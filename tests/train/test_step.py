@@ -3,8 +3,8 @@
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,94 +14,36 @@ from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 from multas_ray.config import Config
-from multas_ray.config_file import parse_config
+from multas_ray.data.batch import TrainBatch, mapped
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.train.step import distilled_rows, loss_terms, named_losses, term_weights, total_loss
+from multas_ray.tasks import PARTS
+from multas_ray.train.step import loss_terms, named_losses, term_weights, total_loss
+from tests.support.batches import CLASSES, EVERY_LOSS, SIZE, batch_of, config_of, made_for, share
 
-DET, SEG = ["cat", "dog", "cow"], ["background", "cat", "dog", "cow"]
-SIZE = 64
-
-
-EVERY_LOSS = {
-    "model": {
-        **{"preset": "paper", "backbone": "resnet18", "pretrained": False, "width": 32, "norm": "group"},
-        **{"neck": "pafpn", "adapter": 32},
-    },
-    "loss": {
-        **{"matching": "mutual_guidance", "classification": "generalized_focal"},
-        **{"weak_det": 0.5, "weak_seg": 0.5},
-    },
-    "distill": {
-        "det": {"on": "all", "soft_cls": 1e-3, "soft_box": 1, "mse": 1, "pdf": 1, "defeat": 1},
-        "seg": {"on": "all", "cwd": 1},
-    },
-}
-"""The paper's network with all losses."""
+CPU = torch.device("cpu")
 
 
-def config_of(**sections) -> Config:
-    tree = {
-        "data": {"path": "memory", "size": SIZE},
-        "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 16, "norm": "group"},
-        "teachers": {"det": {"checkpoint": "-"}, "seg": {"checkpoint": "-"}},
-        "train": {"run": "-", "steps": 1, "batch_size": 6},
-    } | sections
-    return parse_config(tree | {"train": {"precision": "float32"} | tree["train"]})
-
-
-def batch_of(masks: list[str], seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of random images with these task masks: det, seg, both or none."""
-    random = np.random.default_rng(seed)
-    rows = len(masks)
-    has_det = np.array([mask in ("det", "both") for mask in masks], bool)
-    has_seg = np.array([mask in ("seg", "both") for mask in masks], bool)
-    corner = random.uniform(0, 0.5, (rows, 2, 2)).astype(np.float32)
-    boxes = np.concatenate([corner, corner + random.uniform(0.2, 0.5, (rows, 2, 2)).astype(np.float32)], axis=2)
-    labels = np.where(has_det[:, None], random.integers(0, 3, (rows, 2)), -1)
-    return {
-        "ids": np.array([b"image %d" % row for row in range(rows)]),
-        "images": random.integers(0, 256, (rows, 3, SIZE, SIZE), dtype=np.uint8),
-        "has_det": has_det,
-        "has_seg": has_seg,
-        "boxes": boxes * has_det[:, None, None],
-        "labels": labels,
-        "difficult": np.zeros((rows, 2), bool),
-        "masks": random.integers(0, 4, (rows, SIZE, SIZE), dtype=np.uint8)[has_seg],
-        "weak_boxes": boxes[::-1][has_seg & ~has_det],
-        "weak_labels": random.integers(-1, 3, (rows, 2))[has_seg & ~has_det],
-        "weak_masks": random.integers(0, 4, (rows, SIZE // 4, SIZE // 4), dtype=np.uint8)[has_det & ~has_seg],
-    }
-
-
-def share(batch: dict, rows: list[int]) -> dict[str, np.ndarray]:
-    """Some rows of a batch, as a worker gets them."""
-    det, seg = batch["has_det"], batch["has_seg"]
-    owners = {"masks": seg, "weak_boxes": seg & ~det, "weak_labels": seg & ~det, "weak_masks": det & ~seg}
-    part = {name: array[rows] for name, array in batch.items() if name not in owners}
-    for name, owner in owners.items():
-        part[name] = batch[name][np.isin(np.flatnonzero(owner), rows)]
-    return part
-
-
-def soft_of(batch: dict, config: Config) -> dict[str, torch.Tensor]:
+def soft_of(batch: TrainBatch, config: Config) -> dict[str, Any]:
     """Soft targets for a batch's distilled rows, a function of each row's pixels."""
     torch.manual_seed(9)
-    teacher = MultiTaskNet(config.model, DET, SEG).eval()
-    rows = distilled_rows(batch, config)
+    teacher = MultiTaskNet(config.model, CLASSES).eval()
     with torch.no_grad():
-        out = teacher(torch.tensor(batch["images"]), features=config.model.adapter is not None)
-    out["seg"] = torch.nn.functional.adaptive_avg_pool2d(out["seg"], SIZE // 4)
-    pairs = {"cls": "det", "box": "det", "seg": "seg"} | ({"feature": "det"} if "feature" in out else {})
-    return {name: out[name][rows[task]].half().float() for name, task in pairs.items() if len(rows.get(task, ()))}
+        outputs = teacher(torch.tensor(batch.images), features=config.model.adapter is not None)
+    soft = {}
+    for task, rows in batch.distil.items():
+        if len(rows):
+            answer = PARTS[task].network.answer(outputs[task], (SIZE, SIZE))
+            soft[task] = mapped(answer, lambda values: values[rows].float())  # noqa: B023
+    return soft
 
 
-def gradients(config: Config, batch: dict, workers: int = 1, wrap=lambda model: model) -> dict[str, torch.Tensor]:
+def gradients(config: Config, batch: TrainBatch, workers: int = 1, wrap=lambda model: model) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    network = MultiTaskNet(config.model, DET, SEG)
+    network = MultiTaskNet(config.model, CLASSES)
     model = wrap(network)
-    rows = distilled_rows(batch, config)
-    terms = loss_terms(model, batch, rows, soft_of(batch, config), config, network.anchors(SIZE, SIZE))
+    batch = made_for(batch, config)
+    terms = loss_terms(model, batch, soft_of(batch, config), config, CPU)
     total, shares, bad = total_loss(terms, term_weights(config), workers)
     total.backward()
     assert shares.keys() == terms.keys()
@@ -112,14 +54,13 @@ def gradients(config: Config, batch: dict, workers: int = 1, wrap=lambda model: 
 
 def test_an_answer_of_another_shape_names_its_teacher() -> None:
     config = config_of()
-    batch = batch_of(["det", "seg"])
-    rows = distilled_rows(batch, config)
-    network = MultiTaskNet(config.model, DET, SEG)
+    batch = made_for(batch_of(["det", "seg"]), config)
+    network = MultiTaskNet(config.model, CLASSES)
+    soft = soft_of(batch, config)
+    broken = {"det": soft["det"]._replace(box=soft["det"].box[..., :-1]), "seg": soft["seg"][..., :-1]}
     for name, task in (("box", "det"), ("seg", "seg")):
-        soft = soft_of(batch, config)
-        soft[name] = soft[name][..., :-1]
         with pytest.raises(UserError, match=rf"teachers\.{task}\.checkpoint .*: its answer '{name}' has the shape"):
-            loss_terms(network, batch, rows, soft, config, network.anchors(SIZE, SIZE))
+            loss_terms(network, batch, soft | {task: broken[task]}, config, CPU)
 
 
 def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config: Config) -> None:
@@ -159,7 +100,7 @@ def random_network() -> tuple[Config, MultiTaskNet]:
     """A network without teachers, made once for all examples of the test below."""
     config = config_of(teachers={})
     torch.manual_seed(0)
-    return config, MultiTaskNet(config.model, DET, SEG)
+    return config, MultiTaskNet(config.model, CLASSES)
 
 
 @given(
@@ -171,11 +112,10 @@ def test_an_unannotated_row_adds_no_supervised_loss(masks, place, seed):
     config, network = random_network()
     place = min(place, len(masks))
     batch = batch_of([*masks[:place], "none", *masks[place:]], seed)
-    anchors = network.anchors(SIZE, SIZE)
     rows = [row for row in range(len(masks) + 1) if row != place]
     with torch.no_grad():
-        whole = loss_terms(network, batch, {}, {}, config, anchors)
-        annotated = loss_terms(network, share(batch, rows), {}, {}, config, anchors)
+        whole = loss_terms(network, made_for(batch, config), {}, config, CPU)
+        annotated = loss_terms(network, made_for(share(batch, rows), config), {}, config, CPU)
     assert annotated
     for name, term in annotated.items():
         torch.testing.assert_close(whole[name].sum, term.sum, rtol=1e-5, atol=1e-6)
@@ -196,7 +136,7 @@ def test_a_task_without_rows_leaves_its_head_and_loss_at_zero():
 )
 def test_which_rows_are_distilled(on, expected):
     config = config_of(distill={"det": {"on": on}, "seg": {"weight": 0}})
-    rows = distilled_rows(batch_of(["det", "seg", "both", "none"]), config)
+    rows = made_for(batch_of(["det", "seg", "both", "none"]), config).distil
     assert rows.keys() == {"det"}, "a task of weight 0 is not distilled"
     assert rows["det"].tolist() == expected
 
@@ -204,7 +144,7 @@ def test_which_rows_are_distilled(on, expected):
 def test_nothing_is_distilled_before_its_start():
     config = config_of(distill={"start": 0.25}, train={"run": "-", "steps": 40, "batch_size": 6})
     for step, count in ((0, 0), (9, 0), (10, 2)):
-        rows = distilled_rows(batch_of(["det", "seg", "none"]) | {"step": np.asarray(step)}, config)
+        rows = made_for(batch_of(["det", "seg", "none"], step=step), config).distil
         assert {task: len(own) for task, own in rows.items()} == {"det": count, "seg": count}
 
 
@@ -216,8 +156,8 @@ def test_weak_annotations_teach_the_heads_of_rows_without_their_own():
             assert any(grad.abs().max() > 0 for name, grad in grads.items() if name.startswith(head)) == taught
     # Rows that have both annotations need no weak one.
     batch = batch_of(["both", "none"])
-    network = MultiTaskNet(weak.model, DET, SEG)
-    terms = loss_terms(network, batch, {}, {}, weak, network.anchors(SIZE, SIZE))
+    network = MultiTaskNet(weak.model, CLASSES)
+    terms = loss_terms(network, made_for(batch, weak), {}, weak, CPU)
     assert [terms[name].sum.item() for name in ("weak_det_box", "weak_det_cls", "weak_seg")] == [0.0, 0.0, 0.0]
     # Weights count within those of the tasks.
     weights = term_weights(config_of(teachers={}, loss={"det": 2.0, "weak_det": 0.5, "seg": 3.0, "weak_seg": 2.0}))

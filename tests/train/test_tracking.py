@@ -9,7 +9,7 @@ from multas_ray.report.overlays import Samples
 from multas_ray.report.pictures import Palette, Picture
 from multas_ray.run_folder import METRICS, WANDB_ID, read_metrics
 from multas_ray.storage import StoragePath
-from multas_ray.train.tracking import Tracker, start_wandb, wandb_id
+from multas_ray.train.tracking import RunTracker, start_wandb, wandb_id
 from tests.train.wandb_file import finished_records
 
 ATTEMPT = {"from_step": 0, "code": {"commit": "0" * 40, "digest": "1" * 64}}
@@ -21,13 +21,13 @@ def steps_of(run: Path) -> list[int]:
 
 def test_a_resumed_run_writes_one_curve(make_config, tmp_path):
     config = make_config()
-    with Tracker(StoragePath(tmp_path), config, 0, ATTEMPT) as tracker:
+    with RunTracker(StoragePath(tmp_path), config, 0, ATTEMPT) as tracker:
         for step in (1, 2, 3, 4):
             tracker.log(step, {"loss/total": float(step)})
     with (tmp_path / METRICS).open("a") as file:
         file.write('{"step": 5, "loss/to')
     assert steps_of(tmp_path) == [1, 2, 3, 4], "a line that a kill cut short is left out"
-    with Tracker(StoragePath(tmp_path), config, 2, ATTEMPT) as tracker:
+    with RunTracker(StoragePath(tmp_path), config, 2, ATTEMPT) as tracker:
         tracker.log(3, {"loss/total": 30.0})
     assert steps_of(tmp_path) == [1, 2, 3]
     assert read_metrics(tmp_path)[-1]["loss/total"] == 30.0
@@ -39,7 +39,7 @@ def test_lines_that_are_none_do_not_end_a_resumed_run(make_config, tmp_path):
     (tmp_path / METRICS).write_bytes(lines.encode() + b"\xff\n")
     (tmp_path / "bad_steps.jsonl").write_text('{"images": []}\n{"step": 1, "images": ["a"]}\n')
     (tmp_path / "rejected.jsonl").write_text('{"image_id": ["a"]}\n5\n{"image_id": "a", "reason": "", "detail": ""}\n')
-    with Tracker(StoragePath(tmp_path), make_config(), 1, ATTEMPT) as tracker:
+    with RunTracker(StoragePath(tmp_path), make_config(), 1, ATTEMPT) as tracker:
         assert tracker.rejected.keys() == {"a"}
         tracker.log(2, {"loss/total": 2.0})
     assert (tmp_path / METRICS).read_text() == '{"step": 1}\n{"step": 2, "loss/total": 2.0}\n'
@@ -70,9 +70,9 @@ def test_wandb_offline_keeps_config_metrics_pictures_and_one_id(make_config, tmp
     pictures = [Picture(torch.zeros(3, 4, 4, dtype=torch.uint8))] * 2
     samples = Samples(Palette(["cat"], ["background", "cat"]), ["a.jpg"], [pictures])
     for start in (0, 2):
-        with Tracker(StoragePath(tmp_path), config, start, ATTEMPT) as tracker:
+        with RunTracker(StoragePath(tmp_path), config, start, ATTEMPT) as tracker:
             tracker.log(start + 1, {"loss/total": 0.5, "seg/IoU/cat": 40.0, "time/teacher_wait_share": 0.25})
-            tracker.samples(start + 1, samples)
+            tracker.samples(start + 1, lambda: samples)
             tracker.table("final", {"seg/mIoU": 55.0})
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2, "one offline folder an attempt"

@@ -12,11 +12,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from multas_ray.config import Config
+from multas_ray.data.batch import TrainBatch
 from multas_ray.errors import UserError
 from multas_ray.tasks.detection.anchors import anchors
-from multas_ray.train.step import distilled_rows
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.teacher.teacher import Answer, digests
 from multas_ray.train.trainer import StepOutcome, Trainer
-from tests.train.test_step import DET, EVERY_LOSS, SEG, SIZE, batch_of, config_of, share
+from tests.support.batches import CLASSES, DET, EVERY_LOSS, SEG, SIZE, batch_of, config_of, made_for, share
 
 CPU = torch.device("cpu")
 MASKS = [
@@ -35,19 +37,24 @@ PAPER, PAPER_FROZEN = EVERY_LOSS, EVERY_LOSS | {"model": EVERY_LOSS["model"] | {
 ADAMW = SGD | {"name": "adamw", "lr": 1e-4}
 
 
-def confident_soft_of(batch: dict, config: Config, step: int) -> dict[str, np.ndarray]:
+def confident_soft_of(batch: TrainBatch, config: Config, step: int) -> dict[str, Answer]:
     """Soft targets of a teacher that is sure of itself, of each row on its own. An untrained one would say what an
     untrained student says, up to differences that float32 cannot tell."""
-    rows = distilled_rows(batch, config)
     count = len(anchors(SIZE, SIZE))
-    shapes = {"cls": ("det", (count, len(DET))), "box": ("det", (count, 4)), "seg": ("seg", (len(SEG), 16, 16))}
+    shapes = {"cls": (count, len(DET)), "box": (count, 4), "seg": (len(SEG), 16, 16)}
     if config.model.adapter is not None:
-        shapes["feature"] = ("det", (count // 6, config.model.adapter))
-    return {
-        name: np.stack([drawn(shape, name, step, batch["ids"][row]) for row in rows[task]])
-        for name, (task, shape) in shapes.items()
-        if len(rows[task])
-    }
+        shapes["feature"] = (count // 6, config.model.adapter)
+
+    def of(name: str, rows: np.ndarray) -> np.ndarray:
+        return np.stack([drawn(shapes[name], name, step, batch.ids[row]) for row in rows])
+
+    soft = {}
+    for task, rows in batch.distil.items():
+        if len(rows):
+            names = [name for name in DetectionOutput._fields if name in shapes]
+            dense = DetectionOutput(*(of(name, rows) for name in names)) if task == "det" else of("seg", rows)
+            soft[task] = Answer(digests(batch.images[rows]), dense=dense)
+    return soft
 
 
 def drawn(shape: tuple[int, ...], *key: object) -> np.ndarray:
@@ -72,13 +79,12 @@ def train(config: Config, dtype: torch.dtype, rank: int = 0, workers: int = 1) -
     """Five steps on a worker's consecutive rows of each batch."""
     torch.set_default_dtype(dtype)
     wrap = DistributedDataParallel if workers > 1 else lambda network: network
-    trainer = Trainer(config, DET, SEG, CPU, wrap=lambda network: wrap(in_training(network).to(dtype)))
+    trainer = Trainer(config, CLASSES, CPU, wrap=lambda network: wrap(in_training(network).to(dtype)))
     for step, masks in enumerate(MASKS):
         rows = list(range(16))[rank * 16 // workers : (rank + 1) * 16 // workers]
-        batch = share(batch_of(masks, seed=step), rows)
-        soft = confident_soft_of(batch, config, step)
-        outcome = trainer.step(batch, distilled_rows(batch, config), soft, step, workers)
-        assert outcome.taken
+        batch = made_for(share(batch_of(masks, seed=step), rows), config)
+        outcome = trainer.step(batch, confident_soft_of(batch, config, step), step, workers)
+        assert outcome.status == "taken"
     return trainer
 
 
@@ -123,39 +129,39 @@ def test_many_workers_train_as_one(workers, optim, dtype, sections, tmp_path: Pa
 
 def bad_step(trainer: Trainer, config: Config, masks: list[str], rows: list[int], workers: int) -> StepOutcome:
     """A step whose soft targets of image 0 are NaN."""
-    batch = share(batch_of(masks), rows)
+    batch = made_for(share(batch_of(masks), rows), config)
     soft = confident_soft_of(batch, config, 0)
-    if batch["ids"][0] == b"image 0":
-        soft["seg"][0] = np.nan
-    return trainer.step(batch, distilled_rows(batch, config), soft, 0, workers)
+    if batch.ids[0] == "image 0":
+        soft["seg"].dense[0] = np.nan
+    return trainer.step(batch, soft, 0, workers)
 
 
 def _bad_worker(rank: int, folder: str, config: Config) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
-    trainer = Trainer(config, DET, SEG, CPU, wrap=DistributedDataParallel)
+    trainer = Trainer(config, CLASSES, CPU, wrap=DistributedDataParallel)
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
     outcome = bad_step(trainer, config, ["det", "none", "det", "none"], [2 * rank, 2 * rank + 1], 2)
     same = all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
     own = rank * 2
     after = trainer.step(*_step(config, ["both", "det", "seg", "none"], [own, own + 1]), 1, 2)
-    torch.save((outcome.taken, outcome.finite, same, trainer.bad_steps, after.taken), f"{folder}/{rank}.pt")
+    torch.save((outcome.status, outcome.finite, same, trainer.bad_steps, after.status), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def _step(config: Config, masks: list[str], rows: list[int]) -> tuple:
-    batch = share(batch_of(masks, seed=7), rows)
-    return batch, distilled_rows(batch, config), confident_soft_of(batch, config, 7)
+    batch = made_for(share(batch_of(masks, seed=7), rows), config)
+    return batch, confident_soft_of(batch, config, 7)
 
 
 def test_a_loss_that_is_nan_with_one_worker_is_a_step_of_none(tmp_path):
     config = config_of(train={"run": "-", "steps": 5, "batch_size": 4})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     mp.spawn(_bad_worker, (str(tmp_path), config), nprocs=2)
-    taken, finite, same, bad, after = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), strict=True)
-    assert (taken, same, bad) == ((False, False), (True, True), (1, 1)), "no worker changes anything"
+    status, finite, same, bad, after = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)), strict=True)
+    assert (status, same, bad) == (("bad", "bad"), (True, True), (1, 1)), "no worker changes anything"
     assert finite == (False, True), "and it is known whose loss it was"
-    assert after == (True, True), "the next step is one again"
+    assert after == ("taken", "taken"), "the next step is one again"
 
 
 def test_a_bad_step_leaves_optimiser_average_and_batch_statistics_usable():
@@ -164,36 +170,36 @@ def test_a_bad_step_leaves_optimiser_average_and_batch_statistics_usable():
         train={"run": "-", "steps": 9, "batch_size": 4},
         optim=ADAMW,
     )
-    trainer = Trainer(config, DET, SEG, CPU)
+    trainer = Trainer(config, CLASSES, CPU)
     good = _step(config, ["both", "det", "seg", "none"], [0, 1, 2, 3])
-    assert trainer.step(*good, 0, 1).taken
+    assert trainer.step(*good, 0, 1).status == "taken"
     before = {name: value.clone() for name, value in trainer.ema.model.state_dict().items()}
     weights = {name: value.clone() for name, value in trainer.network.named_parameters()}
     with torch.no_grad():
         # Not a number in the loss, and in the batch statistics.
         trainer.network.mean.fill_(torch.nan)
-    assert not trainer.step(*good, 1, 1).taken
+    assert trainer.step(*good, 1, 1).status == "bad"
     trainer.network.mean.fill_(120)
     assert all(torch.equal(value, weights[name]) for name, value in trainer.network.named_parameters())
     assert all(torch.equal(value, before[name]) for name, value in trainer.ema.model.state_dict().items())
     assert all(value.isfinite().all() for value in trainer.network.buffers())
-    assert trainer.step(*good, 2, 1).taken
+    assert trainer.step(*good, 2, 1).status == "taken"
     assert trainer.bad_steps == 1
 
 
 def test_a_gradient_that_overflows_is_a_bad_step_too():
     config = config_of(train={"run": "-", "steps": 9, "batch_size": 4})
-    trainer = Trainer(config, DET, SEG, CPU)
+    trainer = Trainer(config, CLASSES, CPU)
     parameter = trainer.network.neck.get_parameter(next(name for name, _ in trainer.network.neck.named_parameters()))
     parameter.register_hook(lambda grad: grad * float("inf"))
     outcome = trainer.step(*_step(config, ["both", "det", "seg", "none"], [0, 1, 2, 3]), 0, 1)
-    assert (outcome.taken, outcome.finite) == (False, True)
+    assert (outcome.status, outcome.finite) == ("bad", True)
 
 
 def test_a_state_comes_back_and_what_is_none_is_refused():
     config = config_of(optim=ADAMW)
     state = train(config, torch.float32).state()
-    fresh = Trainer(config, DET, SEG, CPU)
+    fresh = Trainer(config, CLASSES, CPU)
     fresh.load(state, "x")
     found = fresh.state()
     for part in ("model", "ema", "bad_steps"):

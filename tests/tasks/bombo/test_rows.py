@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jobs.prepare import main
-from multas_ray.data.collate import make_batch, original_masks
+from multas_ray.data.collate import make_eval_batch, make_train_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, Part
 from multas_ray.data.schema import read_info
@@ -50,31 +50,30 @@ def test_a_batch_gets_what_each_annotation_says_of_the_other(make_config, scenes
     index, info = read_index(scenes_path, "train"), read_info(scenes_path)
     rows = np.arange(8)
     part = Part(0, 0, 64, rows, rows * 0, rows * 0, rows.astype(np.uint64))
-    batch = make_batch(index, part, config.data.augment)
-    added = WeakAnnotations(config, info)(batch)
-    assert added.keys() == {"weak_boxes", "weak_labels", "weak_masks"}
+    batch = WeakAnnotations(config, info)(make_train_batch(index, part, config.data.augment))
+    boxes, masks = batch.truth["det"], batch.truth["seg"]
     # det, seg, both and none in turns.
-    assert len(added["weak_boxes"]) == len(added["weak_masks"]) == 2
-    for place, row in enumerate(np.flatnonzero(batch["has_det"] & ~batch["has_seg"])):
-        labels = batch["labels"][row][batch["labels"][row] >= 0]
-        names = {info.seg_classes.index(info.det_classes[label]) for label in labels} | {0}
-        assert set(np.unique(added["weak_masks"][place])) <= names
+    assert batch.weak["det"].rows.tolist() == np.setdiff1d(masks.rows, boxes.rows).tolist() == [1, 5]
+    assert batch.weak["seg"].rows.tolist() == np.setdiff1d(boxes.rows, masks.rows).tolist() == [0, 4]
+    for boxes_of, labels, mask in zip(*boxes.at(np.array([0, 4]))[:2], batch.weak["seg"].values, strict=True):
+        real = labels >= 0
+        names = {info.seg_classes.index(info.det_classes[label]) for label in labels[real]} | {0}
+        assert set(np.unique(mask)) <= names
         # What is not covered by any box is background.
-        covered = (added["weak_masks"][place] > 0).mean()
-        sides = batch["boxes"][row][:, 2:] - batch["boxes"][row][:, :2]
-        assert 0 < covered <= sides.prod(axis=1).sum() + 0.05
-    masks = batch["masks"][~batch["has_det"][batch["has_seg"]]]
-    for mask, boxes, labels in zip(masks, added["weak_boxes"], added["weak_labels"], strict=True):
+        sides = boxes_of[:, 2:] - boxes_of[:, :2]
+        assert 0 < (mask > 0).mean() <= sides.prod(axis=1).sum() + 0.05
+    components, labels_of, _ = batch.weak["det"].values
+    for mask, found, labels in zip(masks.at(np.array([1, 5])), components, labels_of, strict=True):
         real = labels >= 0
         assert real.any(), "a scene has an object"
-        for (x1, y1, x2, y2), label in zip((boxes[real] * 64).round().astype(int), labels[real], strict=True):
+        for (x1, y1, x2, y2), label in zip((found[real] * 64).round().astype(int), labels[real], strict=True):
             own = mask[y1:y2, x1:x2] == info.seg_classes.index(info.det_classes[label])
             assert own.any(axis=0).all() or own.any(axis=1).all()
 
     ignoring = make_config(loss={"weak_seg": 1, "weak_inside": "ignore"})
-    added = WeakAnnotations(ignoring, info)(batch)
-    assert set(np.unique(added["weak_masks"])) == {0, 255}
-    assert "weak_boxes" not in added
+    ignored = WeakAnnotations(ignoring, info)(batch).weak
+    assert set(np.unique(ignored["seg"].values)) == {0, 255}
+    assert "det" not in ignored
 
 
 def test_classes_of_one_task_alone_are_refused(make_config, scenes_path):
@@ -92,15 +91,14 @@ def test_real_masks_give_boxes_like_the_drawn_ones(tmp_path):
     main(["voc", "--root", str(root), "--val", "Main/val", "--out", str(tmp_path)])
     info = read_info(str(tmp_path))
     plan = EvaluationPlan(read_index(str(tmp_path), "val"), 445, 128)
-    batch = make_batch(plan.index, plan.part(0, 0, 1), None)
+    truth = make_eval_batch(plan.index, plan.part(0, 0, 1)).truth
     det_of_seg = {info.seg_classes.index(name): number for number, name in enumerate(info.det_classes)}
     ious = []
-    for row, mask in enumerate(original_masks(batch)):
-        own = batch["labels"][row] >= 0
+    for drawn, mask in zip(truth["det"].values, truth["seg"].values, strict=True):
         boxes, labels = component_boxes(mask, det_of_seg)
-        if own.sum() == len(boxes) == 1 and labels[0] == batch["labels"][row][own][0]:
+        if len(drawn.boxes) == len(boxes) == 1 and labels[0] == drawn.labels[0]:
             scale = np.array(mask.shape[::-1] * 2)
-            a, b = boxes[0] * scale, batch["boxes"][row][own][0]
+            a, b = boxes[0] * scale, drawn.boxes[0]
             sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
             both = sides.clip(0).prod()
             ious.append(both / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - both))

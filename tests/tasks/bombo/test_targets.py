@@ -5,6 +5,7 @@ import torch
 
 from multas_ray.tasks.bombo.targets import MOST, correct, sure_boxes, weak_targets
 from multas_ray.tasks.detection.anchors import anchors, encode
+from multas_ray.tasks.detection.output import DetectionOutput
 
 LEFT, RIGHT = [0.0, 0.0, 0.4, 0.5], [0.4, 0.0, 0.8, 0.5]
 WHOLE = [0.0, 0.0, 0.8, 0.5]
@@ -84,17 +85,17 @@ def test_targets_are_as_wide_as_the_fullest_row():
     components = torch.tensor([[WHOLE, [0.9, 0.9, 1.0, 1.0]], [LEFT, [0.0] * 4]])
     labels = torch.tensor([[1, 2], [0, -1]])
     nothing = torch.full_like(cls, -8.0)
-    targets = weak_targets(components, labels, torch.cat([cls, nothing]), torch.cat([box, box]), own)
-    assert targets["boxes"].shape == (2, 3, 4)
-    assert sorted(targets["labels"][0].tolist()) == [1, 1, 2]
-    assert targets["labels"][1].tolist() == [0, -1, -1]
-    assert targets["boxes"][1, 0].tolist() == pytest.approx(LEFT)
-    assert not targets["difficult"].any()
+    targets = weak_targets(components, labels, DetectionOutput(torch.cat([cls, nothing]), torch.cat([box, box])), own)
+    assert targets.boxes.shape == (2, 3, 4)
+    assert sorted(targets.labels[0].tolist()) == [1, 1, 2]
+    assert targets.labels[1].tolist() == [0, -1, -1]
+    assert targets.boxes[1, 0].tolist() == pytest.approx(LEFT)
+    assert not targets.difficult.any()
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_nothing_to_learn_from_is_no_error(rows):
     cls, box, own = outputs([], [])
     empty = torch.zeros(rows, 0, 4), torch.zeros(rows, 0, dtype=torch.long)
-    targets = weak_targets(*empty, cls[:rows], box[:rows], own)
-    assert targets["labels"].shape == (rows, 0)
+    targets = weak_targets(*empty, DetectionOutput(cls[:rows], box[:rows]), own)
+    assert targets.labels.shape == (rows, 0)

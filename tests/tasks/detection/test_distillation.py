@@ -7,14 +7,9 @@ from torch.nn import functional as F
 
 from multas_ray.config import DetectionDistillConfig, SegmentationDistillConfig
 from multas_ray.tasks.detection.anchors import anchors
-from multas_ray.tasks.detection.distillation import (
-    channel_divergence,
-    class_divergence,
-    defeat,
-    detection_distillation,
-    foreground_cells,
-    segmentation_distillation,
-)
+from multas_ray.tasks.detection.distillation import defeat, detection_distillation, foreground_cells
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.segmentation.distillation import channel_divergence, class_divergence, segmentation_distillation
 from multas_ray.tasks.terms import Term
 
 ANCHORS = anchors(32, 32)
@@ -44,9 +39,13 @@ def foreground(batch: int) -> Tensor:
 
 def terms(student: Outputs, teacher: Outputs, known: Tensor | None = None) -> dict[str, Term]:
     known = foreground(len(student["cls"])) if known is None else known
-    return detection_distillation(student, teacher, known, EVERYTHING) | segmentation_distillation(
+    return detection_distillation(boxes(student), boxes(teacher), known, EVERYTHING) | segmentation_distillation(
         student["seg"], teacher["seg"], SegmentationDistillConfig(temperature=2, cwd=1)
     )
+
+
+def boxes(outputs: Outputs) -> DetectionOutput:
+    return DetectionOutput(outputs["cls"], outputs["box"], outputs["feature"])
 
 
 def changed(outputs: Outputs, change: object) -> Outputs:
@@ -69,7 +68,7 @@ def test_every_loss_has_its_terms() -> None:
 def test_a_weight_scales_its_loss_and_zero_leaves_it_out() -> None:
     student, teacher = outputs(2, 0), outputs(2, 1)
     once, twice = (
-        detection_distillation(student, teacher, None, DetectionDistillConfig(guided=0, mse=weight))
+        detection_distillation(boxes(student), boxes(teacher), None, DetectionDistillConfig(guided=0, mse=weight))
         for weight in (1, 2)
     )
     assert once.keys() == {"kd_feature_mse"}
@@ -151,17 +150,18 @@ def test_features_of_rows_without_boxes_do_not_count_in_defeat() -> None:
     student, teacher = outputs(3, 0), outputs(3, 1)
     known = foreground(3)
     assert (known[2] == -1).all()
-    two = defeat(changed(student, lambda t: t[:2]), changed(teacher, lambda t: t[:2]), known[:2])
-    for name, term in defeat(student, teacher, known).items():
+    first = [boxes(changed(each, lambda t: t[:2])) for each in (student, teacher)]
+    two = defeat(*first, known[:2])
+    for name, term in defeat(boxes(student), boxes(teacher), known).items():
         torch.testing.assert_close(term.divided(), two[name].divided())
 
 
 def test_foreground_cells_have_their_centre_in_a_box() -> None:
-    boxes = torch.tensor([[[0.0, 0.0, 0.2, 0.2], [0.3, 0.3, 0.9, 0.9]]])
-    cells = foreground_cells(boxes, torch.tensor([[0, -1]]), ANCHORS)
+    corners = torch.tensor([[[0.0, 0.0, 0.2, 0.2], [0.3, 0.3, 0.9, 0.9]]])
+    cells = foreground_cells(corners, torch.tensor([[0, -1]]), ANCHORS)
     assert cells.shape == (1, CELLS)
     assert cells[0].nonzero().flatten().tolist() == [0], "stride 8 of 32 pixels: one cell, and padding is no object"
-    assert not foreground_cells(boxes[:, :0], torch.zeros(1, 0), ANCHORS).any()
+    assert not foreground_cells(corners[:, :0], torch.zeros(1, 0), ANCHORS).any()
 
 
 @given(st.permutations(range(4)))

@@ -14,6 +14,8 @@ from multas_ray.tasks.detection.loss import (
     quality_focal_bce,
 )
 from multas_ray.tasks.detection.matching import CHOSEN, iou_match, mutual_guidance, overlaps
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.tasks.terms import Term
 
 ANCHORS = anchors(64, 64)
@@ -21,7 +23,8 @@ CLASSES = 4
 
 
 def losses(cls: Tensor, box: Tensor, targets: dict[str, Tensor], **config: object) -> dict[str, Term]:
-    return detection_losses(cls, box, ANCHORS, targets, LossConfig.model_validate(config))
+    output, truth = DetectionOutput(cls, box), UnitBoxes(**targets)
+    return detection_losses(output, truth, ANCHORS, LossConfig.model_validate(config))
 
 
 def match_scores(boxes: Tensor, valid: Tensor) -> Tensor:
