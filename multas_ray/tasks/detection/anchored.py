@@ -1,0 +1,46 @@
+"""Any detector's answer in the terms of our anchors, so that a student can be compared with it anchor by anchor."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from multas_ray.tasks.detection.anchors import corners, encode
+from multas_ray.tasks.detection.loss import POSITIVE
+from multas_ray.tasks.detection.matching import iou_match, overlaps
+from multas_ray.tasks.detection.output import DetectionOutput
+from multas_ray.tasks.packed import TINY
+
+
+@torch.no_grad()
+def anchored(boxes: Tensor, probabilities: Tensor, anchors: Tensor) -> DetectionOutput:
+    """Give every anchor the box and the class probabilities of the detection that it answers for: the one that it
+    overlaps most, if by an IoU of 0.5 or more; and each detection its best anchor in any case. Decoded again, the
+    detections come back, but for those whose best anchor is a surer one's too and that overlap no other by 0.5: small
+    ones beside each other. Other anchors see nothing: no probability of any class, codes of zero.
+
+    Args:
+        boxes: (n, M, 4) x1 y1 x2 y2, as fractions of the image's sides; M may be 0.
+        probabilities: (n, M, C) in 0..1, every class by itself; all zero for padding.
+        anchors: (A, 4) cx cy w h, normalised.
+
+    Returns:
+        cls (n, A, C) logits, box (n, A, 4) codes.
+    """
+    if not boxes.shape[1]:
+        # A slot of padding, so that there is something to match against.
+        boxes, probabilities = F.pad(boxes, (0, 0, 0, 1)), F.pad(probabilities, (0, 0, 0, 1))
+    confidence = probabilities.amax(dim=2)
+    # `iou_match` gives an anchor that several boxes share to the last of them.
+    order = confidence.argsort(dim=1, stable=True)
+    boxes, probabilities = _at(boxes, order), _at(probabilities, order)
+    valid = confidence.gather(1, order) > 0
+    match = iou_match(overlaps(boxes, valid, corners(anchors)), valid)
+    seen = (match.score >= POSITIVE)[..., None]
+    codes = encode(_at(boxes, match.index), anchors)
+    cls = torch.where(seen, _at(probabilities, match.index), 0).clamp(TINY, 1 - TINY).logit()
+    return DetectionOutput(cls, torch.where(seen, codes, 0))
+
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """(n, M, k) at places (n, m): (n, m, k)."""
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))
