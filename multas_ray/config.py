@@ -122,10 +122,9 @@ class ModelConfig(Section):
     heads of their own on every level, segmentation refined at full resolution. `default`: the same family at a fraction
     of the cost: stem with max-pool, plain pyramid, one detection head for all levels, segmentation refined at
     stride 4."""
-    backbone: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "swin_t", "swin_s", "swin_b", "efficientnet_lite0"
-    ] = "resnet18"
-    """Of torchvision; efficientnet_lite0 is its efficientnet_b0 without squeeze-excitation, with ReLU6."""
+    backbone: str = "resnet18"
+    """Name of the backbone (`model.backbones.FAMILIES`): torchvision's resnet18, resnet34, resnet50, resnet101, swin_t,
+    swin_s and swin_b, and efficientnet_lite0, which is its efficientnet_b0 without squeeze-excitation, with ReLU6."""
     pretrained: bool = True
     """Start from ImageNet weights: through torchvision's downloads; for efficientnet_lite0, from the package of the
     optional extra `pretrained`."""

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import encode_png
 
-from multas_ray.deploy.predictor import Annotation
+from multas_ray.evaluate.annotation import Annotation
 from multas_ray.formats.class_maps import voc_palette
 from multas_ray.report.overlays import draw_found
 from multas_ray.report.pictures import Palette, with_legend

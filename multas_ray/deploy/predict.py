@@ -17,9 +17,10 @@ from multas_ray.data.image import decode_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.deploy.images import Images, find_images
 from multas_ray.deploy.outputs import label_png, overlay_png, safe_name, write_coco
-from multas_ray.deploy.predictor import Annotation, Predictor, annotation, check_score, network_input
+from multas_ray.deploy.predictor import Predictor, check_score, network_input
 from multas_ray.deploy.workers import CPUS_PER_TASK, ONE, Workers
 from multas_ray.errors import UserError
+from multas_ray.evaluate.annotation import Annotation, annotation
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.report.pictures import SHOWN_SCORE, Palette
 from multas_ray.storage import StoragePath

@@ -1,7 +1,6 @@
 """A trained network as its users want it: images of any size in, boxes and masks in their own pixels out."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
@@ -16,26 +15,12 @@ from multas_ray.data.image import decode_rgb, upright_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.data.transforms import resize
 from multas_ray.errors import UserError
-from multas_ray.evaluate.evaluator import Prediction, predict
+from multas_ray.evaluate.annotation import Annotation, annotation
+from multas_ray.evaluate.evaluator import predict
 from multas_ray.storage import Location
-from multas_ray.tasks.segmentation.metric import label_map
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8 RGB."""
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """What a network finds in one image, in the image's own pixels. A task that the network has not is None."""
-
-    boxes: np.ndarray | None
-    """(N, 4) float32 x1 y1 x2 y2, continuous, best score first."""
-    labels: np.ndarray | None
-    """(N,) int64: index in `Predictor.det_classes`."""
-    scores: np.ndarray | None
-    """(N,) float32 in [0, 1]."""
-    mask: np.ndarray | None
-    """(H, W) uint8: index in `Predictor.seg_classes`."""
 
 
 class Predictor:
@@ -106,19 +91,6 @@ def check_score(score: float) -> None:
     """
     if not 0 <= score <= 1:
         raise UserError(f"score: {score}, but detections have scores from 0 to 1")
-
-
-def annotation(prediction: Prediction, height: int, width: int, score: float = 0) -> Annotation:
-    """A prediction in the pixels of its image, without detections below a score."""
-    boxes = labels = scores = mask = None
-    found = prediction.get("det")
-    if found is not None:
-        kept = found.scores >= score
-        boxes = found.boxes[kept].cpu().numpy() * np.array([width, height, width, height], np.float32)
-        labels, scores = found.labels[kept].cpu().numpy(), found.scores[kept].cpu().numpy()
-    if "seg" in prediction:
-        mask = label_map(prediction["seg"], height, width).cpu().numpy()
-    return Annotation(boxes, labels, scores, mask)
 
 
 def read_image(image: ImageLike) -> Tensor:

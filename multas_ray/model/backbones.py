@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 from torchvision.ops.misc import SqueezeExcitation
 
-from multas_ray.errors import UserError
+from multas_ray.errors import UserError, quoted
 from multas_ray.model.same_conv import same_conv2d
 
 Channels = tuple[int, ...]
@@ -62,42 +62,47 @@ class SwinBackbone(Backbone):
         return [norm(feature).permute(0, 3, 1, 2) for norm, feature in zip(self.norms, maps, strict=True)]
 
 
-def build_backbone(name: str, pretrained: bool, norm: str, stem_pool: bool = True) -> Backbone:
-    """Build a backbone by name.
+class BackboneSettings(NamedTuple):
+    """Settings that every family of backbones understands."""
 
-    Args:
-        name: as `ModelConfig.backbone`.
-        pretrained: load ImageNet weights.
-        norm: batch, sync, frozen or group; without effect on Swin, which has LayerNorm.
-        stem_pool: false leaves out a ResNet's max-pool, so that its last two stages have strides 8 and 16.
+    pretrained: bool
+    """Load ImageNet weights."""
+    norm: str
+    """batch, sync, frozen or group; without effect on Swin, which has LayerNorm."""
+    stem_pool: bool = True
+    """False leaves out a ResNet's max-pool, so that its last two stages have strides 8 and 16."""
+
+
+def build_backbone(name: str, settings: BackboneSettings) -> Backbone:
+    """Build a backbone by its name in `FAMILIES`.
 
     Raises:
-        UserError: the pretrained weights cannot be had.
+        UserError: there is none of this name, or its pretrained weights cannot be had.
     """
-    if name.startswith("swin"):
-        return _swin(name, pretrained)
-    if name.startswith("resnet"):
-        return _resnet(name, pretrained, norm, stem_pool)
-    return _efficientnet_lite0(pretrained, norm)
+    family = FAMILIES.get(name) or FAMILIES.get(f"{name.partition('/')[0]}/")
+    if family is None:
+        names = ", ".join(f"{key}…" if key.endswith("/") else key for key in FAMILIES)
+        raise UserError(f"model.backbone: no backbone {quoted(name)}; there are {names}")
+    return family(name, settings)
 
 
-def _resnet(name: str, pretrained: bool, norm: str, stem_pool: bool) -> Backbone:
-    model = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer(norm))
-    if pretrained:
-        _load(model, _torchvision_weights(name), norm)
+def _resnet(name: str, settings: BackboneSettings) -> Backbone:
+    model = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer(settings.norm))
+    if settings.pretrained:
+        _load(model, _torchvision_weights(name), settings.norm)
     stem = [model.conv1, model.bn1, model.relu]
     channels = (128, 256, 512) if name in ("resnet18", "resnet34") else (512, 1024, 2048)
-    if stem_pool:
+    if settings.stem_pool:
         finest = nn.Sequential(*stem, model.maxpool, model.layer1, model.layer2)
         return Backbone([finest, model.layer3, model.layer4], channels)
     return Backbone([nn.Sequential(*stem, model.layer1, model.layer2, model.layer3), model.layer4], channels[1:])
 
 
-def _swin(name: str, pretrained: bool) -> Backbone:
+def _swin(name: str, settings: BackboneSettings) -> Backbone:
     model = torchvision.models.get_model(name, weights=None)
     # No stochastic depth, here and below: it would make gradients depend on how a batch is split over workers.
     _replace(model, StochasticDepth, lambda _: nn.Identity())
-    if pretrained:
+    if settings.pretrained:
         model.load_state_dict(_torchvision_weights(name))
     # Patch embedding or merging, then blocks: four times.
     stages = [model.features[0:4], model.features[4:6], model.features[6:8]]
@@ -105,23 +110,32 @@ def _swin(name: str, pretrained: bool) -> Backbone:
     return SwinBackbone(stages, (2 * width, 4 * width, 8 * width))
 
 
-def _efficientnet_lite0(pretrained: bool, norm: str) -> Backbone:
+def _efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:
     """EfficientNet-B0 (Tan and Le, ICML 2019) without squeeze-and-excitation and with ReLU6: its Lite variant.
 
     The weights come from TensorFlow: they expect its padding and its input range. With those, the statistics of
     activations on real images agree with the stored ones of BatchNorm, and a linear probe on 128-pixel images finds
     VOC's animals with mAP 77.6, against 68.9 with symmetric padding and ImageNet's mean and deviation.
     """
-    model = torchvision.models.efficientnet_b0(weights=None, norm_layer=norm_layer(norm, eps=1e-3))
+    model = torchvision.models.efficientnet_b0(weights=None, norm_layer=norm_layer(settings.norm, eps=1e-3))
     _replace(model, StochasticDepth, lambda _: nn.Identity())
     _replace(model, SqueezeExcitation, lambda _: nn.Identity())
     _replace(model, nn.SiLU, lambda _: nn.ReLU6(inplace=True))
-    if pretrained:
-        _load(model, _lite0_weights(), norm)
+    if settings.pretrained:
+        _load(model, _lite0_weights(), settings.norm)
     _replace(model, nn.Conv2d, SameConv2d)
     features = model.features
     stages = [features[0:4], features[4:6], features[6:8]]
     return Backbone(stages, (40, 112, 320), mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+
+
+Family = Callable[[str, BackboneSettings], Backbone]
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), _resnet),
+    **dict.fromkeys(("swin_t", "swin_s", "swin_b"), _swin),
+    "efficientnet_lite0": _efficientnet_lite0,
+}
+"""The only registry of backbones, by name; a key that ends with a slash serves all names that begin with it."""
 
 
 class SameConv2d(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from multas_ray.config import ModelConfig, Task
 from multas_ray.errors import UserError
-from multas_ray.model.backbones import build_backbone
+from multas_ray.model.backbones import BackboneSettings, build_backbone
 from multas_ray.model.neck import Neck
 from multas_ray.model.paper import ContextNeck, paper_norm
 from multas_ray.model.precision import at_least_float32
@@ -38,7 +38,8 @@ class MultiTaskNet(nn.Module):
                 raise UserError(f"model.tasks: has {task}, but the data set has no {task}_classes")
 
         paper = config.preset == "paper"
-        self.backbone = build_backbone(config.backbone, config.pretrained, config.norm, stem_pool=not paper)
+        settings = BackboneSettings(config.pretrained, config.norm, stem_pool=not paper)
+        self.backbone = build_backbone(config.backbone, settings)
         self.levels = config.pyramid_levels
         if paper:
             self.neck: nn.Module = ContextNeck(

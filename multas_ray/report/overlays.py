@@ -16,7 +16,7 @@ from multas_ray.data.plan import Part
 from multas_ray.data.read import read_sample
 from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.transforms import Sample
-from multas_ray.deploy.predictor import Annotation, annotation
+from multas_ray.evaluate.annotation import Annotation, annotation
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.pictures import LONGEST, SHOWN_SCORE, Palette, Picture, grid, overlay, picture_size

@@ -56,8 +56,9 @@ def train(config: Config) -> dict[str, Any]:
     config = config.absolute()
     run = StoragePath(config.train.run)
     info = read_info(config.data.path)
+    check_student(config, info)
     precise = resolve_precision(config, kept_precision(run, config))
-    specs = check_networks(precise, info)
+    specs = teacher_specs(precise, info)
     # The run folder keeps `auto` where that was asked, and which teachers it came to.
     asked, config = (resolve_networks(each, specs) for each in (config, precise))
     plan = plan_run(config, specs)
@@ -148,18 +149,14 @@ def _is_usable(config: Config, annotated: Collection[Task]) -> bool:
     return supervised or distilled or bool(annotated and weak_tasks(config))
 
 
-def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]:
-    """Refuse a network that cannot be built and teachers that do not fit, before anything is started.
-
-    Returns:
-        The teachers of the distilled tasks.
+def check_student(config: Config, info: DatasetInfo) -> None:
+    """Refuse a network that cannot be built, before anything is started.
 
     Raises:
-        UserError
+        UserError: there is no such network, or its weak annotation cannot be made of these classes.
     """
     MultiTaskNet(config.model, info.classes)
     WeakAnnotations(config, info)
-    return teacher_specs(config, info)
 
 
 def resolve_networks(config: Config, specs: Mapping[Task, TeacherSpec]) -> Config:
