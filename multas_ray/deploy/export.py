@@ -142,7 +142,7 @@ def to_onnx(graph: Graph, size: int) -> bytes:
         "size": size,
         "det_classes": list(network.det_classes),
         "seg_classes": list(network.seg_classes),
-        "stride": network.seg_head.stride if network.seg_head is not None else None,
+        "stride": network.head("seg").stride if "seg" in network.tasks else None,
     }
     onnx.helper.set_model_props(model, {name: json.dumps(fact) for name, fact in facts.items()})
     return model.SerializeToString()

@@ -1,3 +1,4 @@
+import numpy as np
 import torch
 
 from multas_ray.report.html import run_report
@@ -5,21 +6,24 @@ from multas_ray.storage import StoragePath, read_lines
 from multas_ray.teacher.feed import Fed
 from multas_ray.train.meter import Meter, slowest
 from multas_ray.train.trainer import StepOutcome
+from tests.support.batches import bare_batch
+
+BATCH = bare_batch(np.zeros((1, 3, 32, 32), np.uint8))
 
 
-def outcome(loss: float, taken: bool = True) -> StepOutcome:
-    return StepOutcome({"seg": torch.tensor(loss)}, taken, finite=taken, forward_s=0.5)
+def outcome(loss: float, status: str = "taken") -> StepOutcome:
+    return StepOutcome({"seg": torch.tensor(loss)}, status, finite=status != "bad", forward_s=0.5)
 
 
 def test_steps_that_were_not_taken_are_no_part_of_the_losses():
     meter = Meter()
-    for step in (outcome(2.0), outcome(float("nan"), taken=False), outcome(4.0)):
-        meter.add(step, Fed({}, {}, {}, data_wait=0.1, teacher_wait=0.2))
+    for step in (outcome(2.0), outcome(float("nan"), "bad"), outcome(4.0)):
+        meter.add(step, Fed(BATCH, {}, data_wait=0.1, teacher_wait=0.2))
     assert meter.losses(1, torch.device("cpu")) == {"seg": 3.0}
     assert round(meter.own_s, 6) == 0.8
     assert round(meter.times(8)["time/data_wait_s"], 6) == 0.1
     empty = Meter()
-    empty.add(outcome(float("nan"), taken=False), Fed({}, {}, {}, 0.0, 0.0))
+    empty.add(outcome(float("nan"), "bad"), Fed(BATCH, {}, 0.0, 0.0))
     assert empty.losses(1, torch.device("cpu")) == {}
 
 

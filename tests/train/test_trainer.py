@@ -46,7 +46,7 @@ def confident_soft_of(batch: TrainBatch, config: Config, step: int) -> dict[str,
         shapes["feature"] = (count // 6, config.model.adapter)
 
     def of(name: str, rows: np.ndarray) -> np.ndarray:
-        return np.stack([drawn(shapes[name], name, step, batch.ids[row]) for row in rows])
+        return np.stack([drawn(shapes[name], name, step, batch.ids[row].encode()) for row in rows])
 
     soft = {}
     for task, rows in batch.distil.items():
