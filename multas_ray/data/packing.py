@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 PICKLE = "pickle"
@@ -40,6 +41,13 @@ def _cell(data: memoryview) -> pa.Array:
 
 
 def unpack(table: pa.Table) -> list[Any]:
-    """The objects of a table made by `pack`; their large arrays are read-only views of its memory."""
-    pickled, *arrays = (column[0].as_buffer() for column in table.columns)
+    """The objects of a table made by `pack`; their large arrays are views of its memory."""
+    pickled, *arrays = (_content(column.chunk(0)) for column in table.columns)
     return pickle.loads(pickled, buffers=arrays)
+
+
+def _content(cell: pa.Array) -> pa.Buffer:
+    # Not cell[0].as_buffer(): a scalar is a copy (pyarrow 26).
+    _, offsets, data = cell.buffers()
+    start, end = np.frombuffer(offsets, np.int64)[cell.offset : cell.offset + 2].tolist()
+    return data.slice(start, end - start)
