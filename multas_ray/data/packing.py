@@ -42,11 +42,12 @@ def _cell(data: memoryview) -> pa.Array:
 
 def unpack(table: pa.Table) -> list[Any]:
     """The objects of a table made by `pack`; their large arrays are views of its memory."""
-    pickled, *arrays = (_content(column.chunk(0)) for column in table.columns)
+    pickled, *arrays = map(_content, table.columns)
     return pickle.loads(pickled, buffers=arrays)
 
 
-def _content(cell: pa.Array) -> pa.Buffer:
+def _content(column: pa.ChunkedArray) -> pa.Buffer:
+    [cell] = (chunk for chunk in column.chunks if len(chunk))
     # Not cell[0].as_buffer(): a scalar is a copy (pyarrow 26).
     _, offsets, data = cell.buffers()
     start, end = np.frombuffer(offsets, np.int64)[cell.offset : cell.offset + 2].tolist()
