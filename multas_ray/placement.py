@@ -55,7 +55,7 @@ def asks(config: Config) -> list[Ask]:
     """What a run needs at least to go on."""
     workers = config.train.workers
     found = [Ask("train.resources", workers[0] if isinstance(workers, list) else workers, config.train.resources)]
-    teachers = len(config.distilled()) * config.teachers.replicas
+    teachers = len(config.distilled_tasks()) * config.teachers.replicas
     if teachers and config.teachers.placement == "pool":
         found.append(Ask("teachers.resources", teachers, config.teachers.resources))
     # A task of the training stream, and one of the validation stream.

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from multas_ray.config import AugmentConfig, Config, DistilledOn, Task, distilled
+from multas_ray.config import AugmentConfig, Config, DistilledOn, Task, select_rows
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Replay
 from multas_ray.data.transforms import VERSION as TRANSFORMS
@@ -179,7 +179,7 @@ def _facts(found: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
 def needs(index: Index, info: StoreInfo) -> dict[Task, np.ndarray]:
     """(N,) bool of each teacher: rows of the split that have its answer."""
     has = {"det": index.task_mask & 1 > 0, "seg": index.task_mask & 2 > 0}
-    return {task: distilled(teacher.on, has[task]) for task, teacher in info.teachers.items()}
+    return {task: select_rows(teacher.on, has[task]) for task, teacher in info.teachers.items()}
 
 
 def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, int]]:

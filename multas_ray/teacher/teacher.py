@@ -76,7 +76,7 @@ def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
         return {}
     classes: dict[Task, list[str]] = {"det": data.det_classes, "seg": data.seg_classes}
     specs: dict[Task, TeacherSpec] = {}
-    for task in config.distilled():
+    for task in config.distilled_tasks():
         teacher = config.teachers.of(task)
         assert teacher is not None
         folder = find_checkpoint(teacher.checkpoint)
@@ -143,7 +143,7 @@ def itself_as_teachers(config: Config, average: MultiTaskNet) -> dict[Task, Teac
     """The moving average of a network's weights, which goes on being updated, as teacher of the distilled tasks
     (Tarvainen and Valpola, NeurIPS 2017)."""
     classes = {"det": average.det_classes, "seg": average.seg_classes}
-    specs = (TeacherSpec(task, "ema", "", classes[task], config.train.precision) for task in config.distilled())
+    specs = (TeacherSpec(task, "ema", "", classes[task], config.train.precision) for task in config.distilled_tasks())
     return {spec.task: Teacher(spec, average) for spec in specs}
 
 

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
 from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, newest_written, read_meta
-from multas_ray.config import Config, Task, distilled
+from multas_ray.config import Config, Task, select_rows
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, TaskMask, read_info
@@ -118,7 +118,7 @@ def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
         mask
         for mask, annotated in has.items()
         if annotated & tasks
-        or any(_distils(config, task, task in annotated) for task in config.distilled())
+        or any(_distils(config, task, task in annotated) for task in config.distilled_tasks())
         or (annotated and weak_tasks(config))
     ]
     return lay_plan(
@@ -147,7 +147,7 @@ def _stored_views(config: Config, specs: Mapping[Task, TeacherSpec], index: Inde
 
 
 def _distils(config: Config, task: Task, annotated: bool) -> bool:
-    return bool(distilled(getattr(config.distill, task).on, np.array([annotated]))[0])
+    return bool(select_rows(getattr(config.distill, task).on, np.array([annotated]))[0])
 
 
 def check_networks(config: Config, info: DatasetInfo) -> dict[Task, TeacherSpec]:
@@ -278,7 +278,7 @@ def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
 
 def cpus_needed(config: Config) -> int:
     """Logical CPUs that a run asks of Ray."""
-    teachers = len(config.distilled()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
+    teachers = len(config.distilled_tasks()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
     asked = (
         config.train.most_workers * config.train.resources.cpu,
         teachers * config.teachers.resources.cpu,

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from multas_ray.config import Config, Task, distilled
+from multas_ray.config import Config, Task, select_rows
 from multas_ray.errors import UserError
 from multas_ray.model.precision import at_least_float32
 from multas_ray.tasks.bombo.rows import weak_rows, weak_tasks
@@ -29,8 +29,8 @@ def distilled_rows(batch: Batch, config: Config) -> dict[Task, np.ndarray]:
     if config.distill.start and batch["step"] < config.distill.start * config.train.steps:
         real &= False
     rows: dict[Task, np.ndarray] = {}
-    for task in config.distilled():
-        rows[task] = np.flatnonzero(distilled(getattr(config.distill, task).on, batch[f"has_{task}"]) & real)
+    for task in config.distilled_tasks():
+        rows[task] = np.flatnonzero(select_rows(getattr(config.distill, task).on, batch[f"has_{task}"]) & real)
     return rows
 
 
