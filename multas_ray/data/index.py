@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, TaskMask, read_info
 from multas_ray.errors import UserError, first_line
-from multas_ray.parquet import Found, read_parquet
+from multas_ray.parquet import Result, read_parquet
 from multas_ray.storage import StoragePath
 
 
@@ -121,8 +121,16 @@ def _task_masks(shard: pq.ParquetFile) -> tuple[np.ndarray, list[int], bytes]:
     return det + 2 * seg, sizes, footer.getvalue()
 
 
-def read_shard(file: StoragePath, read: Callable[[pq.ParquetFile], Found], group: int | None = None) -> Found:
-    """What `read` takes out of a Parquet file of a data set; see `read_parquet`.
+def read_shard(file: StoragePath, read: Callable[[pq.ParquetFile], Result], group: int | None = None) -> Result:
+    """Read a Parquet file of a data set; see `read_parquet`.
+
+    Args:
+        file: the Parquet file.
+        read: takes values out of the open file.
+        group: number of the row group that is read; default: all.
+
+    Returns:
+        The result of `read`.
 
     Raises:
         UserError: the file is broken, or has other columns.

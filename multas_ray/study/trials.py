@@ -23,7 +23,8 @@ from multas_ray.run_folder import Metrics, Number, read_metrics, read_result
 from multas_ray.storage import StoragePath
 from multas_ray.study.plan import Study, Trial, change_paths, lay_out
 from multas_ray.teacher.precompute import precompute
-from multas_ray.train.run import cpus_needed, first_difference, train
+from multas_ray.train.resume import first_difference
+from multas_ray.train.run import cpus_needed, train
 
 Result = dict[str, Any]
 """What is kept of a finished trial, see `Kept`."""

@@ -29,7 +29,7 @@ from multas_ray.storage import StoragePath
 from multas_ray.teacher.feed import InlineTeachers, StoredTargets, Teachers, with_soft_targets
 from multas_ray.teacher.pool import PoolClient, PoolMonitor
 from multas_ray.teacher.teacher import itself_as_teachers
-from multas_ray.train.collective import Peers
+from multas_ray.train.collective import WorkerGroup
 from multas_ray.train.meter import Meter, slowest
 from multas_ray.train.step import distilled_rows, named_losses
 from multas_ray.train.tracking import Progress, Tracker
@@ -62,7 +62,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
     config = Config.model_validate(settings["config"])
     context = ray.train.get_context()
     torch.set_num_threads(config.train.threads)
-    peers = Peers(context.get_world_rank(), context.get_world_size(), config.train.timeout_s)
+    peers = WorkerGroup(context.get_world_rank(), context.get_world_size(), config.train.timeout_s)
     try:
         return _Worker(config, settings, peers).run()
     except RuntimeError as error:
@@ -80,7 +80,7 @@ def train_worker(settings: Mapping[str, Any]) -> dict[str, Any]:
 class _Worker:
     """One worker's run."""
 
-    def __init__(self, config: Config, settings: Mapping[str, Any], peers: Peers) -> None:
+    def __init__(self, config: Config, settings: Mapping[str, Any], peers: WorkerGroup) -> None:
         self.config, self.peers = config, peers
         self.settings = settings
         self.folder = StoragePath(config.train.run)
@@ -177,7 +177,7 @@ class _Worker:
         """Write a line of metrics; all workers call it."""
         trainer, steps_per_epoch = self.trainer, self.settings["steps_per_epoch"]
         losses = named_losses(meter.losses(self.peers.workers, self.device), trainer.weights) if meter.taken else {}
-        told = self.peers.gather((meter.own_s, self.rejected.take()))
+        told = self.peers.gather((meter.local_s, self.rejected.take()))
         if tracker is None:
             return
         tracker.reject(row for _, rows in told for row in rows)
