@@ -31,8 +31,7 @@ class Section(BaseModel):
 
 
 class Resources(Section):
-    """Reservation of a Ray actor or task, and where it may run. CPUs are admission tokens: threads are set
-    separately."""
+    """Reservation of a Ray actor or task, and its nodes. CPUs are admission tokens: threads are set separately."""
 
     cpu: float = Field(1.0, ge=0)
     """Logical CPUs."""

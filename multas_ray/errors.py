@@ -34,7 +34,8 @@ class UserError(_OneLine):
     """Unusable arguments, configuration or data.
 
     The message is one line for a person: it names the file, key or row, the value and what is allowed. The job ends
-    with exit code 2 and that line."""
+    with exit code 2 and that line.
+    """
 
 
 class RunError(_OneLine):

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 
-from multas_ray.config import Task
-
 HEADLINE = ("det/AP", "det/AP50", "seg/mIoU")
 """Metrics that tables and progress lines show, in this order, in percent."""
-TASK_METRIC: dict[Task, str] = {"det": "det/AP", "seg": "seg/mIoU"}
-"""Metric by which a task is scored, in percent."""
+TASK_METRIC: Mapping[str, str] = {"det": "det/AP", "seg": "seg/mIoU"}
+"""Metric by which each task is scored, in percent."""
 
 
 def score(metrics: Mapping[str, float]) -> float:

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 GROUPED_SIDE = 40
-"""Largest output side in pixels for which an output gradient is used as a kernel: up to here it was measured (320 pixel
-images; one and a half to three times as fast as oneDNN in either type)."""
+"""Largest output side in pixels for which an output gradient is used as a kernel. Measured up to this size (images of
+320 pixels): 1.5 to 3 times as fast as oneDNN in either type."""
 
 
 def same_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolve, dense or depthwise, without bias. At stride 2 one pixel less is padded before than after.
+    """Convolve without bias, dense or depthwise. At stride 2 one pixel less is padded before than after.
 
     Args:
         x: (B, C, H, W), H and W even at stride 2.
@@ -70,7 +70,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _input_gradient(gradient: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The forward convolution with the kernel turned round, of the output gradient spread over the input's pixels."""
+    """Convolve the output gradient, spread over the input's pixels, with the kernel turned by 180 degrees."""
     if stride == 2:
         batch, channels, height, width = gradient.shape
         spread = gradient.new_zeros(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)  # channels last

@@ -53,8 +53,7 @@ class WorkerGroup:
         return f"rank {self.rank} waited {self.timeout_s:g} s (train.timeout_s) for {names}, which did not answer"
 
     def _missing(self) -> list[int]:
-        """Call the roll, and return the ranks that do not answer. Rank 0 hears from all; the others hear from rank 0
-        only."""
+        """Call the roll, and return the ranks that do not answer. Rank 0 hears all; the others hear rank 0 only."""
         try:
             dist.monitored_barrier(self.group, timedelta(seconds=ROLL_CALL_S), wait_all_ranks=True)
         except RuntimeError as error:

@@ -13,8 +13,7 @@ from multas_ray.train.trainer import StepOutcome
 
 
 class Meter:
-    """Losses and times of the steps since the last log line. Losses stay on the device, so that no step waits for
-    them."""
+    """Losses and times of the steps since the last log line. Losses stay on the device, and no step waits for them."""
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -40,8 +39,7 @@ class Meter:
                 self.sums[name] = self.sums.get(name, torch.zeros_like(share)) + share
 
     def times(self, batch_size: int) -> dict[str, float]:
-        """Return the mean seconds of a step and of its waits, the waits as fractions of the step, and images a
-        second."""
+        """Return the mean seconds of a step and its waits, the waits as fractions of the step, and images a second."""
         seconds = (perf_counter() - self.began) / (self.steps - self.timed_from)
         waits = {"data_wait": self.data_wait / self.steps, "teacher_wait": self.teacher_wait / self.steps}
         return {

@@ -188,8 +188,7 @@ class Progress:
         self._write({"starting": what})
 
     def step(self, step: int, first: bool = False) -> None:
-        """Write the newest step, at most once a second (`REWRITE_S` in buckets), except that the first is always
-        written."""
+        """Write the newest step at most once a second (`REWRITE_S` in buckets); the first one is always written."""
         if first or monotonic() - self.written >= self.every:
             self._write({"step": step})
 

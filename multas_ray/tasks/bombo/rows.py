@@ -11,10 +11,9 @@ import numpy as np
 from scipy import ndimage
 
 from multas_ray.config import Config, Task
-from multas_ray.data.schema import DatasetInfo
+from multas_ray.data.schema import IGNORE, DatasetInfo
 from multas_ray.errors import UserError
 
-IGNORE = 255
 STRIDE = 4
 """Of weak masks: that of the segmentation head, of which they say no more."""
 LEAST_AREA = 80 / 320**2
