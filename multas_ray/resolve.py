@@ -54,11 +54,12 @@ def _on_worker(config: Config, question: Callable[[torch.device], Answer]) -> An
     if not on_cluster():
         return question(torch.device("cuda" if resources.gpu and torch.cuda.is_available() else "cpu"))
 
-    # The default strategy: a trial of a study or search runs in a placement group, which has no room for this task.
-    @ray.remote(**resources.options(), scheduling_strategy="DEFAULT")
     def ask() -> Answer:
         return question(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
 
     start_ray()
     check_placement([Ask("train.resources", 1, resources)])
-    return ray.get(ask.remote())
+    # The default strategy: a trial of a study or search runs in a placement group, which has no room for this task.
+    task = ray.remote(**resources.options(), scheduling_strategy="DEFAULT")(ask)
+    answer: Answer = ray.get(task.remote())
+    return answer

@@ -17,7 +17,7 @@ from pyarrow import fs
 
 from multas_ray.errors import UserError, quoted
 
-Location = Union[str, os.PathLike, "StoragePath"]
+Location = Union[str, os.PathLike[str], "StoragePath"]
 """Local path, or URI."""
 
 
@@ -104,11 +104,11 @@ class StoragePath:
         if self.local:
             # Path.exists raises where a name is too long, which simply does not exist.
             return os.path.exists(self.path)  # noqa: PTH110
-        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+        return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
 
     def modified(self) -> float:
         """Time of the last write in seconds since 1970."""
-        return self.filesystem.get_file_info(self.path).mtime_ns / 1e9
+        return float(self.filesystem.get_file_info(self.path).mtime_ns / 1e9)
 
     def names(self) -> list[str]:
         """List the names in a folder, sorted; none if it does not exist."""
@@ -137,7 +137,7 @@ class StoragePath:
     def read_bytes(self) -> bytes:
         """Read the whole file; errors as `open`."""
         with self.open() as stream:
-            return stream.read()
+            return bytes(stream.read())
 
     def read_text(self) -> str:
         """Read the whole file as UTF-8; errors as `open`."""

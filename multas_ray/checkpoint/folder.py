@@ -89,7 +89,7 @@ class _Hashing:
     def write(self, data: bytes | memoryview) -> int:
         self.digest.update(data)
         try:
-            return self.stream.write(data)
+            return int(self.stream.write(data))
         except OSError as error:
             self.error = error
             raise

@@ -56,7 +56,7 @@ class Index:
     def shard(self, row: int) -> StoragePath:
         """Return the Parquet file of a row."""
         root = StoragePath(self.path)
-        return root / self.files[self.file[row]].removeprefix(f"{root.path}/")
+        return root / self.files[int(self.file[row])].removeprefix(f"{root.path}/")
 
     @cached_property
     def block(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from multas_ray.deploy.outputs import safe_name
 from multas_ray.deploy.workers import CPUS_PER_TASK
 from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.formats.files import Folder, image_ids
+from multas_ray.parquet import holds
 from multas_ray.storage import StoragePath
 
 OTHERS = (
@@ -177,20 +178,12 @@ def _check_columns(schema: pa.Schema, shard: StoragePath) -> None:
         name = name.value_type
     if pa.types.is_struct(image):
         image = next((part.type for part in image if part.name == "bytes"), pa.null())
-    if not (_is_text(name) or pa.types.is_integer(name)) or not _is_binary(image):
+    if not (holds(name, pa.string()) or pa.types.is_integer(name)) or not holds(image, pa.binary()):
         has = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
         raise UserError(
             f"{shard}: has columns {has}; image_id (a string or a whole number) and image (binary, or a struct with "
             "bytes) are needed"
         )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def check_names(ids: Sequence[str], source: str) -> None:

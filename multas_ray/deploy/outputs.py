@@ -43,7 +43,7 @@ def overlay_png(image: Tensor, prediction: Annotation, palette: Palette, score: 
         score: least score of a box that is drawn.
     """
     overlay = draw_found(image, prediction, palette, score, LARGEST_OVERLAY)
-    return encode_png(with_legend(overlay, palette)).numpy().tobytes()
+    return bytes(encode_png(with_legend(overlay, palette)).numpy())
 
 
 def safe_name(image_id: str) -> str:

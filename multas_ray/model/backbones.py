@@ -175,7 +175,7 @@ def _load(model: nn.Module, weights: dict[str, Tensor], norm: str) -> None:
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
-        return weights.get_state_dict(progress=False, check_hash=True)
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

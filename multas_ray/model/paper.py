@@ -38,7 +38,8 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute (B, outputs, ceil(h / stride), ceil(w / stride)) from (B, inputs, h, w)."""
-        return self.norm(self.conv(x))
+        normalised: Tensor = self.norm(self.conv(x))
+        return normalised
 
 
 class ConvBlock(ConvNorm):
@@ -170,7 +171,8 @@ class FullResolutionSegmentationHead(nn.Module):
                 x = nearest(block(x), size)
             risen.append(x)
         total = torch.stack(risen).sum(dim=0)
-        return self.classify(self.refine(nearest(total, (8 * height, 8 * width))))
+        logits: Tensor = self.classify(self.refine(nearest(total, (8 * height, 8 * width))))
+        return logits
 
 
 def nearest(x: Tensor, size: Sequence[int]) -> Tensor:

@@ -31,7 +31,8 @@ def same_conv2d(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """
     depthwise = weight.shape[1] == 1
     if depthwise and torch.is_grad_enabled() and not x.is_cuda and _slow_gradients(x, stride):
-        return _Depthwise.apply(x, weight, stride)
+        output: Tensor = _Depthwise.apply(x, weight, stride)
+        return output
     return _forward(x, weight, stride, groups=len(weight) if depthwise else 1)
 
 
@@ -96,4 +97,6 @@ def _weight_gradient(gradient: Tensor, x: Tensor, shape: torch.Size, stride: int
     if k > 3:
         x, gradient = x.float(), gradient.float()
     arguments = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], channels, [False, True, False])
-    return torch.ops.aten.convolution_backward(gradient, x, x.new_empty(shape), None, *arguments)[1]
+    _, grad_weight, _ = torch.ops.aten.convolution_backward(gradient, x, x.new_empty(shape), None, *arguments)
+    assert isinstance(grad_weight, Tensor)
+    return grad_weight
