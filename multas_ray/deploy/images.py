@@ -172,7 +172,7 @@ def _check_columns(schema: pa.Schema, shard: StoragePath) -> None:
 
     A value of an extension type may be a program in disguise.
     """
-    columns = {field.name: field.type for field in schema}
+    columns = {column.name: column.type for column in schema}
     name, image = (columns.get(column, pa.null()) for column in COLUMNS)
     if pa.types.is_dictionary(name):
         name = name.value_type
