@@ -24,6 +24,7 @@ from multas_ray.errors import UserError, one_line
 from multas_ray.terminal import terminal
 
 EMPTY = ("background", "unlabelled", "skip")
+IGNORE = 255
 
 if TYPE_CHECKING:
     from multas_ray.config import Task
@@ -213,8 +214,6 @@ def read_carved(args: argparse.Namespace, track: Track) -> Read:
 
 def show(summary: Summary, out: str, remarks: Sequence[str] = ()) -> None:
     """Print rows by split and task mask, and what was rejected, dropped, clipped, or taken for something."""
-    from multas_ray.data.schema import IGNORE
-
     table = Table("split", "annotated for", "rows", "boxes", title=out)
     for split, counts in summary.rows.items():
         for mask, rows in counts.items():

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multas_ray.config import TrackingConfig
-from multas_ray.evaluate.scores import HEADLINE, TASK_METRIC
 from multas_ray.report.html import report_page
 from multas_ray.report.plots import class_differences, estimates, mean_curves, trade_off
 from multas_ray.report.statistics import Estimate, estimate, multi_task_gain, paired_difference
@@ -16,6 +15,9 @@ from multas_ray.study.plan import Study
 from multas_ray.study.trials import Result
 from multas_ray.train.tracking import start_wandb, wandb_image
 
+HEADLINE = ("det/AP", "det/AP50", "seg/mIoU")
+TASK_METRIC = {"det": "det/AP", "seg": "seg/mIoU"}
+"""What an arm is compared with the single-task network of that name by."""
 REFERENCES = ("det", "seg", "mtl", "full", "kd")
 """The arms that every other is compared with, and each of them with those before it."""
 LEAST_SEEDS = 3
