@@ -28,7 +28,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from multas_ray.console import count_up, print_rows
-    from multas_ray.deploy.evaluate import REPORT, RESULT, score_checkpoint
+    from multas_ray.deploy.evaluate import REPORT, score_checkpoint
     from multas_ray.report.html import class_table, metric_table
 
     with count_up("images") as progress:
@@ -47,7 +47,7 @@ def main() -> None:
     print_rows(metric_table(columns), "all classes")
     print_rows(class_table(columns), "by class")
     if result["rejected"]:
-        terminal().print(f"{len(result['rejected'])} images cannot be decoded, see {RESULT}")
+        terminal().print(f"{len(result['rejected'])} images cannot be decoded, see result.json")
     print(StoragePath(arguments.out) / REPORT)
 
 
