@@ -107,7 +107,7 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
 
 def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the picture of overlays and the report."""
-    from multas_ray.console import HEADLINE
+    from multas_ray.evaluate.scores import HEADLINE
     from multas_ray.report.html import report_page
     from multas_ray.report.plots import class_bars, learning_curves
     from multas_ray.run_folder import read_metrics

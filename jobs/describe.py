@@ -24,12 +24,13 @@ if TYPE_CHECKING:
     from multas_ray.report.pictures import Palette, Picture
 
 COLUMNS = 4
-"""Pictures side by side."""
-NAMED = 5
-"""Rows that are named, of those that cannot be used."""
+"""Number of pictures side by side."""
+MAX_NAMED = 5
+"""Largest number of unusable rows that are named."""
 
 
 def main() -> None:
+    """Parse the command line, print the tables, and write the pictures."""
     parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("dataset", help="data set folder: a path or an s3:// or gs:// URI")
     parser.add_argument("--out", type=Path, help="folder of the picture grids (default: runs/describe/<name>)")
@@ -48,9 +49,9 @@ def main() -> None:
     indexes = {split: read_index(arguments.dataset, split) for split in info.splits}
     counts = count_splits(indexes, info, console)
     console.print(rows_table(info, counts))
-    for split, found in counts.items():
-        console.print(classes_table(info, split, found))
-        print_rejected(split, found, console)
+    for split, split_counts in counts.items():
+        console.print(classes_table(info, split, split_counts))
+        print_rejected(split, split_counts, console)
     palette = Palette(info.det_classes, info.seg_classes)
     for split, index in indexes.items():
         drawn = (draw(index, row, palette) for row in choose(index, arguments.samples, arguments.seed))
@@ -73,44 +74,46 @@ def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console)
 
 
 def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
+    """Make the table of rows by split and task mask."""
     from multas_ray.data.schema import TASK_MASKS
 
     table = numbers(f"{info.name}: images by split and task mask", ["split", *TASK_MASKS, "total"])
-    for split, found in counts.items():
-        table.add_row(split, *(f"{found.rows[mask]:,}" for mask in TASK_MASKS), f"{sum(found.rows.values()):,}")
+    for split, split_counts in counts.items():
+        rows = split_counts.rows
+        table.add_row(split, *(f"{rows[mask]:,}" for mask in TASK_MASKS), f"{sum(rows.values()):,}")
     return table
 
 
-def classes_table(info: DatasetInfo, split: str, found: SplitCounts) -> Table:
-    """A class may be one of objects, of pixels, or of both: a task that does not know it has blank cells."""
+def classes_table(info: DatasetInfo, split: str, counts: SplitCounts) -> Table:
+    """Make the table of a split by class. Cells of a task that does not have the class are blank."""
     from multas_ray.data.schema import IGNORE
 
     table = numbers(f"{split}: by class", ["class", "boxes", "difficult", "images", "pixels", "images"])
     values = {name: value for value, name in enumerate(info.seg_classes)} | {"(ignore)": IGNORE}
-    share = found.pixels / max(1, found.pixels.sum())
+    share = counts.pixels / max(1, counts.pixels.sum())
     for name in dict.fromkeys([*info.seg_classes, *info.det_classes, "(ignore)"]):
         cells = [""] * 5
         if name in info.det_classes:
             label = info.det_classes.index(name)
-            cells[:3] = (f"{array[label]:,}" for array in (found.boxes, found.difficult, found.box_images))
+            cells[:3] = (f"{array[label]:,}" for array in (counts.boxes, counts.difficult, counts.box_images))
         if name in values:
-            cells[3:] = f"{share[values[name]]:.2%}", f"{found.pixel_images[values[name]]:,}"
+            cells[3:] = f"{share[values[name]]:.2%}", f"{counts.pixel_images[values[name]]:,}"
         table.add_row(name, *cells)
     return table
 
 
-def print_rejected(split: str, found: SplitCounts, console: Console) -> None:
-    """What a training would leave out: how many rows, and the first of them."""
-    if not found.rejected:
+def print_rejected(split: str, counts: SplitCounts, console: Console) -> None:
+    """Print the number of rows that a training leaves out, and name the first of them."""
+    if not counts.rejected:
         return
-    console.print(f"{split}: {len(found.rejected)} rows break the data contract; a training leaves them out")
-    for reject in found.rejected[:NAMED]:
+    console.print(f"{split}: {len(counts.rejected)} rows break the data contract; a training leaves them out")
+    for reject in counts.rejected[:MAX_NAMED]:
         line = f"    {one_line(reject.image_id, 100)}: {reject.reason} ({reject.detail})"
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def numbers(title: str, heads: list[str]) -> Table:
-    """An empty table of numbers with names in its first column."""
+    """Make an empty table of numbers with names in its first column."""
     table = Table(title=title, title_justify="left")
     for position, head in enumerate(heads):
         table.add_column(head, justify="right" if position else "left")
@@ -118,7 +121,7 @@ def numbers(title: str, heads: list[str]) -> Table:
 
 
 def draw(index: Index, row: int, palette: Palette) -> Picture | None:
-    """A row's picture with its annotation, under its id and task mask; None if it cannot be used."""
+    """Draw a row's image with its annotation, under its id and task mask; None if the row cannot be used."""
     from multas_ray.data.read import read_sample
     from multas_ray.data.reject import Reject
     from multas_ray.data.schema import TASK_MASKS

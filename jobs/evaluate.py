@@ -1,4 +1,4 @@
-"""Score a checkpoint on a split of a data set: a table by class, and the images that it does worst on.
+"""Score a checkpoint on a split of a data set: a table by class, and the images with the worst predictions.
 
 python jobs/evaluate.py --checkpoint runs/animals/kd --data data/animals --split val --out runs/evaluate/kd
 """
@@ -10,7 +10,7 @@ from multas_ray.terminal import terminal
 
 
 def main() -> None:
-
+    """Parse the command line, score the checkpoint, and print the tables."""
     from multas_ray.config import Protocol
     from multas_ray.deploy.workers import Workers, add_worker_flags
     from multas_ray.storage import StoragePath
@@ -18,9 +18,11 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint), checkpoint or export")
     parser.add_argument("--data", required=True, help="data set folder: a path or a URI")
-    parser.add_argument("--split", default="val", help="(default: %(default)s)")
+    parser.add_argument("--split", default="val", help="split to score on (default: %(default)s)")
     parser.add_argument("--out", required=True, help="folder of result.json and report.html: a path or a URI")
-    parser.add_argument("--protocol", choices=get_args(Protocol), help="of average precision (default: the run's)")
+    parser.add_argument(
+        "--protocol", choices=get_args(Protocol), help="definition of average precision (default: the run's)"
+    )
     parser.add_argument("--worst", type=at_least(0), default=8, help="images in the gallery (default: %(default)s)")
     add_worker_flags(parser)
     arguments = parser.parse_args()

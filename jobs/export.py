@@ -8,6 +8,7 @@ from multas_ray.terminal import terminal
 
 
 def main() -> None:
+    """Parse the command line, export, and print a summary."""
     parser = Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="run folder (its best checkpoint) or checkpoint folder")
     parser.add_argument("--out", required=True, help="folder of the export: a path or a URI")
@@ -17,10 +18,11 @@ def main() -> None:
     from multas_ray.deploy.export import export
     from multas_ray.storage import StoragePath
 
-    told = export(arguments.checkpoint, arguments.out, onnx=not arguments.no_onnx)
-    news = f"{told['parameters'] / 1e6:.2f} million parameters, for images of {told['size']} x {told['size']} pixels"
-    if "difference" in told:
-        news += f"; ONNX differs from PyTorch by {told['difference']:.1e} at most"
+    summary = export(arguments.checkpoint, arguments.out, onnx=not arguments.no_onnx)
+    side = summary["size"]
+    news = f"{summary['parameters'] / 1e6:.2f} million parameters, for images of {side} x {side} pixels"
+    if "difference" in summary:
+        news += f"; ONNX differs from PyTorch by {summary['difference']:.1e} at most"
     terminal().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
 
 

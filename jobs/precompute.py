@@ -1,4 +1,4 @@
-"""Fill a store of soft targets: the teachers' answers for some augmentations of every training row that is distilled.
+"""Fill a store of soft targets: the teachers' answers for some augmentations of each training row that is distilled.
 
 python jobs/precompute.py --config jobs/configs/animals_kd.yaml --views 8 teachers.store=runs/animals/targets
 """
@@ -7,6 +7,7 @@ from multas_ray.cli import Parser, at_least, run_job
 
 
 def main() -> None:
+    """Parse the command line, fill the store, and print a summary."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the run to come")
     parser.add_argument(
@@ -24,8 +25,8 @@ def main() -> None:
     from multas_ray.teacher.precompute import precompute
 
     on_stop(GOES_ON)
-    with count_up("files") as tell:
-        done = precompute(config, arguments.views, tell)
+    with count_up("files") as advance:
+        done = precompute(config, arguments.views, advance)
     images, rate = done["images"], done["images"] / max(done["seconds"], 1e-3)
     print(
         f"{config.teachers.store}: {done['files']} files written, {images} images ({done['kb_per_image']:.1f} kB each, "

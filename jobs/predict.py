@@ -8,7 +8,7 @@ from multas_ray.terminal import terminal
 
 
 def main() -> None:
-
+    """Parse the command line, predict, and print a summary."""
     from multas_ray.deploy.workers import Workers, add_worker_flags
     from multas_ray.storage import StoragePath
 
@@ -17,17 +17,17 @@ def main() -> None:
     parser.add_argument(
         "--images", required=True, help="folder, glob, Parquet (columns image_id and image) or data set folder"
     )
-    parser.add_argument("--split", default="val", help="of a data set (default: %(default)s)")
-    parser.add_argument("--out", required=True, help="folder of what is written: a path or a URI")
+    parser.add_argument("--split", default="val", help="split of a data set (default: %(default)s)")
+    parser.add_argument("--out", required=True, help="output folder: a path or a URI")
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="images at a time (default: %(default)s)")
-    parser.add_argument("--score", type=float, help="the least of a detection (default: all; in overlays, 0.3)")
+    parser.add_argument("--score", type=float, help="least score of a detection (default: all; in overlays, 0.3)")
     parser.add_argument("--no-overlays", action="store_true", help="write no pictures for people to look at")
     parser.add_argument("--follow-links", action="store_true", help="read files to which links lead out of the folder")
     add_worker_flags(parser)
     arguments = parser.parse_args()
 
     from multas_ray.console import count_up
-    from multas_ray.deploy.predict import predict_images
+    from multas_ray.deploy.predict import REJECTED, predict_images
 
     with count_up("images") as progress:
         counts = predict_images(
@@ -44,7 +44,7 @@ def main() -> None:
         )
     news = f"{counts['images']} images, {counts['detections']} detections"
     if counts["rejected"]:
-        news += f"; {counts['rejected']} images cannot be decoded, see rejected.jsonl"
+        news += f"; {counts['rejected']} images cannot be decoded, see {REJECTED}"
     terminal().print(f"{StoragePath(arguments.out)}: {news}", soft_wrap=True)
 
 

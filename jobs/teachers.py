@@ -16,6 +16,7 @@ from multas_ray.terminal import terminal
 
 
 def main() -> None:
+    """Parse the command line, and run its command."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     sub = commands.add_parser("start", help="start a pool, or the replicas that it lacks")
@@ -25,14 +26,18 @@ def main() -> None:
     sub = commands.add_parser("status", help="every replica of every pool")
     sub.set_defaults(run=status)
     sub = commands.add_parser("stop", help="end a pool")
-    sub.add_argument("name", help="of the pool")
+    sub.add_argument("name", help="name of the pool")
     sub.set_defaults(run=stop)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
 
 def connect() -> None:
-    """Connect to the cluster; a Ray of this job's own would end with it, and its pools too."""
+    """Connect to the cluster. A Ray started by this job would end with it, and its pools too.
+
+    Raises:
+        UserError: there is no cluster.
+    """
     from multas_ray.ray_setup import on_cluster, start_ray
 
     if not on_cluster():
@@ -41,7 +46,7 @@ def connect() -> None:
 
 
 def start(arguments: argparse.Namespace) -> None:
-    """Start, and wait until every replica has loaded its teacher."""
+    """Start a pool, and wait until every replica has loaded its teacher."""
     from multas_ray.config_file import load_config
 
     config = load_config(arguments.config, arguments.overrides)
@@ -63,7 +68,7 @@ def start(arguments: argparse.Namespace) -> None:
 
 
 def status(arguments: argparse.Namespace) -> None:
-    """Show all pools."""
+    """Print the replicas of all pools."""
     connect()
     show()
 
@@ -80,14 +85,14 @@ def stop(arguments: argparse.Namespace) -> None:
 
 
 def names() -> set[str]:
-    """Of the pools of this cluster."""
+    """Return the names of the cluster's pools."""
     from multas_ray.teacher.pool import pool_status
 
     return {row["pool"] for row in pool_status()}
 
 
 def show(pool: str | None = None) -> None:
-    """Print every replica, of one pool or of all."""
+    """Print the replicas of one pool, or of all."""
     from multas_ray.teacher.pool import pool_status
 
     columns = ("pool", "task", "replica", "state", "restarts", "queue", "images", "images_per_s", "latency_s")

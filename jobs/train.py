@@ -7,6 +7,7 @@ from multas_ray.cli import Parser, run_job
 
 
 def main() -> None:
+    """Parse the command line, train, and print the results."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the run")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
@@ -18,6 +19,7 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
 
     from multas_ray.console import follow, print_results, stopping
+    from multas_ray.run_folder import REPORT
     from multas_ray.stop import on_stop
     from multas_ray.train.run import train
 
@@ -26,7 +28,7 @@ def main() -> None:
         result = train(config)
     run = StoragePath(config.train.run)
     print_results({run.name: result})
-    print(f"{run / 'report.html'}")
+    print(run / REPORT)
 
 
 if __name__ == "__main__":

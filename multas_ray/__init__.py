@@ -7,14 +7,14 @@ if TYPE_CHECKING:
 
 
 def load(path: str, device: str | None = None) -> "Predictor":
-    """A trained network, ready for images: `load("runs/animals/kd").predict("photo.jpg")`.
+    """Load a trained network that predicts on images: `load("runs/animals/kd").predict("photo.jpg")`.
 
     Args:
         path: a run folder (its best checkpoint is taken), a checkpoint folder or an export.
-        device: such as "cpu" or "cuda:1"; default: a GPU if there is one.
+        device: a PyTorch device such as "cpu" or "cuda:1"; default: a GPU if there is one.
 
     Raises:
-        UserError: there is no whole checkpoint.
+        UserError: `path` holds no whole checkpoint.
     """
     # Not imported above: all of Ray's processes import this package, and few of them need torch.
     from multas_ray.deploy.predictor import Predictor

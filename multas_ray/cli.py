@@ -1,4 +1,4 @@
-"""What every job's command line shares: exit codes, one-line errors, an answer to Ctrl-C. Imports nothing heavy."""
+"""The command line that all jobs share: exit codes, one-line errors, an answer to Ctrl-C. Imports nothing heavy."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.stop import answer_signals
 
 OK, FAILED, UNUSABLE = 0, 1, 2
-"""Exit codes: done; the job failed; unusable arguments, configuration or data. See `answer_signals` for two others."""
+"""Exit codes: done; the job failed; unusable arguments, configuration or data. `answer_signals` has two others."""
 
 
 def run_job(main: Callable[[], None]) -> NoReturn:
@@ -24,27 +24,30 @@ def run_job(main: Callable[[], None]) -> NoReturn:
 
 
 RAY_LOG = r"^\[[-0-9]+ [0-9:,]+ [IWE] [0-9]+ [0-9]+\] "
-"""How a line of Ray's C++ begins that is not fatal."""
+"""Beginning of a line that Ray's C++ logs and that is not fatal."""
 
 
 def hide_ray_log() -> None:
-    """Take Ray's C++ log out of what this process's native code writes to standard error: a job survives what Ray
-    calls errors there. Python's standard error is another one from now on; where that has been replaced, as by a test,
-    nothing is done."""
-    before = sys.stderr
-    if before is not sys.__stderr__ or before is None:
+    """Filter Ray's C++ log out of the native standard error of this process.
+
+    A job survives what Ray calls errors there. Python's own standard error is moved to another file descriptor; where
+    it has been replaced, as by a test, nothing is done.
+    """
+    stderr = sys.stderr
+    if stderr is not sys.__stderr__ or stderr is None:
         return
     # In a process that outlives a crash, and in a session that a terminal's Ctrl-C does not reach.
     command = ["grep", "--line-buffered", "-v", "-E", RAY_LOG]
     try:
-        own = os.dup(2)
-        grep = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=own, start_new_session=True)
+        descriptor = os.dup(2)
+        grep = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=descriptor, start_new_session=True)
     except OSError:
         return
     assert grep.stdin is not None
     os.dup2(grep.stdin.fileno(), 2)
     grep.stdin.close()
-    sys.stderr = sys.__stderr__ = os.fdopen(own, "w", 1, before.encoding, "backslashreplace")  # type: ignore[misc]
+    unfiltered = os.fdopen(descriptor, "w", 1, stderr.encoding, "backslashreplace")
+    sys.stderr = sys.__stderr__ = unfiltered  # type: ignore[misc]
 
 
 def _run(main: Callable[[], None]) -> int:
@@ -68,14 +71,15 @@ def _run(main: Callable[[], None]) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, exit code 2."""
+    """Argument parser whose errors are one line with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise a `UserError`, which `run_job` prints."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def at_least(least: int, most: int = 2**31) -> Callable[[str], int]:
-    """The type of an argument that is a whole number from `least` to `most`."""
+    """Make the type of an argument that is a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and len(text) < 20) or not least <= int(text) <= most:

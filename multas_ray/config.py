@@ -11,7 +11,7 @@ Task = Literal["det", "seg"]
 TASKS: tuple[Task, ...] = ("det", "seg")
 Protocol = Literal["coco", "voc2007", "voc2012"]
 DistilledOn = Literal["missing", "annotated", "all"]
-"""Rows to distil a task on: those without its annotation, those with it, or all."""
+"""Rows to distil a task on: those without its annotation, those with it, or all rows."""
 
 
 class Section(BaseModel):
@@ -22,7 +22,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _keep_cpus(cls, tree: Any) -> Any:
-        """Resources that are given without `cpu` have the CPUs of their place, such as a teacher's 0.5."""
+        """Fill in `cpu` where resources are given without it: by this section's default, such as a teacher's 0.5."""
         given = tree.get("resources") if isinstance(tree, dict) else None
         if not isinstance(given, dict) or "resources" not in cls.model_fields:
             return tree
@@ -30,20 +30,20 @@ class Section(BaseModel):
 
 
 class Resources(Section):
-    """What one Ray actor or task reserves, and where. CPUs are admission tokens: threads are set apart from them."""
+    """Reservation of a Ray actor or task, and its nodes. CPUs are admission tokens: threads are set separately."""
 
     cpu: float = Field(1.0, ge=0)
     """Logical CPUs."""
     gpu: float = Field(0.0, ge=0)
-    """GPUs, or a share of one."""
+    """Number of GPUs, or the share of one."""
     custom: dict[str, float] = {}
     """Custom resources, e.g. {teacher_node: 0.01}."""
     labels: dict[str, str] = {}
-    """Labels that the node must have, e.g. {role: teacher} or {ray.io/accelerator-type: "in(A100,H100)"}; Ray's
-    conditions are `a`, `!a`, `in(a,b)` and `!in(a,b)`."""
+    """Labels that the node must have, e.g. {role: teacher} or {ray.io/accelerator-type: "in(A100,H100)"}. Conditions
+    are Ray's: `a`, `!a`, `in(a,b)` and `!in(a,b)`."""
 
     def options(self) -> dict[str, Any]:
-        """As Ray's actors and tasks take them."""
+        """Keyword arguments of Ray's actors and tasks."""
         selector = {"label_selector": self.labels} if self.labels else {}
         return {"num_cpus": self.cpu, "num_gpus": self.gpu, "resources": self.custom, **selector}
 
@@ -54,9 +54,10 @@ class AugmentConfig(Section):
     photometric: bool = True
     """Random brightness, contrast, saturation and hue."""
     zoom_out: float = Field(0.3, ge=0, le=1)
-    """Probability to paste the image on a canvas up to twice its sides."""
+    """Probability of pasting the image on a canvas of up to twice its sides."""
     crop: float = Field(0.5, ge=0, le=1)
-    """Probability of a crop that keeps a minimum IoU with some box (SSD); a random resized crop without boxes."""
+    """Probability of a crop that keeps a minimum IoU with some box (SSD); images without boxes get a random resized
+    crop."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
 
@@ -74,19 +75,19 @@ class DataConfig(Section):
     """Side of the square network input in pixels, a multiple of 32; a list trains multi-scale, one size a batch
     (evaluation uses the last one)."""
     multi_scale_until: float = Field(1.0, ge=0, le=1)
-    """Part of the training after which a list of sizes gives way to its last one."""
+    """Fraction of the training after which only the last of several sizes is used."""
     mixing: Literal["natural"] | dict[Literal["det", "seg", "both", "none"], int] = "natural"
-    """`natural`: rows in the proportions of the data set. A mapping fixes how many rows of each task mask are in every
-    batch, e.g. {det: 8, seg: 8}; each group then has epochs of its own."""
+    """Rows of a batch. `natural`: in the proportions of the data set. A mapping fixes the number of rows of each task
+    mask in every batch, e.g. {det: 8, seg: 8}; each group then has its own epochs."""
     augment: AugmentConfig = AugmentConfig()
-    """Evaluation has none."""
+    """Evaluation images are not augmented."""
     workers: int | None = Field(None, ge=1)
     """Parallel Ray Data tasks of the training stream. Default: half the cores of the cluster, or of a local machine."""
     resources: Resources = Resources(cpu=0.25)
-    """Of each task of the training stream. An evaluation's tasks go to the same places and reserve no CPU: the others
-    have nothing to do meanwhile."""
+    """Reserved per task of the training stream. Evaluation tasks run on the same nodes and reserve no CPU: the training
+    stream is idle while they run."""
     shuffle_window: int = Field(16, ge=1)
-    """Row groups that are shuffled together, after the row groups of the split have been shuffled."""
+    """Number of row groups whose rows are shuffled together, after the row groups of the split have been shuffled."""
 
     @field_validator("size")
     @classmethod
@@ -118,33 +119,34 @@ class ModelConfig(Section):
     """The shared-backbone network."""
 
     preset: Literal["default", "paper"] = "default"
-    """`paper`: the published network, to the number: ResNets without the stem's max-pool, a context-enhancing neck,
-    heads of their own on every level, segmentation refined at full resolution. `default`: the same family at a fraction
-    of the cost: stem with max-pool, plain pyramid, one detection head for all levels, segmentation refined at
-    stride 4."""
+    """Family of the network. `paper`: the published network, to the number: ResNets without the stem's max-pool, a
+    context-enhancing neck, separate heads on every level, segmentation refined at full resolution. `default`: the same
+    family at a fraction of the cost: stem with max-pool, plain pyramid, one detection head for all levels, segmentation
+    refined at stride 4."""
     backbone: str = "resnet18"
-    """Name of the backbone (`model.backbones.FAMILIES`): torchvision's resnet18, resnet34, resnet50, resnet101, swin_t,
-    swin_s and swin_b, and efficientnet_lite0, which is its efficientnet_b0 without squeeze-excitation, with ReLU6."""
+    """Name of the backbone. From torchvision: resnet18, resnet34, resnet50, resnet101, swin_t, swin_s, swin_b. Also
+    efficientnet_lite0, which is torchvision's efficientnet_b0 without squeeze-excitation and with ReLU6."""
     pretrained: bool = True
-    """Start from ImageNet weights: through torchvision's downloads; for efficientnet_lite0, from the package of the
-    optional extra `pretrained`."""
+    """Start from ImageNet weights: torchvision's downloads, or for efficientnet_lite0 the package of the optional extra
+    `pretrained`."""
     tasks: list[Task] = ["det", "seg"]
     """Tasks with a head. One task makes a single-task network, such as a teacher."""
     neck: Literal["fpn", "pafpn"] = "fpn"
-    """Feature pyramid of the paper preset: top-down, or top-down and bottom-up. The default preset has its own."""
+    """Feature pyramid of the paper preset: top-down, or top-down and bottom-up. The default preset has `fpn` only."""
     width: int = Field(128, ge=16)
     """Channels of the neck and the heads, a multiple of 16. Default: 128; in the paper preset 256."""
     levels: Literal[4, 5] | None = None
-    """Pyramid levels, the finest of stride 8. Default: 4; 5 where the evaluation input has 512 pixels or more."""
+    """Number of pyramid levels, the finest of stride 8. Default: 4; 5 where the evaluation input has 512 pixels or
+    more."""
     norm: Literal["batch", "sync", "frozen", "group"] = "batch"
-    """Normalisation of the backbone: batch statistics a worker, over all workers (GPU only), frozen, or GroupNorm.
-    Neck and heads of the paper preset follow it (frozen: GroupNorm, since nothing was trained that could be frozen);
-    those of the default preset have GroupNorm in any case."""
+    """Normalisation of the backbone: batch statistics per worker, batch statistics over all workers (GPU only), frozen
+    statistics, or GroupNorm. Neck and heads of the paper preset follow it (frozen: GroupNorm, since they have no
+    trained statistics to freeze); those of the default preset always have GroupNorm."""
     anchor_base: float = Field(24.0, gt=0)
     """Side in pixels of the smallest anchor at the finest level; it doubles from level to level."""
     adapter: int | None = Field(None, ge=1)
-    """Channels of the detection teacher's features. Where it is set, a 1x1 convolution a level brings the network's
-    features to them, for distillation; the run sets it where a feature loss has a weight."""
+    """Channels of the detection teacher's features, to which a 1x1 convolution on each level maps the network's own for
+    distillation. The run sets it where a feature loss has a weight."""
 
     @property
     def pyramid_levels(self) -> int:
@@ -181,21 +183,23 @@ class LossConfig(Section):
     seg: float = Field(1.0, ge=0)
     """Task weight of segmentation."""
     matching: Literal["iou", "mutual_guidance"] = "iou"
-    """Which anchors answer for a box: those that overlap it, or Mutual Guidance (Zhang et al., ACCV 2020)."""
+    """Assignment of anchors to boxes: by overlap, or by Mutual Guidance (Zhang et al., ACCV 2020)."""
     classification: Literal["focal", "generalized_focal"] = "focal"
-    """Of anchors: focal loss (Lin et al., ICCV 2017), or its form for soft targets (Li et al., NeurIPS 2020)."""
+    """Classification loss of anchors: focal loss (Lin et al., ICCV 2017), or its form for soft targets (Li et al.,
+    NeurIPS 2020)."""
     focal_alpha: float = Field(0.25, gt=0, lt=1)
-    """Weight of positives in the focal loss; negatives have the rest."""
+    """Weight alpha of positives in the focal loss; negatives have 1 - alpha."""
     focal_gamma: float = Field(1.0, ge=0)
-    """How much the focal loss turns to what is hard; 0: not at all."""
+    """Exponent gamma by which the focal loss favours hard anchors; 0 weights all anchors alike."""
     weak_det: float = Field(0.0, ge=0)
     """Weight, within `det`, of detection on rows with masks only: their connected components' boxes are the targets,
-    split and joined as the network's own surest boxes suggest (BoMBo, Le et al., BMVC 2024)."""
+    split and joined as the network's most confident boxes suggest (BoMBo, Le et al., BMVC 2024)."""
     weak_seg: float = Field(0.0, ge=0)
-    """Weight, within `seg`, of segmentation on rows with boxes only: what no box covers is background (BoMBo)."""
+    """Weight, within `seg`, of segmentation on rows with boxes only: pixels outside all boxes are background
+    (BoMBo)."""
     weak_inside: Literal["fill", "ignore"] = "fill"
-    """What `weak_seg` takes the pixels of a box for: all of its class (the smallest box over a pixel counts), or not
-    known."""
+    """Target of the pixels inside a box in `weak_seg`. `fill`: the class of the smallest box over the pixel; `ignore`:
+    no target."""
 
     def weak(self, task: Task) -> float:
         """Weight of a task's weak loss."""
@@ -212,20 +216,20 @@ class DistillTaskConfig(Section):
 
 
 class DetectionDistillConfig(DistillTaskConfig):
-    """Losses between two detectors; of a published one, weight 1 is the published strength."""
+    """Losses between two detectors. For a published loss, weight 1 is its published strength."""
 
     guided: float = Field(1.0, ge=0)
-    """Classes where the two disagree, boxes where the teacher is confident."""
+    """Weight of the guided loss: classes where the two disagree, boxes where the teacher is confident."""
     soft_cls: float = Field(0.0, ge=0)
-    """Soft targets of the paper: class probabilities of every anchor."""
+    """Weight of the paper's soft targets for classes: class probabilities of every anchor."""
     soft_box: float = Field(0.0, ge=0)
-    """Soft targets of the paper: box codes of every anchor."""
+    """Weight of the paper's soft targets for boxes: box codes of every anchor."""
     mse: float = Field(0.0, ge=0)
-    """Mean squared difference of features."""
+    """Weight of the mean squared difference of features."""
     pdf: float = Field(0.0, ge=0)
-    """PDF-Distil: features, classes and boxes, guided by the difference of the predictions."""
+    """Weight of PDF-Distil: features, classes and boxes, guided by the difference of the predictions."""
     defeat: float = Field(0.0, ge=0)
-    """DeFeat: features, foreground and background apart. Counts on rows annotated with boxes only."""
+    """Weight of DeFeat: features, with foreground and background apart. Counts only on rows annotated with boxes."""
 
     @property
     def features(self) -> bool:
@@ -233,7 +237,7 @@ class DetectionDistillConfig(DistillTaskConfig):
         return max(self.mse, self.pdf, self.defeat) > 0
 
     def needs_dense(self) -> list[str]:
-        """Settings that need the whole of a teacher's answer: every anchor alike, or features."""
+        """Names of the losses in use that need a teacher's whole answer: every anchor alike, or features."""
         return [name for name in ("soft_cls", "soft_box", "mse", "pdf", "defeat") if getattr(self, name) > 0]
 
 
@@ -241,16 +245,17 @@ class SegmentationDistillConfig(DistillTaskConfig):
     """Losses between two segmentation networks."""
 
     kl: float = Field(1.0, ge=0)
-    """Divergence of the class distributions, pixel by pixel."""
+    """Weight of the KL divergence of the class distributions, pixel by pixel."""
     temperature: float = Field(1.0, gt=0)
     """Softmax temperature of `kl`."""
     cwd: float = Field(0.0, ge=0)
-    """Channel-wise distillation (Shu et al., ICCV 2021): divergence of each class's distribution over the pixels."""
+    """Weight of channel-wise distillation (Shu et al., ICCV 2021): KL divergence of each class's distribution over the
+    pixels."""
     cwd_temperature: float = Field(4.0, gt=0)
     """Softmax temperature of `cwd`."""
 
     def needs_dense(self) -> list[str]:
-        """Settings that need the whole of a teacher's answer: the logits of the classes that a pixel hardly has."""
+        """Names of the settings in use that need a teacher's whole answer: the logits of unlikely classes too."""
         return ["temperature"] * (self.kl > 0 and self.temperature != 1) + ["cwd"] * (self.cwd > 0)
 
 
@@ -258,14 +263,15 @@ class DistillConfig(Section):
     """Distillation from the teachers. A task without a teacher is not distilled."""
 
     targets: Literal["dense", "packed"] = "dense"
-    """How the teachers' answers travel: whole, in float16, or packed into a few kilobytes an image. A task with a loss
-    that needs the whole answer (`needs_dense`) gets it in any case."""
+    """Form in which the teachers' answers are sent: `dense`, whole and in float16, or `packed` into a few kilobytes an
+    image. A task with a loss that needs the whole answer always gets it dense."""
     start: float = Field(0.0, ge=0, lt=1)
-    """Part of the training before which nothing is distilled: a network that teaches itself must have learnt first."""
+    """Fraction of the training before which nothing is distilled: a network that teaches itself must have learnt
+    first."""
     det: DetectionDistillConfig = DetectionDistillConfig()
-    """Of detection."""
+    """Distillation of detection."""
     seg: SegmentationDistillConfig = SegmentationDistillConfig()
-    """Of segmentation."""
+    """Distillation of segmentation."""
 
     def of(self, task: Task) -> DetectionDistillConfig | SegmentationDistillConfig:
         """The distillation of a task."""
@@ -276,55 +282,57 @@ class TeacherConfig(Section):
     """One frozen single-task network."""
 
     checkpoint: str
-    """A run folder (its best checkpoint is taken) or a checkpoint folder."""
+    """Run folder (its best checkpoint is taken) or checkpoint folder."""
 
 
 class TeachersConfig(Section):
     """The teachers and where they run."""
 
     placement: Literal["pool", "inline", "stored", "ema"] = "pool"
-    """`pool`: Ray actors of their own. `inline`: inside the training worker. `stored`: soft targets that
-    jobs/precompute.py wrote into `store`. `ema`: no teachers; the moving average of the network itself teaches it."""
+    """Place of the teachers. `pool`: separate Ray actors. `inline`: inside the training worker. `stored`: soft targets
+    that jobs/precompute.py wrote into `store`. `ema`: no teachers; the moving average of the network itself teaches
+    it."""
     det: TeacherConfig | None = None
-    """Of detection."""
+    """Teacher of detection."""
     seg: TeacherConfig | None = None
-    """Of segmentation."""
+    """Teacher of segmentation."""
     pool: str | None = Field(None, pattern=r"^[\w.-]+$")
-    """Name of a pool that runs share and that outlives them: attached to where it is there, else started. Default: a
-    pool of the run's own."""
+    """Name of a pool that runs share and that outlives them: a run attaches to it if it exists and starts it if not.
+    Default: a pool for this run alone."""
     store: str | None = None
-    """Folder of soft targets: local, or any URI that pyarrow writes."""
+    """Folder of the stored soft targets: local, or any URI that pyarrow writes."""
     replicas: int = Field(1, ge=1)
-    """Actors of each teacher; for jobs/precompute.py, the most."""
+    """Number of actors of each teacher; the largest number in jobs/precompute.py."""
     resources: Resources = Resources(cpu=0.5)
-    """Of each actor."""
+    """Reserved per teacher actor."""
     prefetch: int = Field(3, ge=1)
-    """Batches a worker sends ahead to the teachers."""
+    """Number of batches that a worker sends ahead to the teachers."""
     threads: int = Field(1, ge=1)
-    """CPU threads of each actor."""
+    """CPU threads of each teacher actor."""
 
     def of(self, task: Task) -> TeacherConfig | None:
-        """The teacher of a task."""
+        """Teacher of a task, None without one."""
         return self.det if task == "det" else self.seg
 
 
 class OptimConfig(Section):
-    """Optimiser, schedule and moving average. Weight decay spares biases and normalisation."""
+    """Optimiser, schedule and moving average. Biases and normalisation layers are not decayed."""
 
     name: Literal["adamw", "sgd"] = "adamw"
     """Optimiser."""
     lr: float = Field(1e-3, gt=0)
-    """Highest learning rate."""
+    """Highest learning rate, reached after the warm-up."""
     weight_decay: float = Field(1e-4, ge=0)
-    """Of AdamW decoupled from the gradient, of SGD a part of it."""
+    """Weight decay: decoupled from the gradient in AdamW, added to it in SGD."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Of SGD."""
+    """Momentum of SGD."""
     warmup_steps: int = Field(100, ge=0)
-    """Linear from lr/10 to lr; a cosine then leads back to lr/10."""
+    """Number of steps in which the learning rate rises linearly from lr/10 to lr; a cosine then brings it back to
+    lr/10."""
     clip_norm: float | None = Field(10.0, gt=0)
-    """Largest global gradient norm; null: no clipping."""
+    """Largest norm of the whole gradient; null: no clipping."""
     ema_decay: float = Field(0.9998, ge=0, lt=1)
-    """Of the weights' moving average, which is what is evaluated and kept."""
+    """Decay of the weights' moving average; the averaged weights are the ones evaluated and saved as the network."""
     ema_warmup: float = Field(2000, gt=0)
     """Time constant n0 of the moving average's decay(n) = ema_decay * (1 - exp(-n / n0))."""
 
@@ -333,41 +341,42 @@ class TrainConfig(Section):
     """The training run."""
 
     run: str
-    """Run folder. It may exist: the run then goes on where it stopped."""
+    """Run folder. If it holds a run, that run is resumed."""
     steps: int = Field(ge=1)
-    """Optimiser steps."""
+    """Number of optimiser steps."""
     batch_size: int = Field(16, ge=1)
-    """Images of a step, over all workers."""
+    """Number of images of a step, over all workers."""
     workers: int | list[int] = 1
-    """Data-parallel Ray Train workers. A list of two, the fewest and the most, makes the run elastic: it shrinks when
-    nodes are lost and grows when they come."""
+    """Number of data-parallel Ray Train workers. A list of two, the fewest and the most, makes the run elastic: it
+    shrinks when nodes are lost and grows when nodes join."""
     threads: int = Field(1, ge=1)
-    """CPU threads of each worker."""
+    """CPU threads of each training worker."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast type of forward and backward passes, also the teachers'. `auto`: bfloat16 where the workers' device
     computes it in hardware (GPUs of compute capability 8 and later, CPUs with AVX512-BF16, AMX or their like), else
     float32; a run that resumes on other hardware keeps the type it began with."""
     seed: int = Field(0, ge=0)
-    """Of initial weights, order of rows and augmentation."""
+    """Seed of the initial weights, the order of rows and the augmentation."""
     resume: bool = True
-    """Go on from the run folder's newest checkpoint; false refuses a run folder that holds one. A folder without any
-    may be begun anew, also with other settings."""
+    """Resume from the run folder's newest checkpoint; false refuses a folder that holds one. A folder without any
+    checkpoint may be started afresh, also with other settings."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
-    """In addition to the checkpoints at the end of each epoch, at each evaluation and at the end. Where an epoch has
-    fewer than 50 steps, every 50 steps take the place of the epoch's end: a checkpoint every few steps would cost more
-    than it saves."""
+    """Steps between two checkpoints, in addition to those at the end of each epoch, at each evaluation and at the end.
+    Where an epoch has fewer than 50 steps, every 50 steps take the place of the epoch's end: a checkpoint every few
+    steps would cost more than it saves."""
     keep_checkpoints: int = Field(2, ge=1)
-    """How many of the newest stay, besides the best."""
+    """Number of newest checkpoints that are kept, besides the best."""
     log_every_steps: int = Field(10, ge=1)
-    """Between two lines of metrics.jsonl."""
+    """Steps between two lines of metrics.jsonl."""
     max_failures: int = Field(3, ge=0)
-    """Restarts of the worker group before the run fails."""
+    """Number of restarts of the worker group before the run fails."""
     max_bad_steps: int = Field(10, ge=0)
-    """Steps whose loss or gradient is not finite. They change nothing, and one more than this ends the run."""
+    """Largest number of bad steps, whose loss or gradient is not finite. They change nothing; one more ends the run."""
     timeout_s: float = Field(600.0, gt=0)
-    """How long a worker waits for the others. A wait that is longer ends the run."""
+    """Seconds that a worker waits for the others. A longer wait ends the run."""
     resources: Resources = Resources(cpu=1.0)
-    """Of each worker. A worker with a GPU share trains on CUDA with NCCL, else on the CPU with gloo."""
+    """Reserved per training worker. With a GPU or a share of one, a worker trains on CUDA with NCCL, else on the CPU
+    with gloo."""
 
     @field_validator("workers")
     @classmethod
@@ -379,7 +388,7 @@ class TrainConfig(Section):
 
     @property
     def most_workers(self) -> int:
-        """Workers if there is room for all."""
+        """Number of workers if there is room for all."""
         return self.workers[1] if isinstance(self.workers, list) else self.workers
 
 
@@ -387,38 +396,39 @@ class EvaluateConfig(Section):
     """Evaluation on the validation split, on the moving average's weights."""
 
     every_steps: int | None = Field(None, ge=1)
-    """Default: only at the end."""
+    """Steps between two evaluations. Default: one evaluation, at the end."""
     protocol: Protocol = "coco"
-    """Average precision of COCO (101 recalls), of VOC 2007 (11 recalls) or of VOC from 2010 on (area under the curve);
-    each at IoU .50:.95. Segmentation is scored alike in all."""
+    """Definition of average precision: COCO's (101 recalls), VOC 2007's (11 recalls) or VOC's from 2010 on (area under
+    the curve); each at IoU .50:.95. Segmentation is scored alike in all."""
     batch_size: int = Field(32, ge=1)
-    """Images at a time."""
+    """Number of images evaluated at a time."""
     score_threshold: float = Field(0.01, ge=0, lt=1)
-    """Detections at or below it are dropped."""
+    """Score at or below which detections are dropped."""
     nms: Literal["per_class", "agnostic"] = "per_class"
-    """Whether a box suppresses boxes of its own class only, or of any; `agnostic` keeps an anchor's best class only."""
+    """Non-maximum suppression: `per_class`, where a box suppresses boxes of its own class only, or `agnostic`, where it
+    suppresses boxes of any class and an anchor keeps its best class only."""
     nms_iou: float = Field(0.5, gt=0, le=1)
-    """Of two boxes that overlap by more, the lower-scored is dropped."""
+    """IoU above which the lower-scored of two boxes is dropped."""
     max_detections: int = Field(100, ge=1)
-    """Of an image."""
+    """Largest number of detections in an image."""
     pictures: int = Field(8, ge=0)
-    """Validation images that each evaluation draws."""
+    """Number of validation images of which each evaluation draws the predictions."""
 
 
 class TrackingConfig(Section):
     """Weights & Biases. `metrics.jsonl` and `report.html` are written in any case."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where an API key is set, else offline in the run folder; where that is in a bucket, which W&B cannot
-    write to, disabled."""
+    """Mode of W&B. `auto`: online where an API key is set, else offline in the run folder; disabled where that is in a
+    bucket, which W&B cannot write to."""
     project: str = "multas-ray"
-    """Of Weights & Biases."""
+    """Project in W&B."""
     group: str | None = None
-    """Under which runs stand together there."""
+    """Group in W&B under which runs appear together."""
 
 
 class Config(Section):
-    """A run."""
+    """Configuration of a run: one section a concern."""
 
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -434,6 +444,17 @@ class Config(Section):
     def _fits_together(self) -> "Config":
         if self.model.levels is None:
             self.model.levels = 5 if self.data.eval_size >= 512 else 4
+        self._check_batch()
+        self._check_teachers()
+        self._check_network()
+        self._check_batch_statistics()
+        if self.teachers.placement == "stored":
+            self._check_stored_targets()
+        if self.train.precision == "float16" and not self.train.resources.gpu:
+            raise ValueError("train.precision: float16 needs GPU workers; on CPU use float32 or bfloat16")
+        return self
+
+    def _check_batch(self) -> None:
         if isinstance(self.data.mixing, dict):
             rows = sum(self.data.mixing.values())
             if rows != self.train.batch_size:
@@ -441,6 +462,8 @@ class Config(Section):
         workers = self.train.most_workers
         if workers > self.train.batch_size:
             raise ValueError(f"train.workers: {workers} workers, but a batch has {self.train.batch_size} rows")
+
+    def _check_teachers(self) -> None:
         for task in TASKS:
             if self.teachers.of(task) and task not in self.model.tasks:
                 raise ValueError(f"teachers.{task}: set, but model.tasks is {self.model.tasks}")
@@ -448,6 +471,8 @@ class Config(Section):
                 raise ValueError(f"teachers.{task}: set, but with teachers.placement: ema the network teaches itself")
         if self.teachers.placement == "ema" and self.distill.det.features:
             raise ValueError("distill.det: features are compared with a teacher's, but teachers.placement is ema")
+
+    def _check_network(self) -> None:
         if self.model.norm == "sync" and not self.train.resources.gpu:
             raise ValueError(
                 "model.norm: sync needs GPU workers (train.resources.gpu); on CPU use batch, frozen or group"
@@ -456,31 +481,34 @@ class Config(Section):
             raise ValueError(f"model.neck: {self.model.neck} needs model.preset: paper, which is {self.model.preset}")
         if self.distill.det.defeat and self.distill.det.on == "missing":
             raise ValueError("distill.det.defeat: needs distill.det.on: annotated or all, which is missing")
-        if self.model.preset == "paper" and self.model.norm in ("batch", "sync"):
-            # The neck averages each image to one pixel, and the coarsest level may have only one.
-            if self.train.batch_size // workers < 2 and self.model.norm == "batch":
-                raise ValueError(
-                    f"train.batch_size: {self.train.batch_size} rows over {workers} workers, but batch "
-                    "statistics need two rows a worker; or set model.norm: group"
-                )
-            coarsest = 8 * 2 ** (self.model.levels - 1)
-            if min(self.data.sizes) <= coarsest:
-                raise ValueError(
-                    f"data.size: {min(self.data.sizes)} pixels, but batch statistics of the paper preset's coarsest "
-                    f"level (stride {coarsest}) need more than {coarsest}; or set model.norm: group"
-                )
-        if self.teachers.placement == "stored":
-            self._stored_fits()
-        if self.train.precision == "float16" and not self.train.resources.gpu:
-            raise ValueError("train.precision: float16 needs GPU workers; on CPU use float32 or bfloat16")
-        return self
 
-    def _stored_fits(self) -> None:
+    def _check_batch_statistics(self) -> None:
+        """Check that batch normalisation of the paper preset sees more than one value of each channel.
+
+        The neck averages each image to one pixel, and the coarsest level may have only one.
+        """
+        if self.model.preset != "paper" or self.model.norm not in ("batch", "sync"):
+            return
+        workers = self.train.most_workers
+        if self.train.batch_size // workers < 2 and self.model.norm == "batch":
+            raise ValueError(
+                f"train.batch_size: {self.train.batch_size} rows over {workers} workers, but batch "
+                "statistics need two rows a worker; or set model.norm: group"
+            )
+        assert self.model.levels is not None
+        coarsest = 8 * 2 ** (self.model.levels - 1)
+        if min(self.data.sizes) <= coarsest:
+            raise ValueError(
+                f"data.size: {min(self.data.sizes)} pixels, but batch statistics of the paper preset's coarsest "
+                f"level (stride {coarsest}) need more than {coarsest}; or set model.norm: group"
+            )
+
+    def _check_stored_targets(self) -> None:
         if self.teachers.store is None:
             raise ValueError("teachers.placement: stored needs teachers.store, the folder of the soft targets")
         if len(self.data.sizes) > 1:
             raise ValueError(f"data.size: {self.data.size}, but stored soft targets are of one size")
-        for task in self.distilled():
+        for task in self.distilled_tasks():
             for name in self.distill.of(task).needs_dense():
                 raise ValueError(
                     f"distill.{task}.{name}: needs the teachers' whole answers, but stored ones are packed; use "
@@ -488,7 +516,7 @@ class Config(Section):
                 )
 
     def absolute(self) -> "Config":
-        """A copy whose paths mean the same in every process, also in one that was started in another folder."""
+        """Return a copy with absolute paths, which mean the same in every process, whatever its working folder."""
         config = self.model_copy(deep=True)
         config.train.run = _absolute(config.train.run)
         config.data.path = _absolute(config.data.path)
@@ -502,17 +530,17 @@ class Config(Section):
         packed = self.distill.targets == "packed" and self.teachers.placement != "ema"
         return stored or (packed and not self.distill.of(task).needs_dense())
 
-    def distilled(self) -> list[Task]:
-        """Tasks with a teacher and a weight; the network itself is one where it teaches itself."""
+    def distilled_tasks(self) -> list[Task]:
+        """Tasks that are distilled: those with a weight and a teacher, which is the network itself with `ema`."""
         itself = self.teachers.placement == "ema"
         taught = [task for task in TASKS if (task in self.model.tasks if itself else self.teachers.of(task))]
         return [task for task in taught if self.distill.of(task).weight > 0]
 
     def to_yaml(self) -> str:
-        """The whole tree, defaults filled in: enough to repeat the run."""
+        """Return the whole tree as YAML with all defaults filled in: enough to repeat the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def _absolute(path: str) -> str:
-    """A local path made absolute; a URI as it is."""
+    """Make a local path absolute; leave a URI as it is."""
     return path if "://" in path else StoragePath(path).uri

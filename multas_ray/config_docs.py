@@ -1,4 +1,4 @@
-"""docs/config.md, made from the configuration's models.
+"""Page docs/config.md, made from the configuration's models.
 
 python -m multas_ray.config_docs > docs/config.md
 """
@@ -16,7 +16,7 @@ INTRO = """# Configuration
 
 One YAML file a run; any value can be set on the command line by its dotted path
 (`python jobs/train.py --config run.yaml optim.lr=0.01`). Unknown keys and values that are not allowed end the job with
-exit code 2 and one line that says what is. This page is made from `multas_ray/config.py`:
+exit code 2 and one line that says what is allowed. This page is made from `multas_ray/config.py`:
 `python -m multas_ray.config_docs > docs/config.md`.
 """
 NAMES = {int: "whole number", float: "number", str: "text"}
@@ -24,15 +24,15 @@ LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def config_page() -> str:
-    """The page as Markdown: a section a part of the tree, a row a field."""
+    """Make the page as Markdown: one section for each part of the tree, one row for each field."""
     parts = [INTRO]
     for path, section, holder in sections("", Config):
         about = f"{_one_line(section.__doc__)} {_one_line(holder.description if holder else None)}".strip()
         parts.append(f"## {path}\n\n{about}\n")
         rows = ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
-        own = {name: field for name, field in section.model_fields.items() if _section_of(field) is None}
+        values = {name: field for name, field in section.model_fields.items() if _section_of(field) is None}
         default = holder.default if holder else None
-        rows += [_row(name, field, getattr(default, name, field.default)) for name, field in own.items()]
+        rows += [_row(name, field, getattr(default, name, field.default)) for name, field in values.items()]
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
 
@@ -40,18 +40,26 @@ def config_page() -> str:
 def sections(
     path: str, section: type[BaseModel], holder: FieldInfo | None = None
 ) -> Iterator[tuple[str, type[BaseModel], FieldInfo | None]]:
-    """The parts of the tree that hold values, by dotted path, each before its own parts, and the field that holds it,
-    whose default may differ from the part's own."""
-    own = [(name, _section_of(field)) for name, field in section.model_fields.items()]
-    if path and any(part is None for _, part in own):
+    """Walk the parts of the tree that hold values, each before the parts inside it.
+
+    Args:
+        path: dotted path of `section`, empty for the whole tree.
+        section: part of the tree to begin with.
+        holder: field that holds `section`.
+
+    Yields:
+        Dotted path, part, and the field that holds it, whose default may differ from the part's.
+    """
+    children = [(name, _section_of(field)) for name, field in section.model_fields.items()]
+    if path and any(part is None for _, part in children):
         yield path, section, holder
-    for name, part in own:
+    for name, part in children:
         if part is not None:
             yield from sections(f"{path}.{name}" if path else name, part, section.model_fields[name])
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The part of the tree that a field holds, None for a value."""
+    """Return the part of the tree that a field holds, None for a value."""
     choices = get_args(field.annotation) or (field.annotation,)
     return next((kind for kind in choices if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
@@ -87,7 +95,7 @@ def _several(annotation: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    """As YAML has it."""
+    """Write a default value as in YAML."""
     if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"
     return (

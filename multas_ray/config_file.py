@@ -1,4 +1,4 @@
-"""Reading a configuration: a YAML file, any value of it overridden by its dotted path, and errors in one line."""
+"""Configurations read from YAML files, any value overridden by its dotted path, with errors of one line."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,17 +14,21 @@ from multas_ray.storage import Location
 def load_config(file: Location | None, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `dotted.path=value` overrides (values are YAML).
 
+    Args:
+        file: YAML file; None: overrides alone.
+        overrides: such as "optim.lr=0.01".
+
     Raises:
-        UserError: one line that names the path, what was given and what is allowed.
+        UserError: a value is missing, unknown or not allowed; names its path, the value and what is allowed.
     """
     return parse_config({} if file is None else read_yaml(file), overrides)
 
 
 def parse_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """Validate a configuration tree, after its overrides, which change it.
+    """Apply overrides to a configuration tree, in place, and validate it.
 
     Raises:
-        UserError: as `load_config`.
+        UserError: see `load_config`.
     """
     try:
         return Config.model_validate(apply_overrides(tree, overrides))
@@ -33,10 +37,10 @@ def parse_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The tree itself, changed by `dotted.path=value`.
+    """Apply `dotted.path=value` overrides to a tree, in place, and return it.
 
     Raises:
-        UserError: one is not of this form, or leads through a value.
+        UserError: an override is not of this form, or its path leads through a value.
     """
     for override in overrides:
         _apply(tree, override)

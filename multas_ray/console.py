@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of runs: progress while they last, a table of their results."""
+"""Progress of runs and jobs on the terminal, and tables of their results."""
 
 import sys
 import threading
@@ -21,27 +21,28 @@ from rich.table import Table
 
 from multas_ray.checkpoint.folder import newest_written
 from multas_ray.config import Config
+from multas_ray.evaluate.scores import HEADLINE
 from multas_ray.report.html import cell, columns_of
 from multas_ray.run_folder import newest_error, read_metrics, read_progress
 from multas_ray.storage import StoragePath
 from multas_ray.terminal import terminal
 
 POLL_S, BUCKET_POLL_S = 1.0, 10.0
+"""Seconds between two looks into a run folder on a local disk and in a bucket."""
 PLAIN_EVERY_S = 30.0
-"""Between two lines where the output is no terminal, such as a job's log."""
+"""Seconds between two lines where the output is no terminal, such as a job's log."""
 PACE = 60
-"""Looks back that the remaining time goes by."""
+"""Number of newest looks from which the remaining time is estimated."""
 CLOCKS_S = 2.0
-"""By how much the clocks of two machines may differ."""
+"""Seconds by which the clocks of two machines may differ."""
 RATE = "throughput/images_per_s"
-HEADLINE = ("det/AP50", "det/AP", "seg/mIoU")
 
 
 @contextmanager
 def follow(configs: Sequence[Config]) -> Iterator[None]:
-    """Show the progress of runs while the block lasts: bars on a terminal, now and then a line elsewhere.
+    """Show the progress of runs inside the block: bars on a terminal, a line from time to time elsewhere.
 
-    It reads files of the runs, so it needs nothing from the workers.
+    Progress is read from the run folders and needs nothing from the workers.
     """
     done = threading.Event()
     show = _bars if sys.stderr.isatty() else _lines
@@ -55,18 +56,18 @@ def follow(configs: Sequence[Config]) -> Iterator[None]:
 
 
 class _Run:
-    """What can be told of a run, since this began to follow it."""
+    """Progress of a run, as its folder shows it."""
 
     def __init__(self, config: Config) -> None:
         self.folder, self.steps = StoragePath(config.train.run), config.train.steps
-        # A machine that writes may have another clock.
+        # Files that are older were written by an earlier job. The writing machine may have another clock.
         self.began = time() - CLOCKS_S
         self.name = self.folder.name
         self.step, self.starting, self.news = 0, "", ""
         self.seen: deque[tuple[float, int]] = deque(maxlen=PACE)
 
     def look(self) -> None:
-        """Read the newest step, what is being started where there is none yet, and in words what was logged last."""
+        """Read the newest step, the part of the run that is being started before it, and the news in words."""
         lines = read_metrics(self.folder)
         progress = read_progress(self.folder, self.began)
         self.starting = progress.get("starting", "")
@@ -86,7 +87,7 @@ class _Run:
         self.news = "  ".join(news)
 
     def left(self) -> str:
-        """How long the remaining steps will take at the pace of late; nothing before a second step was seen."""
+        """Estimate the remaining time from the pace of the newest steps; empty before a second step was seen."""
         if len(self.seen) < 2:
             return ""
         (before, first), (after, last) = self.seen[0], self.seen[-1]
@@ -112,7 +113,7 @@ def _bars(runs: Sequence[_Run], done: threading.Event) -> None:
 
 
 def _lines(runs: Sequence[_Run], done: threading.Event) -> None:
-    told: dict[str, str] = {}
+    printed_lines: dict[str, str] = {}
     printed = monotonic()
     while not _wait(runs, done):
         due = monotonic() - printed >= PLAIN_EVERY_S
@@ -120,23 +121,23 @@ def _lines(runs: Sequence[_Run], done: threading.Event) -> None:
             printed = monotonic()
         for run in runs:
             run.look()
-            if run.starting and run.starting != told.get(run.name):
+            if run.starting and run.starting != printed_lines.get(run.name):
                 print(f"{run.name}: starting {run.starting}", file=sys.stderr, flush=True)
-                told[run.name] = run.starting
+                printed_lines[run.name] = run.starting
             elif due and not run.starting:
                 line = "  ".join(filter(None, (f"{run.name}: step {run.step}/{run.steps}", run.news, run.left())))
-                if line != told.get(run.name) and run.step:
+                if line != printed_lines.get(run.name) and run.step:
                     print(line, file=sys.stderr, flush=True)
-                    told[run.name] = line
+                    printed_lines[run.name] = line
 
 
 def _wait(runs: Sequence[_Run], done: threading.Event) -> bool:
-    """Whether it is over; else it is time to look again, in buckets less often."""
+    """Wait until it is time to look again, in buckets longer. Whether the runs are over."""
     return done.wait(POLL_S if all(run.folder.local for run in runs) else BUCKET_POLL_S)
 
 
 def stopping(config: Config) -> str:
-    """What a run that is being ended says."""
+    """Make the line that a run prints when it is stopped by a signal."""
     run = StoragePath(config.train.run)
     step = newest_written(run)
     taken = max([step, *(line["step"] for line in read_metrics(run)), read_progress(run, 0).get("step", 0)])
@@ -145,24 +146,31 @@ def stopping(config: Config) -> str:
 
 @contextmanager
 def count_up(things: str) -> Iterator[Callable[[int, int], None]]:
-    """Something to tell how many of how many things are done: a bar on a terminal, now and then a line elsewhere."""
+    """Show the progress of a job inside the block: a bar on a terminal, a line from time to time elsewhere.
+
+    Args:
+        things: plural noun of what is counted.
+
+    Yields:
+        A function that takes the number of things done and their total number.
+    """
     columns = (TextColumn(things), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=terminal(stderr=True), disable=not sys.stderr.isatty()) as bars:
         bar = bars.add_task(things, total=None)
-        said = monotonic()
+        printed = monotonic()
 
-        def tell(done: int, total: int) -> None:
-            nonlocal said
+        def advance(done: int, total: int) -> None:
+            nonlocal printed
             bars.update(bar, completed=done, total=total)
-            if bars.disable and monotonic() - said > PLAIN_EVERY_S:
+            if bars.disable and monotonic() - printed > PLAIN_EVERY_S:
                 print(f"{done} of {total} {things}", file=sys.stderr, flush=True)
-                said = monotonic()
+                printed = monotonic()
 
-        yield tell
+        yield advance
 
 
 def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> None:
-    """A table of finished runs: a row each, with their final headline metrics and seconds."""
+    """Print a table of finished runs: one row each, with the final headline metrics and the seconds."""
     table = Table("run", *HEADLINE, "seconds", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -174,7 +182,7 @@ def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = 
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """A table whose columns are the rows' keys."""
+    """Print a table whose columns are the keys of its rows."""
     columns = columns_of(rows)
     table = Table(*columns, title=title)
     for row in rows:

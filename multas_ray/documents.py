@@ -1,4 +1,4 @@
-"""Text, JSON and YAML as people and programs write them, read as data: whatever is wrong with a file is one line."""
+"""Text, JSON and YAML files, read as data: anything wrong with a file is an error of one line."""
 
 import codecs
 import os
@@ -15,16 +15,18 @@ from multas_ray.storage import Location, StoragePath, json_value
 Model = TypeVar("Model", bound=BaseModel)
 
 MOST_NODES, DEEPEST = 100_000, 50
-"""Values of a YAML document and levels of its nesting. Aliases count each time that they stand for something: nine
-lines of them can stand for a billion values."""
+"""Limits of a YAML document: number of values and levels of nesting. An alias counts each time that it is used: nine
+lines of aliases can stand for a billion values."""
 BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 def decode_text(data: bytes, source: object) -> str:
-    """UTF-8, or what a byte order mark says: Notepad writes one before UTF-8, and PowerShell's `>` writes UTF-16.
+    """Decode text as UTF-8, or as its byte order mark says.
+
+    Notepad writes one before UTF-8, and PowerShell's `>` writes UTF-16 with one.
 
     Raises:
-        UserError: it is neither.
+        UserError: the bytes are not text in that encoding.
     """
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), "utf-8")
     try:
@@ -34,10 +36,10 @@ def decode_text(data: bytes, source: object) -> str:
 
 
 def read_text(file: Location) -> str:
-    """A text file.
+    """Read a text file.
 
     Raises:
-        UserError: it cannot be read, or is no text.
+        UserError: the file cannot be read, or is not text.
     """
     place = StoragePath(file)
     try:
@@ -48,10 +50,14 @@ def read_text(file: Location) -> str:
 
 
 def parse_json(text: str, source: object) -> Any:
-    """The value of a JSON document.
+    """Parse a JSON document.
+
+    Args:
+        text: the document.
+        source: name of the document in messages.
 
     Raises:
-        UserError: it is none.
+        UserError: `text` is not JSON.
     """
     try:
         return json_value(text)
@@ -62,22 +68,24 @@ def parse_json(text: str, source: object) -> Any:
 
 
 def read_json(file: Location) -> Any:
-    """The value of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        UserError: it cannot be read, or is no JSON.
+        UserError: the file cannot be read, or is not JSON.
     """
     return parse_json(read_text(file), file)
 
 
 def read_model(file: Location, model: type[Model], read: Callable[[Location], Any] = read_json) -> Model:
-    """A file, checked against its model.
+    """Read a file and validate it.
 
     Args:
+        file: a JSON or YAML file.
+        model: pydantic model of the file.
         read: `read_json` or `read_yaml`.
 
     Raises:
-        UserError: it cannot be read, or is of another form.
+        UserError: the file cannot be read, or does not fit the model.
     """
     try:
         return model.model_validate(read(file))
@@ -86,18 +94,22 @@ def read_model(file: Location, model: type[Model], read: Callable[[Location], An
 
 
 class YamlLoader(yaml.SafeLoader):
-    """Safe YAML of plain values: mappings, lists, strings, numbers, booleans and null, written as in YAML 1.2 (`on` is
-    a word, 1e-3 a number, 010 a ten), and `<<` to merge a mapping into another. Dates, sets and bytes have no use here;
-    they stay words, or are refused."""
+    """Loader of safe YAML: plain values, and `<<` to merge a mapping into another.
+
+    Values are mappings, lists, strings, numbers, booleans and null, written as in YAML 1.2 (`on` is a word, 1e-3 a
+    number, 010 a ten). Dates, sets and bytes have no use here; they stay words, or are refused.
+    """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put what `<<` merges before the mapping's own pairs; of several, the first counts. Not PyYAML's, in which
-        some lines of merges stand for more than fits into memory."""
+        """Put the pairs that `<<` merges before the mapping's other pairs; of several mappings, the first wins.
+
+        Replaces PyYAML's, in which a few lines of merges stand for more than fits into memory.
+        """
         merged: list[tuple[yaml.Node, yaml.Node]] = []
-        own = []
+        direct = []
         for key, value in node.value:
             if key.tag != MERGE:
-                own.append((key, value))
+                direct.append((key, value))
                 continue
             for part in reversed(value.value if isinstance(value, yaml.SequenceNode) else [value]):
                 if not isinstance(part, yaml.MappingNode):
@@ -106,7 +118,7 @@ class YamlLoader(yaml.SafeLoader):
                 merged += part.value
                 if len(merged) > MOST_NODES:
                     raise yaml.constructor.ConstructorError(None, None, "<< merges too much", part.start_mark)
-        node.value = merged + own
+        node.value = merged + direct
 
 
 NULL, BOOLEAN, INTEGER, FLOAT, MERGE = (
@@ -128,7 +140,7 @@ for _tag, (_pattern, _firsts) in PATTERNS.items():
 
 
 def _scalar(tag: str, convert: Any) -> None:
-    """Values of a tag, which may stand there explicitly (`!!int x`), so that the text may be anything."""
+    """Register the constructor of a scalar tag. A tag may be explicit (`!!int x`), so its text may be anything."""
     pattern = re.compile(PATTERNS[tag][0])
 
     def construct(loader: YamlLoader, node: yaml.ScalarNode) -> Any:
@@ -157,10 +169,15 @@ YamlLoader.yaml_constructors = {
 
 
 def parse_yaml(text: str, source: object) -> Any:
-    """The value of a YAML document.
+    """Parse a YAML document.
+
+    Args:
+        text: the document.
+        source: name of the document in messages.
 
     Raises:
-        UserError: it is none, has values of other than plain types, or stands for more than a configuration can be.
+        UserError: `text` is not YAML, has values of other than plain types, or stands for more values than a
+            configuration can have.
     """
     try:
         value = yaml.load(text, YamlLoader)
@@ -188,10 +205,10 @@ def _check_extent(value: Any, source: object) -> None:
 
 
 def read_yaml(file: Location) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """Read a YAML file that holds a mapping; an empty file is an empty mapping.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: the file cannot be read, or holds something else.
     """
     tree = parse_yaml(read_text(file), file)
     if tree is None:
@@ -202,7 +219,7 @@ def read_yaml(file: Location) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """What is wrong with a tree that was to be such a model: one line."""
+    """Explain in one line why a tree does not fit a model."""
     # An unknown key first: it often is the cause of the others, such as a misspelt key that is then missing.
     first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
     path = ".".join(one_line(part, 60) for part in first["loc"]) or "config"

@@ -1,12 +1,15 @@
-"""Exceptions whose message is one line for a human, and the one that lies behind what Ray raises."""
+"""Exceptions whose message is one line for a person, and the root cause of exceptions that Ray wraps."""
 
 LONGEST_LINE, LONGEST_VALUE = 1000, 120
-"""Characters of a message, and of a value that it quotes: the middle of a longer one is left out."""
+"""Largest number of characters of a message, and of a value quoted in it: the middle of a longer one is left out."""
 
 
 def one_line(text: object, longest: int = LONGEST_LINE) -> str:
-    """Text as one line that any terminal, log and JSON file shows: what is not printable is escaped (line ends, control
-    characters, halves of surrogate pairs), and the middle of a longer one left out."""
+    """Make text one line that any terminal, log and JSON file can show.
+
+    Characters that are not printable (line ends, control characters, halves of surrogate pairs) are escaped; of a text
+    of more than `longest` characters the middle is left out.
+    """
     whole = str(text)
     if len(whole) > longest:
         half = longest // 2 - 2
@@ -15,7 +18,7 @@ def one_line(text: object, longest: int = LONGEST_LINE) -> str:
 
 
 def quoted(value: object) -> str:
-    """A value that somebody gave, as a message shows it: Python's own notation in at most some 120 characters."""
+    """Quote a value for a message: Python's notation in about 120 characters at most."""
     try:
         return one_line(repr(value), LONGEST_VALUE)
     except (RecursionError, ValueError):  # lists in lists in lists; a number of thousands of digits
@@ -30,16 +33,15 @@ class _OneLine(Exception):
 class UserError(_OneLine):
     """Unusable arguments, configuration or data.
 
-    Its message is one line for a human: it names the file, key or row, what was found and what is allowed.
-    A job that meets it ends with exit code 2 and that line.
+    The message is one line for a person: it names the file, key or row, the value and what is allowed. The job ends
+    with exit code 2 and that line.
     """
 
 
 class RunError(_OneLine):
-    """A job that cannot go on, and that no restart would help.
+    """Failure of a job that no restart can repair.
 
-    Its message is one line for a human: what happened and where. A job that meets it ends with exit code 1 and that
-    line.
+    The message is one line for a person: what happened and where. The job ends with exit code 1 and that line.
     """
 
 
@@ -48,7 +50,7 @@ WRAPPED = ("cause", "controller_failure", "health_check_failure", "__cause__")
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The exception that a worker raised, behind what Ray wrapped around it."""
+    """Unwrap the exception that a worker raised from the exceptions that Ray wrapped around it."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
@@ -65,6 +67,6 @@ def root_cause(error: BaseException) -> BaseException:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
+    """Return the first line of an exception's message that is not empty."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0].strip() if lines else "no message"

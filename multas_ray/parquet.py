@@ -1,4 +1,4 @@
-"""Parquet files of anybody, read as data: the columns of a contract, in plain types, and nothing else that is there."""
+"""Parquet files from any source, read as data: the columns of a contract, in plain types, and nothing else."""
 
 from collections.abc import Callable, Collection
 from typing import TypeVar
@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.storage import StoragePath
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 VALUES_A_BYTE = 16
-"""The most values of a list column that a byte of a file stands for. Images lie beside them: a file of fewer bytes lies
-itself, and memory would be taken for what it says."""
+"""Largest number of values of list columns per byte of a file. Images lie beside them: a file of fewer bytes has a
+false footer, and memory would be taken for what it claims."""
 
 BYTES_A_BYTE = 1000
-"""The most that a byte of a file unpacks to: images, of which it mostly consists, do not shrink any more."""
+"""Largest number of bytes that a byte of a file unpacks to: it consists mostly of images, which do not shrink
+further."""
 
 types = pa.types
 SAME: tuple[tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], bool], ...]], ...] = (
@@ -25,34 +26,41 @@ SAME: tuple[tuple[Callable[[pa.DataType], bool], tuple[Callable[[pa.DataType], b
     (types.is_integer, (types.is_integer,)),
     (types.is_floating, (types.is_floating,)),
 )
-"""A plain type, and those that other programs write for the same values."""
+"""Predicates of a plain type, and of the types that other programs write for the same values."""
 LISTS = (types.is_list, types.is_large_list, types.is_fixed_size_list)
 
 
 def read_parquet(
     file: StoragePath,
     columns: pa.Schema,
-    read: Callable[[pq.ParquetFile], Found],
+    read: Callable[[pq.ParquetFile], Result],
     *,
     optional: Collection[str] = (),
     group: int | None = None,
-) -> Found:
-    """What `read` takes out of a Parquet file that has these columns, in their types or such as hold the same. Other
-    columns are not looked at; bits that have changed since a file was written with checksums are found.
+) -> Result:
+    """Open a Parquet file, check that it has these columns, and read it.
 
     The types are checked before any value: an Arrow extension type may stand for pickled objects, which run code where
-    a value is looked at in a process that has imported Ray Data.
+    a value is looked at in a process that has imported Ray Data. Bits that have changed since a file was written with
+    checksums are found.
 
     Args:
-        optional: columns that may be missing.
-        group: the row group that is read, and that must be there; default: all.
+        file: the Parquet file.
+        columns: columns that it must have, in these types or others that hold the same values. Other columns of the
+            file are ignored.
+        read: takes values out of the open file.
+        optional: names of columns that may be missing.
+        group: number of the row group that is read, and that must exist; default: all.
+
+    Returns:
+        The result of `read`.
 
     Raises:
-        UserError: the file is broken, or has not these columns.
+        UserError: the file is broken, or lacks columns.
         OSError: there is no such file, or the storage fails.
     """
 
-    def checked(source: pa.NativeFile) -> Found:
+    def checked(source: pa.NativeFile) -> Result:
         try:
             with pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True) as parquet:
                 _check_types(parquet.schema_arrow, file, columns, optional)
@@ -80,32 +88,35 @@ def _unreadable(file: StoragePath, error: Exception) -> UserError:
     return UserError(f"{file}: not a readable Parquet file ({first_line(error)})")
 
 
-def _check_types(found: pa.Schema, file: StoragePath, columns: pa.Schema, optional: Collection[str]) -> None:
+def _check_types(schema: pa.Schema, file: StoragePath, columns: pa.Schema, optional: Collection[str]) -> None:
     for column in columns:
-        places = found.get_all_field_indices(column.name)
+        places = schema.get_all_field_indices(column.name)
         if len(places) > 1:
             raise UserError(f"{file}: has {len(places)} columns '{column.name}'")
-        if places and not holds(found.field(places[0]).type, column.type):
-            shown = quoted(str(found.field(places[0]).type))
+        if places and not holds(schema.field(places[0]).type, column.type):
+            shown = quoted(str(schema.field(places[0]).type))
             raise UserError(f"{file}: column '{column.name}' is of the type {shown}, needed is '{column.type}'")
         if not places and column.name not in optional:
             raise UserError(f"{file}: has no column '{column.name}' ({column.type})")
 
 
-def holds(found: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether values of one type are values of the other too, written otherwise at most."""
+def holds(stored: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether values stored in one type are values of the other type, at most in another encoding."""
     if any(is_list(wanted) for is_list in LISTS):
-        if types.is_fixed_size_list(found) and types.is_fixed_size_list(wanted) and found.list_size != wanted.list_size:
+        fixed = types.is_fixed_size_list(stored) and types.is_fixed_size_list(wanted)
+        if fixed and stored.list_size != wanted.list_size:
             return False
-        return any(is_list(found) for is_list in LISTS) and holds(found.value_type, wanted.value_type)
-    if types.is_dictionary(found) and types.is_string(wanted):
-        found = found.value_type
-    return any(is_wanted(wanted) and any(same(found) for same in others) for is_wanted, others in SAME)
+        return any(is_list(stored) for is_list in LISTS) and holds(stored.value_type, wanted.value_type)
+    if types.is_dictionary(stored) and types.is_string(wanted):
+        stored = stored.value_type
+    return any(is_wanted(wanted) and any(same(stored) for same in others) for is_wanted, others in SAME)
 
 
 def _check_extent(parquet: pq.ParquetFile, size: int, file: StoragePath, columns: pa.Schema, group: int | None) -> None:
-    """Refuse a footer whose rows and bytes a file of so many bytes cannot hold, and, of a whole file, lists of so many
-    values: memory is taken for them."""
+    """Refuse a footer that claims more rows and bytes than a file of this size can hold: memory is taken for them.
+
+    Where the whole file is read, lists with too many values are refused too.
+    """
     footer = parquet.metadata
     if group is not None and group >= footer.num_row_groups:
         raise UserError(f"{file}: has {footer.num_row_groups} row groups, number {group} is gone")
@@ -116,8 +127,8 @@ def _check_extent(parquet: pq.ParquetFile, size: int, file: StoragePath, columns
     lists = [column.name for column in columns if any(is_list(column.type) for is_list in LISTS)]
     if group is not None or not lists:
         return
-    # Goes through their pages a few values at a time. What the footer says of a column is asked only then: some changed
-    # bits of it are an error there, and would end the process here.
+    # Goes through their pages a few values at a time. The footer's entry of a column is read only after that: some
+    # changed bits in it are an error there, and would end the process here.
     parquet.scan_contents(lists)
     places = [n for n in range(len(parquet.schema)) if parquet.schema.column(n).path.partition(".")[0] in lists]
     values = sum(each.column(place).num_values for each in groups for place in places)

@@ -1,4 +1,4 @@
-"""What a configuration comes to on the hardware it runs on."""
+"""Settings of a configuration that depend on the hardware it runs on."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,13 +15,17 @@ Answer = TypeVar("Answer")
 
 
 def resolve_precision(config: Config, resumed: str | None = None) -> Config:
-    """A copy of a configuration whose `train.precision` is a type: of the student, its teachers and their store alike.
+    """Resolve `train.precision`: the type of the student, its teachers and their store alike.
 
-    `auto` becomes what the training workers' device computes in hardware. An explicit bfloat16 that it only emulates is
-    kept, with a line that says what it costs.
+    `auto` becomes a type that the training workers' device computes in hardware. An explicit bfloat16 that the device
+    only emulates stays, and a line says how much slower it is.
 
     Args:
-        resumed: the precision of the run's earlier attempts, which it keeps on other hardware.
+        config: configuration of the run.
+        resumed: precision of the run's earlier attempts, which it keeps on other hardware; None for a new run.
+
+    Returns:
+        A copy of `config`.
 
     Raises:
         UserError: the cluster has no room for a worker.
@@ -45,16 +49,17 @@ def _slowdown_if_emulated(device: torch.device) -> float | None:
 
 
 def _on_worker(config: Config, question: Callable[[torch.device], Answer]) -> Answer:
-    """Ask where the training workers run: on a cluster, a node that has their resources."""
+    """Answer a question about a device where the training workers run: on a cluster, a node with their resources."""
     resources = config.train.resources
     if not on_cluster():
         return question(torch.device("cuda" if resources.gpu and torch.cuda.is_available() else "cpu"))
 
-    # Within a trial of a study or search it would else be put into its own placement group, which has no room for it.
-    @ray.remote(**resources.options(), scheduling_strategy="DEFAULT")
     def ask() -> Answer:
         return question(torch.device("cuda" if ray.get_gpu_ids() else "cpu"))
 
     start_ray()
     check_placement([Ask("train.resources", 1, resources)])
-    return ray.get(ask.remote())
+    # The default strategy: a trial of a study or search runs in a placement group, which has no room for this task.
+    task = ray.remote(**resources.options(), scheduling_strategy="DEFAULT")(ask)
+    answer: Answer = ray.get(task.remote())
+    return answer

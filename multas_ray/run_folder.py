@@ -1,6 +1,24 @@
-"""What a run's folder tells. A killed writer, a full disk or another program may have left anything there: lines that
-are not what a run writes are passed over, and where the rest depends on a file, it is named."""
+"""Contents of a run folder: the names of its files and folders, and readers of the files.
 
+A killed writer, a full disk or another program may have left anything there: lines that a run does not write are
+skipped, and an error names a file that cannot be done without.
+
+    config.yaml       configuration
+    attempts.jsonl    a line for each start: code, versions, data, teachers
+    workers.jsonl     a line for each worker: its node
+    metrics.jsonl     curves
+    bad_steps.jsonl   steps that were not taken, since their loss or gradient was not finite
+    rejected.jsonl    images that could not be used
+    errors.log        failures of workers, which Ray may have repaired
+    progress.json     newest step, or the part of the run that is being started
+    samples/          pictures of predictions, one file an evaluation
+    checkpoints/      checkpoint folders, see multas_ray/checkpoint/folder.py
+    result.json       final and best metrics, once the run is finished
+    report.html       report
+    wandb_id, wandb/  id and files of the run in Weights & Biases
+"""
+
+import re
 from contextlib import suppress
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,60 +31,84 @@ from multas_ray.storage import Location, StoragePath, read_lines
 CONFIG, RESULT, REPORT = "config.yaml", "result.json", "report.html"
 METRICS, ATTEMPTS, WORKERS = "metrics.jsonl", "attempts.jsonl", "workers.jsonl"
 REJECTED, BAD_STEPS, ERRORS = "rejected.jsonl", "bad_steps.jsonl", "errors.log"
-PROGRESS, SAMPLES, WANDB_ID = "progress.json", "samples", "wandb_id"
+PROGRESS, SAMPLES, CHECKPOINTS = "progress.json", "samples", "checkpoints"
+WANDB, WANDB_ID = "wandb", "wandb_id"
 
 Line = TypeVar("Line", bound=BaseModel)
 LARGEST = 1e300
+"""Bound of the numbers that plots and tables can show: a little more is still finite. JSON's integers have no bound."""
 Number = Annotated[int | float, Field(gt=-LARGEST, lt=LARGEST)]
-"""What plots and tables can show: also a little more than it is still finite. JSON's integers have no end."""
 Metrics = dict[str, Number]
+
+
+def checkpoint_name(step: int) -> str:
+    """Path of a step's checkpoint folder inside the run folder."""
+    return f"{CHECKPOINTS}/step_{step:08d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """Step of a checkpoint folder by its name; None for any other name."""
+    match = re.fullmatch(r"step_(\d+)", name)
+    return int(match[1]) if match else None
+
+
+def sample_name(step: int) -> str:
+    """Path of the picture of a step's evaluation inside the run folder."""
+    return f"{SAMPLES}/{step:08d}.png"
+
+
+def is_sample(name: str) -> bool:
+    """Whether a file of the samples folder is the picture of an evaluation, by its name."""
+    return re.fullmatch(r"\d{8}\.png", name) is not None
 
 
 class Result(BaseModel):
     """`result.json` of a finished run."""
 
     final: Metrics
-    """Of the last evaluation."""
+    """Metrics of the last evaluation."""
     best: Metrics
-    """Of the one with the highest score, with its step."""
+    """Metrics of the evaluation with the highest score, and its step."""
     steps: int = Field(ge=0)
     seconds: Number = Field(ge=0)
     checkpoint: str
-    """The best one's folder, from the run's."""
+    """Path of the best checkpoint inside the run folder."""
 
 
 class Code(BaseModel):
-    """What ran."""
+    """Version of the code that ran."""
 
     commit: str | None
+    """Git commit; None if it is not known."""
     digest: str
+    """SHA-256 of the package's source."""
 
 
 class Attempt(BaseModel):
-    """A line of `attempts.jsonl`, one a start; see `describe_attempt`."""
+    """Line of `attempts.jsonl`, one for each start of the run; see `describe_attempt`."""
 
     started: str
     from_step: int
     code: Code
     precision: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of runs before it was written down: None."""
+    """Precision of the attempt; None in runs older than this field."""
     versions: dict[str, str]
     data: dict[str, str]
     teachers: dict[str, str]
 
 
 class Worker(BaseModel):
-    """A line of `workers.jsonl`."""
+    """Line of `workers.jsonl`, one for each worker."""
 
     rank: int
     node: str
 
 
 def read_result(run: Location) -> dict[str, Any] | None:
-    """What a run's result.json holds, see `Result`; None if it has none.
+    """Read a run's result.json, see `Result`; None if there is none.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is not a result.
     """
     file = StoragePath(run) / RESULT
     try:
@@ -76,7 +118,7 @@ def read_result(run: Location) -> dict[str, Any] | None:
 
 
 def read_metrics(run: Location) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl: each with a step, and numbers by name."""
+    """Read a run's metrics.jsonl: lines with a step, and numbers by name."""
     lines = [
         {name: value for name, value in line.items() if type(value) in (int, float) and abs(value) < LARGEST}
         for line in read_lines(StoragePath(run) / METRICS)
@@ -85,31 +127,37 @@ def read_metrics(run: Location) -> list[dict[str, Any]]:
 
 
 def read_attempts(run: Location) -> list[Attempt]:
-    """Every start of a run."""
+    """Read all starts of a run."""
     return _lines_of(StoragePath(run) / ATTEMPTS, Attempt)
 
 
 def read_workers(run: Location) -> list[Worker]:
-    """Where a run's workers are, or have been."""
+    """Read where a run's workers are, or were at its last start."""
     return _lines_of(StoragePath(run) / WORKERS, Worker)
 
 
 def read_progress(run: StoragePath, since: float) -> dict[str, Any]:
-    """What a run's progress.json holds, `step` or `starting`, if it has been written since then (seconds since 1970);
-    else nothing."""
+    """Read a run's progress.json: `step`, or `starting`.
+
+    Args:
+        run: run folder.
+        since: time in seconds since 1970; an older file does not count.
+
+    Returns:
+        Nothing if there is no such file.
+    """
     file = run / PROGRESS
-    found: Any = {}
+    content: Any = {}
     with suppress(OSError, UserError):
         if file.exists() and file.modified() >= since:
-            found = read_json(file)
+            content = read_json(file)
     kinds = {"step": int, "starting": str}
-    if not isinstance(found, dict) or not all(isinstance(value, kinds.get(name, ())) for name, value in found.items()):
-        return {}
-    return found
+    valid = isinstance(content, dict) and all(isinstance(value, kinds.get(name, ())) for name, value in content.items())
+    return content if valid else {}
 
 
 def newest_error(run: StoragePath) -> str:
-    """The headline of the newest entry of a run's errors.log, unless the run has logged metrics since."""
+    """Read the headline of the newest entry of a run's errors.log; empty if the run has logged metrics since."""
     errors, metrics = run / ERRORS, run / METRICS
     if not errors.exists() or (metrics.exists() and metrics.modified() > errors.modified()):
         return ""
@@ -119,8 +167,8 @@ def newest_error(run: StoragePath) -> str:
 
 
 def _lines_of(file: StoragePath, model: type[Line]) -> list[Line]:
-    found = []
+    records = []
     for line in read_lines(file):
         with suppress(ValidationError):
-            found.append(model.model_validate(line))
-    return found
+            records.append(model.model_validate(line))
+    return records

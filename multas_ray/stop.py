@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a job within seconds, whatever it is doing."""
+"""Signals: Ctrl-C and SIGTERM end a job within seconds, whatever it is doing."""
 
 import atexit
 import os
@@ -11,35 +11,36 @@ from time import monotonic, sleep
 from typing import Any
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-WORDS_S = 1.0
-"""How long the words of an answer may take: a bucket that hangs must not keep it back."""
+MESSAGE_S = 1.0
+"""Seconds in which the message must be there: a bucket that hangs must not delay it further."""
 GRACE_S = 5.0
-"""How long W&B may take to write what it has."""
+"""Seconds that W&B has to write its files."""
 
 STOPPING = "stopping"
 GOES_ON = "stopping; the same command goes on from here"
-_words: str | Callable[[], str] = STOPPING
+_message: str | Callable[[], str] = STOPPING
 _stopping = Event()
 
 
-def on_stop(words: str | Callable[[], str]) -> None:
-    """Say what a signal is answered with from now on."""
-    global _words
-    _words = words
+def on_stop(message: str | Callable[[], str]) -> None:
+    """Set the line that answers a signal from now on, or the function that makes it."""
+    global _message
+    _message = message
 
 
 @contextmanager
 def answer_signals() -> Iterator[None]:
-    """While the block lasts, SIGINT and SIGTERM are answered with a line, and end the process and all that it started,
-    with exit code 130 or 143; a second one ends it at once.
+    """Answer SIGINT and SIGTERM inside the block: print a line and end the process and all that it started.
 
-    A thread waits for them. No handler would do: the main thread may sit in Ray's C++, and Ray replaces SIGTERM's
-    handler by one that dumps a stack, Ray Train and Tune that of SIGINT. Runs are whole at any moment, so that nothing
-    has to be brought to an end.
+    The exit code is 130 or 143; a second signal ends the process at once.
+
+    A thread waits for signals. Handlers would not do: the main thread may sit in Ray's C++, Ray replaces SIGTERM's
+    handler by one that dumps a stack, and Ray Train and Tune replace SIGINT's. Runs are whole at any moment, so that
+    nothing has to be finished first.
     """
     on_stop(STOPPING)
     # Threads that are started from now on inherit this.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     over = Event()
     watch = Thread(target=_watch, args=(over,), daemon=True)
     watch.start()
@@ -47,13 +48,13 @@ def answer_signals() -> Iterator[None]:
         yield
     finally:
         if _stopping.is_set():
-            # What fails now does so because its processes are being killed.
+            # Any error now comes from the processes being killed.
             Event().wait()
         over.set()
         assert watch.ident is not None
         signal.pthread_kill(watch.ident, signal.SIGTERM)
         watch.join()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # Ray ends its processes when Python ends, which takes a second or two.
         atexit.register(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
 
@@ -84,7 +85,7 @@ def _stop(signum: int) -> None:
         end = monotonic() + GRACE_S
         _kill_most(raylets)
         restore = "\r\n\x1b[?25h" if os.isatty(terminal) else ""
-        os.write(terminal, f"{restore}{_answer()}\n".encode())
+        os.write(terminal, f"{restore}{_line()}\n".encode())
         while _kill_most(raylets) and monotonic() < end:
             sleep(0.05)
         kill(family())
@@ -93,7 +94,7 @@ def _stop(signum: int) -> None:
 
 
 def _leave_terminal() -> int:
-    """A file descriptor of standard error, which nothing that falls over from now on writes to."""
+    """Return a new file descriptor of standard error, and send all other output of failing code to nowhere."""
     assert sys.__stdout__ is not None
     assert sys.__stderr__ is not None
     with suppress(OSError):
@@ -104,17 +105,20 @@ def _leave_terminal() -> int:
     return terminal
 
 
-def _answer() -> str:
-    told: list[str] = []
-    asking = Thread(target=lambda: told.append(_words() if callable(_words) else _words), daemon=True)
-    asking.start()
-    asking.join(WORDS_S)
-    return told[0] if told else STOPPING
+def _line() -> str:
+    lines: list[str] = []
+    maker = Thread(target=lambda: lines.append(_message() if callable(_message) else _message), daemon=True)
+    maker.start()
+    maker.join(MESSAGE_S)
+    return lines[0] if lines else STOPPING
 
 
 def _kill_most(raylets: list[Any]) -> bool:
-    """Kill what this process has started but for raylets, and for W&B's process, which ends by itself when it has
-    written what it has. Whether any was left."""
+    """Kill the processes that this one started, except raylets and W&B's, which ends itself when its files are written.
+
+    Returns:
+        Whether any process except raylets was left.
+    """
     rest = [process for process in family() if process not in raylets]
     kill(process for process in rest if not _is_named(process, "wandb-core"))
     return bool(rest)
@@ -127,7 +131,7 @@ def _is_named(process: Any, name: str) -> bool:
 
 
 def family() -> list[Any]:
-    """Processes that this one started, and those that they did, but for those that have ended."""
+    """List the living processes that this one started, directly or not."""
     import psutil
 
     alive = []
@@ -139,7 +143,7 @@ def family() -> list[Any]:
 
 
 def kill(processes: Iterable[Any]) -> None:
-    """End processes at once."""
+    """Kill processes, and ignore those that have ended."""
     for process in processes:
         with suppress(Exception):
             process.kill()

@@ -17,22 +17,22 @@ from pyarrow import fs
 
 from multas_ray.errors import UserError, quoted
 
-Location = Union[str, os.PathLike, "StoragePath"]
-"""A local path, or a URI."""
+Location = Union[str, os.PathLike[str], "StoragePath"]
+"""Local path, or URI."""
 
 
 class StoragePath:
-    """A file or folder, used much like `pathlib.Path`. A local one is an `os.PathLike` too."""
+    """Path of a file or folder, used much like `pathlib.Path`. A local one is an `os.PathLike` too."""
 
     def __init__(self, path: Location) -> None:
-        """A file or folder.
+        """Parse a path, and find its filesystem.
 
         Args:
-            path: local, or a URI such as s3://bucket/folder; options of its filesystem may follow as a query
+            path: a local path, or a URI such as s3://bucket/folder; options of its filesystem may follow as a query
                 (?endpoint_override=...). Credentials come from the environment.
 
         Raises:
-            UserError: it is no path, the URI holds credentials, or its filesystem cannot be used.
+            UserError: `path` is not a path, the URI holds credentials, or its filesystem cannot be used.
         """
         self.filesystem: fs.FileSystem
         self.path: str
@@ -53,92 +53,104 @@ class StoragePath:
             self._query = ""
 
     def __truediv__(self, name: str) -> "StoragePath":
+        """Return the path of a file or folder inside this folder."""
         child = StoragePath(self)
         child.path, child._uri = f"{self.path}/{name}", f"{self._uri}/{name}"
         return child
 
     def __str__(self) -> str:
-        """For people to read: without the options of the filesystem."""
+        """Return the path for people to read: without the options of the filesystem."""
         return self._uri
 
     @property
     def uri(self) -> str:
-        """What names it in any process: an absolute local path, or a URI with its options."""
+        """Name that means the same in any process: an absolute local path, or a URI with its options."""
         return self._uri + self._query
 
     def __repr__(self) -> str:
+        """Return the path for debugging."""
         return f"StoragePath({self._uri!r})"
 
     def __eq__(self, other: object) -> bool:
+        """Compare path and filesystem."""
         return isinstance(other, StoragePath) and (self._uri, self.filesystem) == (other._uri, other.filesystem)
 
     def __hash__(self) -> int:
+        """Hash the path."""
         return hash(self._uri)
 
     def __fspath__(self) -> str:
+        """Return the local path.
+
+        Raises:
+            TypeError: the path is not local.
+        """
         if not self.local:
             raise TypeError(f"{self} is not a local path")
         return self.path
 
     @property
     def local(self) -> bool:
-        """Whether it is on a filesystem of this machine."""
+        """Whether the path is on a filesystem of this machine."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """Last part of the path."""
         return self.path.rsplit("/", 1)[-1]
 
     def exists(self) -> bool:
-        """Whether there is a file or folder."""
+        """Whether the file or folder exists."""
         if self.local:
-            # Nor is there one whose name is too long.
+            # Path.exists raises where a name is too long, which simply does not exist.
             return os.path.exists(self.path)  # noqa: PTH110
-        return self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound
+        return bool(self.filesystem.get_file_info(self.path).type != fs.FileType.NotFound)
 
     def modified(self) -> float:
-        """Seconds since 1970 at which it was written last."""
-        return self.filesystem.get_file_info(self.path).mtime_ns / 1e9
+        """Time of the last write in seconds since 1970."""
+        return float(self.filesystem.get_file_info(self.path).mtime_ns / 1e9)
 
     def names(self) -> list[str]:
-        """What a folder holds, sorted; nothing where there is none."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(entry.base_name for entry in found)
+        """List the names in a folder, sorted; none if it does not exist."""
+        entries = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(entry.base_name for entry in entries)
 
     def open(self) -> pa.NativeFile:
-        """The file, for reading and seeking.
+        """Open the file for reading and seeking.
 
         Raises:
-            OSError: there is none, it cannot be read, or it is none that ends: a device, or a pipe.
+            OSError: the file does not exist, cannot be read, or has no end: a device, or a pipe.
         """
         if self.local and not stat.S_ISREG(Path(self.path).stat().st_mode):
             raise OSError("a folder, device or pipe, not a file")
         return self.filesystem.open_input_file(self.path)
 
     def create(self) -> pa.NativeFile:
-        """The file, made anew, for writing; its folder is made too.
+        """Create or truncate the file for writing; its folder is made too.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         self.filesystem.create_dir(self.path.rpartition("/")[0])
         return self.filesystem.open_output_stream(self.path)
 
     def read_bytes(self) -> bytes:
-        """The whole file; errors as `open`."""
+        """Read the whole file; errors as `open`."""
         with self.open() as stream:
-            return stream.read()
+            return bytes(stream.read())
 
     def read_text(self) -> str:
-        """The whole file as UTF-8; errors as `open`."""
+        """Read the whole file as UTF-8; errors as `open`."""
         return self.read_bytes().decode()
 
     @contextmanager
     def writing(self) -> Iterator[pa.NativeFile]:
-        """The file, for writing, which is never seen half written: what was there stays until all is. Errors as
-        `create`."""
-        # Object stores show a file when it is whole.
+        """Open the file for writing so that it is never seen half written: it is replaced at the end of the block.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        # Object stores show a file only when it is whole.
         target = StoragePath(f"{self.path}.{uuid4().hex}.tmp") if self.local else self
         with target.create() as stream:
             yield stream
@@ -155,7 +167,7 @@ class StoragePath:
         self.write_bytes(text.encode())
 
     def append_text(self, text: str) -> None:
-        """Add to a file, or begin one. Where storage cannot append, the whole file is written anew."""
+        """Append to a file, or create it. Where storage cannot append, the whole file is written anew."""
         if self.local:
             Path(self).parent.mkdir(parents=True, exist_ok=True)
             with Path(self).open("a") as stream:
@@ -164,7 +176,7 @@ class StoragePath:
             self.write_text((self.read_text() if self.exists() else "") + text)
 
     def delete(self) -> None:
-        """Delete a file, or a folder with all in it, if there is one."""
+        """Delete the file, or the folder with all that is in it, if it exists."""
         kind = self.filesystem.get_file_info(self.path).type
         if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path)
@@ -173,22 +185,24 @@ class StoragePath:
 
 
 def read_lines(file: StoragePath) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines, none if there is no file. A line that is none, as a kill leaves it that cuts
-    it short, is left out."""
-    found = []
+    """Read the objects of a file of JSON lines; none if there is no file.
+
+    Lines that are not JSON objects are skipped: a killed writer leaves its last line cut short.
+    """
+    values = []
     for line in file.read_bytes().split(b"\n") if file.exists() else ():
         # Not JSON, not UTF-8, or thousands of lists in one another.
         with suppress(ValueError, RecursionError):
-            found.append(json_value(line.decode()))
-    return [each for each in found if isinstance(each, dict)]
+            values.append(json_value(line.decode()))
+    return [value for value in values if isinstance(value, dict)]
 
 
 def json_value(text: str) -> Any:
-    """The value of a JSON document.
+    """Parse a JSON document.
 
     Raises:
-        ValueError: it is none, or spells half a character, which no file can hold.
-        RecursionError: thousands of lists or objects are in one another.
+        ValueError: `text` is not JSON, or escapes half of a surrogate pair, which no file can hold.
+        RecursionError: thousands of lists or objects are nested in one another.
     """
     value = json.loads(text)
     if re.search(r"\\u[dD][89a-fA-F]", text):

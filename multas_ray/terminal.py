@@ -1,4 +1,4 @@
-"""Standard output and error for rich, with names as they are: it would read [brackets] and :words: as its own."""
+"""Consoles of rich on standard output and error, with its markup turned off: names may hold [brackets] and :words:."""
 
 import os
 import sys
@@ -6,11 +6,11 @@ import sys
 from rich.console import Console
 
 WIDE = 160
-"""Columns of a table that goes to no terminal, such as a job's log."""
+"""Width in columns of tables that are not printed to a terminal, such as in a job's log."""
 
 
 def terminal(stderr: bool = False) -> Console:
-    """Where tables and progress are printed."""
+    """Make the console for tables (standard output) or progress (standard error)."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
     return Console(stderr=stderr, width=width, markup=False, emoji=False)

@@ -111,8 +111,8 @@ def test_what_a_network_that_teaches_itself_cannot_have(changes, words):
 
 def test_a_network_that_teaches_itself_is_taught_all_its_tasks():
     config = parse_config(MINIMAL | {"teachers": {"placement": "ema"}, "model": {"tasks": ["seg"]}})
-    assert config.distilled() == ["seg"]
-    assert parse_config(MINIMAL).distilled() == []
+    assert config.distilled_tasks() == ["seg"]
+    assert parse_config(MINIMAL).distilled_tasks() == []
 
 
 def test_words_and_numbers_are_read_as_they_look(tmp_path):

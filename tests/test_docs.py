@@ -57,7 +57,7 @@ def test_shown_trainings_are_configurations(guide):
 
 def test_the_method_names_what_implements_it():
     text = (ROOT / "docs/method.md").read_text()
-    named = re.findall(r"`(\w[\w/]+\.py)`(?::((?:,?\s*`\w+`)+))?", text)
+    named = re.findall(r"`((?:\w+/)+\w+\.py)`(?::((?:,?\s*`\w+`)+))?", text)
     assert len(named) >= 15
     for file, functions in named:
         source = ROOT / "multas_ray" / file

@@ -1,4 +1,4 @@
-"""Checkpoint folders: what is in them, and which one is the newest that is whole. Free of PyTorch.
+"""Checkpoint folders: their files, and the newest whole one of a run. Free of PyTorch.
 
 A checkpoint folder `step_00000123/` holds
     model.safetensors  the network to use: the moving average's weights, student only
@@ -11,7 +11,6 @@ An export is a checkpoint folder too, without state.pt.
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, BinaryIO
 
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 from multas_ray.config import EvaluateConfig, ModelConfig, Task
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError
+from multas_ray.run_folder import CHECKPOINTS, checkpoint_name, checkpoint_step
 from multas_ray.storage import Location, StoragePath
 
 MODEL, STATE, META, MANIFEST = "model.safetensors", "state.pt", "meta.json", "manifest.json"
@@ -38,11 +38,11 @@ class Meta(BaseModel):
     size: int = Field(ge=32, le=2**15)
     """Side of the evaluation input in pixels."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """How boxes are made of the network's outputs, and scored."""
+    """Settings by which boxes are made of the network's outputs and scored."""
     metrics: dict[str, float]
-    """Of the evaluation at this step; empty without one."""
+    """Metrics of the evaluation at this step; empty without one."""
     seconds: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Wall time up to here, start-up and the attempts before this one included."""
+    """Wall time of the run up to this step, start-up and earlier attempts included."""
 
     @property
     def classes(self) -> dict[Task, list[str]]:
@@ -51,20 +51,20 @@ class Meta(BaseModel):
 
 
 class _Manifest(RootModel[dict[Annotated[str, Field(pattern=r"^\w[\w.-]*$")], str]]):
-    """`manifest.json`: SHA-256 by the name of a file of the folder."""
+    """`manifest.json`: SHA-256 of each file of the folder, by its name."""
 
 
 def write_files(folder: StoragePath, files: Mapping[str, Callable[[BinaryIO], object]]) -> None:
-    """Write a checkpoint's files, and last of all the manifest that says what they are.
+    """Write a checkpoint's files, and last of all their manifest.
 
     Args:
-        folder: what is there is replaced.
-        files: by name, what writes it into a stream.
+        folder: checkpoint folder; an existing one is replaced.
+        files: functions that write a file into a stream, by the file's name.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full; nothing is left of it then.
+        OSError: the folder cannot be written, or the disk is full; the folder is deleted then.
     """
-    # What is there is broken: a run goes on from whole checkpoints.
+    # An existing folder is broken: a run resumes from whole checkpoints.
     folder.delete()
     digests = {}
     try:
@@ -74,7 +74,7 @@ def write_files(folder: StoragePath, files: Mapping[str, Callable[[BinaryIO], ob
                 try:
                     write(hashing)  # type: ignore[arg-type]
                 except RuntimeError as error:
-                    # What PyTorch's writer makes of the stream's own error.
+                    # PyTorch's writer raises this in place of the stream's error.
                     raise hashing.error or error from None
             digests[name] = hashing.digest.hexdigest()
         (folder / MANIFEST).write_text(json.dumps(digests, indent=1))
@@ -84,7 +84,7 @@ def write_files(folder: StoragePath, files: Mapping[str, Callable[[BinaryIO], ob
 
 
 class _Hashing:
-    """A stream whose digest is known when all is written."""
+    """Output stream that computes the SHA-256 of its bytes, and remembers its error."""
 
     def __init__(self, stream: pa.NativeFile) -> None:
         self.stream = stream
@@ -94,7 +94,7 @@ class _Hashing:
     def write(self, data: bytes | memoryview) -> int:
         self.digest.update(data)
         try:
-            return self.stream.write(data)
+            return int(self.stream.write(data))
         except OSError as error:
             self.error = error
             raise
@@ -104,7 +104,7 @@ class _Hashing:
 
 
 def read_files(folder: StoragePath, *names: str) -> list[bytes]:
-    """Some of a checkpoint's files, each as the manifest has it.
+    """Read files of a checkpoint, and verify their digests.
 
     Raises:
         UserError: a file is missing, or is not what was written.
@@ -122,7 +122,11 @@ def read_files(folder: StoragePath, *names: str) -> list[bytes]:
 
 
 def verify(folder: StoragePath) -> str | None:
-    """What is wrong with a checkpoint folder, or None if every file is as its manifest says."""
+    """Verify the digests of a checkpoint's files.
+
+    Returns:
+        The problem in words; None if there is none.
+    """
     try:
         for name, digest in _manifest(folder).items():
             with (folder / name).open() as stream:
@@ -134,10 +138,10 @@ def verify(folder: StoragePath) -> str | None:
 
 
 def weights_digest(folder: StoragePath) -> str:
-    """SHA-256 of a checkpoint's network, as its manifest has it.
+    """Read the SHA-256 of a checkpoint's network from its manifest.
 
     Raises:
-        UserError: there is no such manifest.
+        UserError: there is no usable manifest.
     """
     return _manifest(folder)[MODEL]
 
@@ -154,12 +158,16 @@ def _digest(stream: io.IOBase) -> str:
 
 
 def step_folder(run: Location, step: int) -> StoragePath:
-    """Where a run keeps the checkpoint of a step."""
-    return StoragePath(run) / "checkpoints" / f"step_{step:08d}"
+    """Return the folder of a run's checkpoint at a step."""
+    return StoragePath(run) / checkpoint_name(step)
 
 
 def newest_checkpoint(run: Location) -> tuple[StoragePath | None, list[str]]:
-    """The newest checkpoint of a run that verifies, and a line on each newer one that does not."""
+    """Find a run's newest whole checkpoint.
+
+    Returns:
+        Its folder, None if there is none, and a line for the log on each newer checkpoint that is broken.
+    """
     broken: list[str] = []
     for folder in _newest_first(run):
         problem = verify(folder)
@@ -170,28 +178,33 @@ def newest_checkpoint(run: Location) -> tuple[StoragePath | None, list[str]]:
 
 
 def newest_written(run: Location) -> int:
-    """The step of a run's newest checkpoint that has been written to its end, 0 without one. Reads none of it."""
-    return next((int(folder.name[5:]) for folder in _newest_first(run) if (folder / MANIFEST).exists()), 0)
+    """Return the step of a run's newest completely written checkpoint, 0 without one. Its files are not verified."""
+    complete = (checkpoint_step(folder.name) for folder in _newest_first(run) if (folder / MANIFEST).exists())
+    return next(complete, None) or 0
 
 
 def prune(run: Location, keep: int) -> None:
     """Delete a run's checkpoints except the newest `keep` and the best.
 
-    Not left to Ray Train's `num_to_keep`: it deletes a folder that is reported again after a restart, and forgets one
+    Replaces Ray Train's `num_to_keep`, which deletes a folder that is reported again after a restart, and forgets one
     that was written but not registered before a crash.
     """
     folders = list(_newest_first(run))
-    kept = {*folders[:keep], find_checkpoint(run)}
-    for folder in folders:
-        if folder not in kept:
+    best = find_checkpoint(run)
+    for folder in folders[keep:]:
+        if folder != best:
             folder.delete()
 
 
 def find_checkpoint(path: Location) -> StoragePath:
-    """The checkpoint folder that `path` means: itself, or the best whole one of a run folder, else its newest.
+    """Find the checkpoint folder that a path means.
+
+    Args:
+        path: a checkpoint folder, or a run folder: its best whole checkpoint is taken, or the newest if none has been
+            evaluated.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no whole checkpoint.
     """
     folder = StoragePath(path)
     if (folder / META).exists():
@@ -204,7 +217,7 @@ def find_checkpoint(path: Location) -> StoragePath:
 
 
 def _score(checkpoint: StoragePath) -> float:
-    """Of its evaluation; less than any without one, and where nobody can tell."""
+    """Score of a checkpoint's evaluation; -1, less than any score, without one or where meta.json is unusable."""
     try:
         return read_meta(checkpoint).metrics.get("score", -1.0)
     except UserError:
@@ -215,11 +228,11 @@ def read_meta(folder: StoragePath) -> Meta:
     """Read and check `meta.json`.
 
     Raises:
-        UserError: it is missing or not of a network that this version knows.
+        UserError: the file is missing, or describes a network that this version does not know.
     """
     return read_model(folder / META, Meta)
 
 
 def _newest_first(run: Location) -> Iterator[StoragePath]:
-    checkpoints = StoragePath(run) / "checkpoints"
-    return (checkpoints / name for name in reversed(checkpoints.names()) if re.fullmatch(r"step_\d+", name))
+    checkpoints = StoragePath(run) / CHECKPOINTS
+    return (checkpoints / name for name in reversed(checkpoints.names()) if checkpoint_step(name) is not None)

@@ -1,4 +1,4 @@
-"""Networks into checkpoint folders, and out of them."""
+"""Networks and training states, written to checkpoint folders and read from them."""
 
 import io
 import pickle
@@ -19,8 +19,14 @@ from multas_ray.storage import Location, StoragePath
 def write_checkpoint(folder: Location, weights: Mapping[str, Tensor], state: Mapping[str, Any], meta: Meta) -> None:
     """Write a checkpoint folder, its manifest last.
 
+    Args:
+        folder: checkpoint folder; an existing one is replaced.
+        weights: weights of the network to use.
+        state: training state, see `load_state`.
+        meta: description of the network.
+
     Raises:
-        OSError: it cannot be written; nothing is left of it then.
+        OSError: the folder cannot be written; it is deleted then.
     """
     network = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     files: dict[str, Callable[[BinaryIO], object]] = {
@@ -32,10 +38,10 @@ def write_checkpoint(folder: Location, weights: Mapping[str, Tensor], state: Map
 
 
 def load_state(folder: StoragePath, device: torch.device) -> dict[str, Any]:
-    """What `write_checkpoint` got as the state.
+    """Load the training state of a checkpoint: raw weights, optimiser, moving average, scaler.
 
     Raises:
-        UserError: the checkpoint is broken, or holds no such thing.
+        UserError: the checkpoint is broken, or holds no training state.
     """
     (data,) = read_files(folder, STATE)
     state = load_tensors(data, folder / STATE, device)
@@ -45,14 +51,19 @@ def load_state(folder: StoragePath, device: torch.device) -> dict[str, Any]:
 
 
 def load_tensors(data: bytes, source: object, device: torch.device | str = "cpu") -> Any:
-    """What `torch.save` has written: tensors and plain values, and nothing that is run.
+    """Load what `torch.save` wrote, if it holds tensors and plain values only: no code is run.
+
+    Args:
+        data: bytes of the file.
+        source: name of the file in messages.
+        device: device of the tensors.
 
     Raises:
-        UserError: it is something else, or broken.
+        UserError: the data is broken, or holds anything else.
     """
     try:
         return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-    # A broken file brings about whatever PyTorch's reader and unpickler come across.
+    # A broken file can make PyTorch's reader and unpickler raise anything.
     except Exception as error:
         foreign = isinstance(error, pickle.UnpicklingError)
         reason = "other things than tensors and plain values are in it" if foreign else first_line(error)
@@ -60,7 +71,10 @@ def load_tensors(data: bytes, source: object, device: torch.device | str = "cpu"
 
 
 def load_network(path: Location) -> tuple[MultiTaskNet, Meta]:
-    """The network of a checkpoint (see `find_checkpoint`), on the CPU, in evaluation mode.
+    """Load the network of a checkpoint, on the CPU and in evaluation mode.
+
+    Args:
+        path: see `find_checkpoint`.
 
     Raises:
         UserError: there is no checkpoint, its files are broken, or its tensors do not fit the network it describes.
@@ -77,7 +91,7 @@ def load_network(path: Location) -> tuple[MultiTaskNet, Meta]:
         return MultiTaskNet(meta.model.model_copy(update={"pretrained": False}), meta.classes)
 
     try:
-        # Without memory: what the description says may be any number.
+        # On the meta device, which takes no memory: the description may hold any number.
         with torch.device("meta"):
             expected = build().state_dict()
     except (RuntimeError, TypeError, ValueError) as error:
@@ -89,7 +103,12 @@ def load_network(path: Location) -> tuple[MultiTaskNet, Meta]:
 
 
 def load_weights(model: nn.Module, weights: object, source: object) -> None:
-    """Load a state dict that must fit exactly.
+    """Load a state dict that must fit a network exactly.
+
+    Args:
+        model: the network.
+        weights: the state dict.
+        source: name of its file in messages.
 
     Raises:
         UserError: see `check_weights`.
@@ -97,36 +116,50 @@ def load_weights(model: nn.Module, weights: object, source: object) -> None:
     model.load_state_dict(check_weights(model.state_dict(), weights, source))
 
 
-def check_weights(own: Mapping[str, Tensor], weights: object, source: object) -> Mapping[str, Tensor]:
-    """The weights, if they are those of a network with these tensors, and finite.
+def check_weights(expected: Mapping[str, Tensor], weights: object, source: object) -> Mapping[str, Tensor]:
+    """Check that weights are finite and have the names, shapes and types that a network expects.
+
+    Args:
+        expected: state dict of the network.
+        weights: weights to check.
+        source: name of their file in messages.
+
+    Returns:
+        `weights`.
 
     Raises:
         UserError: names the source and the first key that does not fit.
     """
     if not isinstance(weights, Mapping) or not all(isinstance(key, str) for key in weights):
         raise UserError(f"{source}: holds no tensors by name where a network's are needed")
-    for key in sorted(own.keys() | weights.keys()):
+    for key in sorted(expected.keys() | weights.keys()):
         if key not in weights:
-            raise UserError(f"{source}: lacks '{key}' ({len(own.keys() - weights.keys())} tensors missing in all)")
-        if key not in own:
+            missing = len(expected.keys() - weights.keys())
+            raise UserError(f"{source}: lacks '{key}' ({missing} tensors missing in all)")
+        if key not in expected:
             raise UserError(f"{source}: holds {quoted(key)}, which the network has not")
-        check_tensor(weights[key], own[key], f"{source}: '{key}'")
+        check_tensor(weights[key], expected[key], f"{source}: '{key}'")
     return weights
 
 
-def check_tensor(found: object, like: Tensor, name: str) -> None:
-    """Refuse what is no tensor of this one's shape and type, or is not finite.
+def check_tensor(value: object, like: Tensor, name: str) -> None:
+    """Check that a value is a finite tensor of the shape and type of another.
+
+    Args:
+        value: value to check.
+        like: tensor that it must resemble.
+        name: name of the value in messages.
 
     Raises:
-        UserError
+        UserError: names the value and the difference.
     """
-    if not isinstance(found, Tensor) or found.layout != torch.strided or found.is_meta:
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
         raise UserError(f"{name} is no tensor with values")
-    if found.shape != like.shape:
-        raise UserError(f"{name} is {tuple(found.shape)}, the network's {tuple(like.shape)}")
-    if found.dtype != like.dtype:
-        raise UserError(f"{name} is of {_name(found.dtype)}, the network's of {_name(like.dtype)}")
-    if not bool(found.isfinite().all()):
+    if value.shape != like.shape:
+        raise UserError(f"{name} is {tuple(value.shape)}, the network's {tuple(like.shape)}")
+    if value.dtype != like.dtype:
+        raise UserError(f"{name} is of {_name(value.dtype)}, the network's of {_name(like.dtype)}")
+    if not bool(value.isfinite().all()):
         raise UserError(f"{name} has values that are not finite")
 
 

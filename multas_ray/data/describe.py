@@ -1,4 +1,4 @@
-"""What a split holds: rows by task mask, objects and pixels by class, and a choice of rows to look at."""
+"""Description of a split: rows by task mask, objects and pixels by class, and a choice of rows to look at."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ COLUMNS = [name for name in SCHEMA.names if name != "image"]
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Counts of one split. Arrays have an entry a class, those of pixels an entry a mask value (256)."""
+    """Counts of one split. Arrays have one entry a class; those of pixels one entry a mask value (256)."""
 
     rows: dict[TaskMask, int]
-    """By task mask."""
+    """Number of rows by task mask."""
     boxes: np.ndarray
-    """(C_det,) int64: boxes, difficult ones among them."""
+    """(C_det,) int64: boxes, difficult ones included."""
     difficult: np.ndarray
     """(C_det,) int64: difficult boxes."""
     box_images: np.ndarray
@@ -32,17 +32,19 @@ class SplitCounts:
     pixel_images: np.ndarray
     """(256,) int64: images with a pixel of the class."""
     rejected: list[Reject]
-    """Rows that break the data contract; of them only the task mask is counted. Images are not looked at."""
+    """Rows that break the data contract; only their task mask is counted. Images are not decoded."""
 
 
 def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> SplitCounts:
-    """Go through a split once, a row group at a time. Rows that break the data contract are counted apart.
+    """Count rows, objects and pixels of a split, one row group at a time.
 
     Args:
-        advance: called with the number of rows that were counted since the last call.
+        index: index of the split.
+        info: description of the data set.
+        advance: called with the number of rows counted since the last call.
 
     Raises:
-        UserError: a file of it is gone or broken.
+        UserError: a file of the split is missing or broken.
     """
     classes = len(info.det_classes)
     boxes, difficult, box_images = (np.zeros(classes, np.int64) for _ in range(3))
@@ -73,7 +75,17 @@ def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> Sp
 
 
 def choose(index: Index, samples: int, seed: int, masks: Sequence[TaskMask] = TASK_MASKS) -> list[int]:
-    """Draw rows to look at, as equally from these task masks as their numbers allow, grouped by mask."""
+    """Draw rows to look at.
+
+    Args:
+        index: index of the split.
+        samples: number of rows to draw.
+        seed: seed of the choice.
+        masks: task masks to draw from, as equally as their numbers of rows allow.
+
+    Returns:
+        Rows of the index, grouped by mask.
+    """
     generator = np.random.default_rng(seed)
     shuffled = [generator.permutation(index.rows([mask])).tolist() for mask in masks]
     # Turn by turn one row of every mask, until there are enough.

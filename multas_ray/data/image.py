@@ -1,7 +1,7 @@
-"""Encoded images in, pixels out: the one place where the bytes of a file become an image.
+"""Decoding of images: the one place where the bytes of a file become pixels.
 
-What is stored in a data set was decoded here once, by the decoders that training has, so that training does not meet
-what it cannot decode.
+Each image of a data set was decoded here once before it was stored, by the same decoders as in training, so that
+training meets no image that it cannot decode.
 """
 
 import io
@@ -22,38 +22,42 @@ Image.init()
 FORMATS: list[str] = [
     name for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000") if name in Image.OPEN
 ]
-"""Whatever a file's name says. Not all that Pillow knows: EPS, for one, it hands to another program. The pictures of
-several frames that cameras write (MPO) begin with a JPEG and are among those."""
+"""Formats that are read, whatever a file's name says. Pillow knows more: EPS, for example, it gives to another program.
+The pictures of several frames that cameras write (MPO) begin with a JPEG and count as JPEG."""
 MOST_PIXELS = 178_956_970
-"""Of an image: beyond it Pillow, rightly, suspects a small file that is to fill the memory."""
+"""Largest number of pixels of an image: beyond it Pillow suspects a small file made to fill the memory."""
 END_OF_JPEG = b"\xff\xd9"
-# What Pillow thinks of files that it reads all the same.
+# Pillow warns of files that it reads all the same.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An image as a data set holds it."""
+    """Image as a data set stores it."""
 
     data: bytes
-    """An RGB JPEG or PNG of 8 bits, upright."""
+    """Bytes of an upright RGB JPEG or PNG of 8 bits."""
     height: int
     width: int
     orientation: int
-    """EXIF's, 1 to 8, of the file that it was made of: 1 where nothing was turned."""
+    """EXIF orientation of the original file, 1 to 8; 1 where nothing was turned."""
 
     @property
     def file_size(self) -> tuple[int, int]:
-        """Height and width of the file that it was made of, before it was turned."""
+        """Height and width of the original file's image, before it was turned."""
         return (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
 
 
 @contextmanager
 def opened(data: bytes, reason: str = "broken image") -> Iterator[Image.Image]:
-    """An image whose header is read and whose pixels are not.
+    """Open an image: its header is read, its pixels are not.
+
+    Args:
+        data: bytes of the file.
+        reason: reason of the rejection of a broken image.
 
     Raises:
-        Reject: it is broken, here or where its pixels are read inside the block, too large, or of another format.
+        Reject: the image is too large, of another format, or broken; also if its pixels, read inside the block, are.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -67,7 +71,7 @@ def opened(data: bytes, reason: str = "broken image") -> Iterator[Image.Image]:
         raise Reject("too large", f"more than {most} million pixels; cut it into tiles or shrink it") from None
     except UnidentifiedImageError:
         raise Reject(reason, f"{_kind(data)}; readable are {', '.join(FORMATS)}") from None
-    # A corrupt file meets decoders in states they do not expect: SyntaxError, struct.error and more are on record.
+    # A corrupt file can make decoders raise anything: SyntaxError, struct.error and more have been seen.
     except Exception as error:
         raise Reject(reason, str(error) or type(error).__name__) from None
 
@@ -79,10 +83,13 @@ def _kind(data: bytes) -> str:
 
 
 def upright_size(data: bytes) -> tuple[int, int, int]:
-    """Height and width of an image as viewers show it, by its header alone, and EXIF's orientation of the file.
+    """Read the size of an image as viewers show it, from its header alone.
+
+    Returns:
+        Height, width and EXIF orientation of the file, 1 to 8.
 
     Raises:
-        Reject: there is no readable header.
+        Reject: the header is not readable.
     """
     with opened(data) as image:
         turn = _orientation(image)
@@ -90,50 +97,54 @@ def upright_size(data: bytes) -> tuple[int, int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 where there is none, or none that can be read."""
+    """Read the EXIF orientation, 1 to 8; 1 where there is none, or none that can be read."""
     if image.format != "JPEG":
-        # Others may have it behind their pixels, where Pillow looks for it; an error in these is none of EXIF's.
+        # Other formats may store EXIF behind the pixels, where Pillow looks for it. Broken pixels are an error here.
         image.load()
     try:
         turn = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:
-        # What is no EXIF turns nothing, in viewers as here.
+        # Broken EXIF turns nothing, in viewers as here.
         return 1
     return turn if 1 <= turn <= 8 else 1
 
 
 def decode_rgb(data: bytes, *, upright: bool, size: tuple[int, int] | None = None) -> Tensor:
-    """The pixels of an encoded image.
+    """Decode the pixels of an image.
 
     Args:
-        upright: turn it as EXIF says, as viewers do. Images of a data set are upright, whatever their EXIF says.
-        size: height and width that it must have as it is stored: seen before memory is taken for its pixels.
+        data: bytes of the file.
+        upright: whether to turn it as EXIF says, as viewers do. Images of a data set are upright, whatever their EXIF
+            says.
+        size: height and width that the stored image must have, checked before memory is taken for its pixels.
 
     Returns:
         (3, H, W) uint8 RGB.
 
     Raises:
-        Reject: it is broken, too large, of another size, or has no RGB meaning.
+        Reject: the image is broken, too large, of another size, or has no RGB meaning.
     """
     with opened(data) as image:
         _check_size(image, size, "image")
         turn = _orientation(image) if upright else 1
         if image.format == "JPEG" and image.mode in ("RGB", "L") and turn == 1:
-            # The same pixels as Pillow's and 0.3 of 1.1 ms less for 640 x 426. Not for PNGs, on some of which that
-            # one crashes: 30,000 JPEGs with flipped, lost and added bytes were decoded or refused.
+            # The same pixels as Pillow's, and 0.3 of 1.1 ms less for 640 x 426. Not for PNGs, some of which crash
+            # torchvision: 30,000 JPEGs with flipped, lost and added bytes were decoded or refused.
             try:
-                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+                pixels: Tensor = decode_jpeg(encoded, ImageReadMode.RGB)
+                return pixels
             except RuntimeError as error:
-                # Behind the place in its source.
+                # Without the place in torchvision's source, which comes first.
                 raise Reject("broken image", str(error).splitlines()[0].rpartition(", ")[2]) from None
         return torch.from_numpy(np.array(_as_rgb(image if turn == 1 else _turned(image)))).permute(2, 0, 1)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image of Pillow's as viewers show it, in RGB.
+    """Convert a Pillow image to upright RGB, as viewers show it.
 
     Raises:
-        Reject: it has no RGB meaning.
+        Reject: the image has no RGB meaning.
     """
     return _as_rgb(image if _orientation(image) == 1 else _turned(image))
 
@@ -155,16 +166,17 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_labels(data: bytes, *, size: tuple[int, int] | None = None) -> np.ndarray:
-    """The values of an encoded mask: indices of a palette, or grey levels.
+    """Decode the values of a mask: indices of a palette, or grey levels.
 
     Args:
-        size: see `decode_rgb`.
+        data: bytes of the file.
+        size: height and width that the mask must have, checked before memory is taken for its pixels.
 
     Returns:
         (H, W) uint8.
 
     Raises:
-        Reject: it is broken, of another mode, or of another size.
+        Reject: the mask is broken, of another mode, or of another size.
     """
     with opened(data, "broken mask") as image:
         _check_size(image, size, "mask")
@@ -175,21 +187,22 @@ def decode_labels(data: bytes, *, size: tuple[int, int] | None = None) -> np.nda
 
 def _check_size(image: Image.Image, size: tuple[int, int] | None, what: str) -> None:
     if size is not None and (image.height, image.width) != size:
-        found = f"it has {image.width}x{image.height} pixels"
-        raise Reject(f"{what} of another size", f"{found}, its row says {size[1]}x{size[0]}")
+        pixels = f"it has {image.width}x{image.height} pixels"
+        raise Reject(f"{what} of another size", f"{pixels}, its row says {size[1]}x{size[0]}")
 
 
 def to_stored(data: bytes, *, exif: bool = True) -> Stored:
-    """An image for a data set: decoded in full, upright, RGB.
+    """Convert an image for a data set: upright RGB, after it has been decoded in full.
+
+    An upright RGB JPEG or PNG of 8 bits keeps its bytes. Other images are encoded anew: JPEG as JPEG (quality 95), the
+    rest as PNG.
 
     Args:
-        exif: turn it as its EXIF says.
-
-    An RGB JPEG or PNG of 8 bits that stands upright keeps its bytes. Others are encoded anew: JPEG as JPEG (quality
-    95), the rest as PNG.
+        data: bytes of the file.
+        exif: whether to turn the image as its EXIF says.
 
     Raises:
-        Reject: it is broken, too large, or has no RGB meaning.
+        Reject: the image is broken, too large, or has no RGB meaning.
     """
     with opened(data) as image:
         turn = _orientation(image) if exif else 1
@@ -205,10 +218,10 @@ def to_stored(data: bytes, *, exif: bool = True) -> Stored:
 
 
 def _with_end(data: bytes) -> bytes:
-    """A JPEG whose pixels are all there and whose last two bytes are not, with these bytes; any other as it is."""
+    """Append the end marker to a JPEG whose pixels are complete without it; return any other JPEG unchanged."""
     data = data.removesuffix(END_OF_JPEG[:1])
     try:
-        # All is there if the same picture comes out whatever stands in place of what is missing.
+        # The pixels are complete if the decoded image does not depend on the bytes that follow.
         with opened(data + END_OF_JPEG) as one, opened(data + b"\x5a" * 32 + END_OF_JPEG) as other:
             return data + END_OF_JPEG if one.tobytes() == other.tobytes() else data
     except Reject:
@@ -216,19 +229,20 @@ def _with_end(data: bytes) -> bytes:
 
 
 def encode(image: Image.Image, format: str) -> bytes:
-    """The bytes of a JPEG (quality 95) or PNG file."""
+    """Encode an image as JPEG (quality 95) or PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format, **({"quality": 95} if format == "JPEG" else {}))
     return buffer.getvalue()
 
 
 def turn_boxes(boxes: np.ndarray, height: int, width: int, orientation: int) -> np.ndarray:
-    """Boxes of an image as its file stores it, in the pixels of the upright image.
+    """Convert boxes from the frame of an image as its file stores it to that of the upright image.
 
     Args:
-        boxes: (N, 4) x1 y1 x2 y2.
-        height, width: of the file's image.
-        orientation: EXIF's, 1 to 8.
+        boxes: (N, 4) x1 y1 x2 y2 in pixels.
+        height: height of the file's image.
+        width: width of the file's image.
+        orientation: EXIF orientation, 1 to 8.
     """
     x1, y1, x2, y2 = boxes.reshape(-1, 4).T
     if orientation in (2, 3, 7, 8):
@@ -241,7 +255,7 @@ def turn_boxes(boxes: np.ndarray, height: int, width: int, orientation: int) -> 
 
 
 def turn_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
-    """A mask (H, W) of an image as its file stores it, turned as the upright image is."""
+    """Turn a mask (H, W) from the frame of an image as its file stores it to that of the upright image."""
     if orientation in (2, 3, 7, 8):
         mask = mask[:, ::-1]
     if orientation in (3, 4, 6, 7):

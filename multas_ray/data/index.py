@@ -1,4 +1,4 @@
-"""Where each row of a split lies and what it is annotated for: all that a plan needs to know of a data set."""
+"""Index of a split: where each row is stored and which tasks it is annotated for. A plan needs nothing else."""
 
 import hashlib
 import io
@@ -12,34 +12,36 @@ import pyarrow.parquet as pq
 from multas_ray.config import Task
 from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, TaskMask, read_info
 from multas_ray.errors import UserError, first_line
-from multas_ray.parquet import Found, read_parquet
+from multas_ray.parquet import Result, read_parquet
 from multas_ray.storage import StoragePath
 
 
 @dataclass(frozen=True)
 class Index:
-    """The rows of one split, in storage order."""
+    """Rows of one split, in storage order."""
 
     path: str
     """Data set folder."""
     files: tuple[str, ...]
-    """Parquet files, inside the data set's filesystem."""
+    """Paths of the Parquet files in the data set's filesystem."""
     file: np.ndarray
     """(N,) int32: index into `files`."""
     group: np.ndarray
-    """(N,) int32: row group of the file."""
+    """(N,) int32: number of the row group in the file."""
     offset: np.ndarray
-    """(N,) int32: row of the row group."""
+    """(N,) int32: number of the row in the row group."""
     task_mask: np.ndarray
     """(N,) uint8: has_det + 2 * has_seg."""
     digest: str = ""
-    """Of the data set's description and the files' footers, which hold every column's sizes and value ranges."""
+    """SHA-256 of the data set's description and the files' footers, which hold every column's sizes and value
+    ranges."""
     det_classes: int = 0
     """Number of object classes."""
     seg_classes: int = 0
     """Number of pixel classes."""
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.file)
 
     @property
@@ -48,7 +50,7 @@ class Index:
         return {"det": self.det_classes, "seg": self.seg_classes}
 
     def rows(self, masks: Collection[TaskMask]) -> np.ndarray:
-        """(n,) int64: the rows whose task mask is one of these, in storage order."""
+        """Return the rows with one of these task masks: (n,) int64, in storage order."""
         wanted = [TASK_MASKS.index(mask) for mask in masks]
         return np.flatnonzero(np.isin(self.task_mask, wanted))
 
@@ -57,27 +59,31 @@ class Index:
         return self.task_mask & TASK_MASKS.index(task) > 0
 
     def take(self, rows: Sequence[int]) -> "Index":
-        """An index of these rows alone, in this order."""
+        """Return an index of these rows only, in this order."""
         columns = {name: getattr(self, name)[list(rows)] for name in ("file", "group", "offset", "task_mask")}
         return replace(self, **columns)
 
     def shard(self, row: int) -> StoragePath:
-        """The Parquet file of a row."""
+        """Return the Parquet file of a row."""
         root = StoragePath(self.path)
-        return root / self.files[self.file[row]].removeprefix(f"{root.path}/")
+        return root / self.files[int(self.file[row])].removeprefix(f"{root.path}/")
 
     @cached_property
     def block(self) -> np.ndarray:
-        """(N,) int64: number of the row's row group among those of the split."""
+        """(N,) int64: number of the row's row group in the split."""
         change = (np.diff(self.file, prepend=-1) != 0) | (np.diff(self.group, prepend=-1) != 0)
         return np.cumsum(change) - 1
 
 
 def read_index(path: str, split: str) -> Index:
-    """Read the index of a split; of the Parquet files, only the footers and the two task-mask columns.
+    """Read the index of a split. Only the footers and the two task-mask columns of its Parquet files are read.
+
+    Args:
+        path: data set folder.
+        split: name of the split.
 
     Raises:
-        UserError: there is no such split, or a file of it cannot be read or has other columns.
+        UserError: there is no such split, or one of its files cannot be read or has other columns.
     """
     info = read_info(path)
     if split not in info.splits:
@@ -117,8 +123,10 @@ def read_index(path: str, split: str) -> Index:
 
 
 def _task_masks(shard: pq.ParquetFile) -> tuple[np.ndarray, list[int], bytes]:
-    """Every row's task mask, the sizes of the row groups, and the footer. A null is no annotation here; its row is
-    rejected where it is read."""
+    """Read every row's task mask, the sizes of the row groups, and the footer.
+
+    A null counts as no annotation; its row is rejected where it is read.
+    """
     sizes = [shard.metadata.row_group(group).num_rows for group in range(shard.num_row_groups)]
     table = shard.read(columns=["has_det", "has_seg"])
     det, seg = (table[name].fill_null(False).to_numpy().astype(np.uint8) for name in ("has_det", "has_seg"))
@@ -131,8 +139,16 @@ def _task_masks(shard: pq.ParquetFile) -> tuple[np.ndarray, list[int], bytes]:
     return det + 2 * seg, sizes, footer.getvalue()
 
 
-def read_shard(file: StoragePath, read: Callable[[pq.ParquetFile], Found], group: int | None = None) -> Found:
-    """What `read` takes out of a Parquet file of a data set; see `read_parquet`.
+def read_shard(file: StoragePath, read: Callable[[pq.ParquetFile], Result], group: int | None = None) -> Result:
+    """Read a Parquet file of a data set; see `read_parquet`.
+
+    Args:
+        file: the Parquet file.
+        read: takes values out of the open file.
+        group: number of the row group that is read; default: all.
+
+    Returns:
+        The result of `read`.
 
     Raises:
         UserError: the file is broken, or has other columns.

@@ -43,7 +43,8 @@ def _cell(data: memoryview) -> pa.Array:
 def unpack(table: pa.Table) -> list[Any]:
     """The objects of a table made by `pack`; their large arrays are views of its memory."""
     pickled, *arrays = map(_content, table.columns)
-    return pickle.loads(pickled, buffers=arrays)
+    objects: list[Any] = pickle.loads(pickled, buffers=arrays)
+    return objects
 
 
 def _content(column: pa.ChunkedArray) -> pa.Buffer:

@@ -1,11 +1,12 @@
-"""The plan of a run: which rows, augmented how, make up which batch. Pure functions of seed and step, without Ray.
+"""Plan of a run: the rows of each batch, and their augmentation. Pure functions of seed and step, without Ray.
 
-Every step's batch can be computed on its own, so that a run resumes at any step, with any number of workers, and any
-task of the data stream can lay out its chunk by itself.
+Each step's batch can be computed independently, so that a run resumes at any step, with any number of workers, and any
+task of the data stream can compute its own chunk.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from multas_ray.errors import UserError
 
 @dataclass(frozen=True)
 class Part:
-    """One worker's share of one global batch."""
+    """Share of one worker in one global batch."""
 
     step: int
     rank: int
@@ -25,9 +26,9 @@ class Part:
     rows: np.ndarray
     """(b,) int64: rows of the index."""
     epochs: np.ndarray
-    """(b,) int64: how often the row has been seen before."""
+    """(b,) int64: number of times that the row has been seen before."""
     views: np.ndarray
-    """(b,) int64: which of the row's augmentations this is; without stored targets, one an epoch."""
+    """(b,) int64: number of the row's augmentation; without stored targets, that of the epoch."""
     seeds: np.ndarray
     """(b,) uint64: seeds of the rows' augmentation."""
 
@@ -40,19 +41,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are visited in turns of their own."""
+    """Rows with a fixed number of places in each batch and epochs of their own."""
 
     rows: np.ndarray
-    """(n,) int64, in storage order."""
+    """(n,) int64: rows of the index, in storage order."""
     starts: np.ndarray
-    """(g + 1,) int64: where each row group begins in `rows`, and n."""
+    """(g + 1,) int64: position in `rows` at which each row group begins, and n."""
     quota: int
-    """Rows of it in every batch."""
+    """Number of these rows in every batch."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Augmentations that soft targets are stored for: some views of each row, taken in turns, epoch after epoch."""
+    """Augmentations for which soft targets are stored: some views of each row, one an epoch, in turns."""
 
     seed: int
     views: int
@@ -60,7 +61,7 @@ class Replay:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The batches of a training run.
+    """Batches of a training run.
 
     Each group's rows form an endless sequence, epoch after epoch, in which every epoch holds each row once; a batch
     takes the next `quota` rows of each group. An epoch's order is a shuffle of the row groups (of the files), then of
@@ -73,22 +74,20 @@ class Plan:
     steps: int
     sizes: tuple[int, ...]
     window: int
-    """Row groups shuffled together."""
+    """Number of row groups whose rows are shuffled together."""
     multi_scale_steps: int
-    """Steps of random sizes; those after it have the last one."""
+    """Number of steps with random sizes; later steps have the last size."""
     replay: Replay | None = None
-    """Where the augmentations come from if they are not the run's own."""
-    _orders: dict[tuple[int, int], "EpochOrder"] = field(default_factory=dict, repr=False)
+    """Augmentations to repeat; None for those of this run's seed."""
+    _orders: dict[tuple[int, int], "EpochOrder"] = field(default_factory=dict, init=False, repr=False)
 
-    def __reduce__(self) -> tuple:
-        return Plan, (
-            *(self.index, self.groups, self.seed, self.steps, self.sizes, self.window),
-            *(self.multi_scale_steps, self.replay),
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the cache of orders out of the pickle, which is sent to every task of the stream."""
+        return self.__dict__ | {"_orders": {}}
 
     @property
     def batch_size(self) -> int:
-        """Rows of a global batch."""
+        """Number of rows of a global batch."""
         return sum(group.quota for group in self.groups)
 
     @property
@@ -98,28 +97,31 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps in which every row has been seen at least once."""
+        """Number of steps in which every row is seen at least once."""
         return max(len(group.rows) / group.quota for group in self.groups)
 
     def part(self, step: int, rank: int, workers: int) -> Part:
-        """What worker `rank` of `workers` gets at a step: of every group a run of consecutive rows, so that a part
-        needs few reads. The parts of a step differ in size by at most one row."""
-        picked = []
+        """Compute the part of worker `rank` of `workers` in the batch of a step.
+
+        The part has a run of consecutive rows of every group, so that it needs few reads. The parts of a step differ in
+        size by at most one row.
+        """
+        columns = []
         before = 0
         for number, group in enumerate(self.groups):
             # Dealt out like cards, group after group; whoever got one row more comes last in the next group.
             shares = [len(range((turn - before) % workers, group.quota, workers)) for turn in range(workers)]
             first = step * group.quota + sum(shares[:rank])
-            picked.append(self._take(number, np.arange(first, first + shares[rank])))
+            columns.append(self._take(number, np.arange(first, first + shares[rank])))
             before += group.quota
-        rows, epochs = (np.concatenate(column) for column in zip(*picked, strict=True))
+        rows, epochs = (np.concatenate(column) for column in zip(*columns, strict=True))
         drawn = int(mix(self.seed, step, 0x512E) % np.uint64(len(self.sizes)))
         size = self.sizes[drawn] if step < self.multi_scale_steps else self.sizes[-1]
         seed, views = (self.seed, epochs) if self.replay is None else (self.replay.seed, epochs % self.replay.views)
         return Part(step, rank, size, rows, epochs, views, mix(seed, views, rows))
 
     def _take(self, number: int, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and epochs at positions of a group's sequence."""
+        """Return rows and epochs at some positions of a group's endless sequence."""
         group = self.groups[number]
         epochs = position // len(group.rows)
         rows = np.empty_like(position)
@@ -129,7 +131,7 @@ class Plan:
         return rows, epochs
 
     def _order(self, number: int, epoch: int) -> "EpochOrder":
-        """A group's rows in the order of an epoch. Those of the last two epochs of each group are kept."""
+        """Return the order of a group's rows in an epoch. The newest two orders of each group are cached."""
         key = (number, epoch)
         if key not in self._orders:
             self._orders.pop((number, epoch - 2), None)
@@ -138,10 +140,19 @@ class Plan:
 
 
 class EpochOrder:
-    """A group's rows, shuffled: first the row groups, then the rows within windows of some row groups. Worked out
-    window by window, so that a task of the stream does not shuffle a whole data set for one batch."""
+    """Shuffled order of a group's rows: of the row groups, then of the rows within windows of some row groups.
+
+    It is computed one window at a time, so that a task of the stream does not shuffle a whole data set for one batch.
+    """
 
     def __init__(self, group: Group, key: tuple[int, ...], window: int) -> None:
+        """Shuffle the row groups.
+
+        Args:
+            group: rows to shuffle.
+            key: seed of the order.
+            window: number of row groups whose rows are shuffled together.
+        """
         self.group = group
         random = np.random.default_rng(key)
         blocks = len(group.starts) - 1
@@ -154,14 +165,14 @@ class EpochOrder:
         self.last: tuple[int, np.ndarray] = (-1, group.rows[:0])
 
     def rows(self, places: np.ndarray) -> np.ndarray:
-        """The rows at some places of the order, 0..n-1."""
-        found = np.empty_like(places)
+        """Return the rows at some places of the order, 0..n-1."""
+        rows = np.empty_like(places)
         number = np.searchsorted(self.ends, places, side="right")
         for window in np.unique(number):
             here = number == window
             begin = self.ends[window - 1] if window else 0
-            found[here] = self._window(int(window))[places[here] - begin]
-        return found
+            rows[here] = self._window(int(window))[places[here] - begin]
+        return rows
 
     def _window(self, number: int) -> np.ndarray:
         if self.last[0] != number:
@@ -179,7 +190,7 @@ class EpochOrder:
 
 @dataclass(frozen=True, eq=False)
 class EvaluationPlan:
-    """Every row of a split once, in storage order; the last batch may be short, even empty for a worker."""
+    """Batches of an evaluation: every row once, in storage order. The last one may be short, or empty for a worker."""
 
     index: Index
     batch_size: int
@@ -196,7 +207,7 @@ class EvaluationPlan:
         return -(-len(self.index) // self.batch_size)
 
     def part(self, step: int, rank: int, workers: int) -> Part:
-        """What worker `rank` of `workers` gets of a batch."""
+        """Compute the part of worker `rank` of `workers` in a batch."""
         batch = np.arange(step * self.batch_size, min((step + 1) * self.batch_size, len(self.index)))
         rows = np.array_split(batch, workers)[rank]
         nothing = np.zeros_like(rows)
@@ -216,18 +227,22 @@ def lay_plan(
     multi_scale_until: float = 1.0,
     replay: Replay | None = None,
 ) -> Plan:
-    """The plan of a run over the rows that can teach it something.
+    """Lay the plan of a run over the rows that its losses can use.
 
     Args:
-        usable: task masks of rows that some loss can use; others are left out.
-        mixing: rows of each task mask in a batch, or None for their natural proportions.
-        sizes: sides of the square images in pixels, one a batch.
-        window: row groups shuffled together.
-        multi_scale_until: part of the steps after which all batches have the last size.
-        replay: augmentations to take instead of the run's own.
+        index: index of the training split.
+        usable: task masks of rows that some loss can use; other rows are left out.
+        mixing: number of rows of each task mask in a batch; None for their natural proportions.
+        batch_size: number of rows of a batch; used without `mixing`.
+        steps: number of batches.
+        seed: seed of the order, the sizes and the augmentation.
+        sizes: sides of the square images in pixels, one of them for each batch.
+        window: number of row groups whose rows are shuffled together.
+        multi_scale_until: fraction of the steps after which all batches have the last size.
+        replay: augmentations to repeat instead of those of `seed`.
 
     Raises:
-        UserError: no usable row, or a quota for rows that are absent or useless.
+        UserError: no row is usable, or `mixing` names rows that are absent or not usable.
     """
     if mixing is None:
         rows = index.rows(usable)
@@ -251,7 +266,7 @@ def _group(index: Index, rows: np.ndarray, quota: int) -> Group:
 
 
 def mix(seed: int, a: int | np.ndarray, b: int | np.ndarray) -> np.ndarray:
-    """uint64 hash of three integers (broadcast), by SplitMix64's finaliser: nearby inputs give unrelated seeds."""
+    """Hash three integers (broadcast) to uint64 by SplitMix64's finaliser: nearby inputs give unrelated seeds."""
     state = np.asarray(seed, np.uint64)
     with np.errstate(over="ignore"):
         for value in (a, b):

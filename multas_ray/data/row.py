@@ -1,4 +1,4 @@
-"""One image with its annotation as a reader found it, and the checks that make it a row of a data set."""
+"""Row of a data set: one image with its annotation as a reader delivers it, and the checks that it must pass."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,47 +14,48 @@ from multas_ray.data.schema import IGNORE, TASK_MASKS, TaskMask
 
 @dataclass
 class Row:
-    """One image as a reader found it: nothing in it is checked yet."""
+    """One image with its annotation as a reader delivers it: nothing is checked yet."""
 
     image_id: str
     image: bytes
-    """The encoded file."""
+    """Bytes of the encoded file."""
     height: int | None
-    """As the annotation states it, in pixels; None: it does not say."""
+    """Height in pixels as the annotation states it; None if it does not."""
     width: int | None
+    """Width in pixels as the annotation states it; None if it does not."""
     has_det: bool = False
     has_seg: bool = False
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
-    """(N, 4) float32, x1 y1 x2 y2 in pixels, continuous."""
+    """(N, 4) float32: boxes x1 y1 x2 y2 in pixels, continuous."""
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    """(N,) int32."""
+    """(N,) int32: class of each box."""
     difficult: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    """(N,) bool."""
+    """(N,) bool: boxes that are not scored and not penalised."""
     mask: np.ndarray | None = None
-    """(H, W) uint8 class ids, where has_seg."""
+    """(H, W) uint8: class ids of the pixels; None where has_seg is false."""
     notes: Counter[str] = field(default_factory=Counter)
-    """What was mended, left out or taken for something, to be counted over a split: phrase -> number of objects."""
+    """Repairs, omissions and assumptions, counted over a split: phrase -> number of objects."""
     exif: bool = True
-    """Whether the image is turned as its EXIF says. Those of a data set are upright already."""
+    """Whether to turn the image as its EXIF says. Images of a data set are upright already."""
 
     @property
     def task_mask(self) -> TaskMask:
-        """What the row is annotated for."""
+        """Tasks that the row is annotated for."""
         return TASK_MASKS[self.has_det + 2 * self.has_seg]
 
     def only(self, task: Task | None) -> "Row":
-        """The row without the annotation of every task but this one."""
-        kept = replace(self)
+        """Return the row with the annotation of one task only, or of none."""
+        row = replace(self)
         if task != "seg":
-            kept.has_seg, kept.mask = False, None
+            row.has_seg, row.mask = False, None
         if task != "det":
-            kept.has_det = False
-            kept.boxes, kept.labels, kept.difficult = self.boxes[:0], self.labels[:0], self.difficult[:0]
-        return kept
+            row.has_det = False
+            row.boxes, row.labels, row.difficult = self.boxes[:0], self.labels[:0], self.difficult[:0]
+        return row
 
 
 def attempt(image_id: str, read: Callable[[], Row]) -> Row | Reject:
-    """Read a row; where that fails, the reason takes its place."""
+    """Read a row. If it cannot be used, the reason, with the image's id, is returned in its place."""
     try:
         return read()
     except Reject as reject:
@@ -62,16 +63,19 @@ def attempt(image_id: str, read: Callable[[], Row]) -> Row | Reject:
 
 
 def check_row(row: Row, det_classes: int, seg_classes: int) -> Row:
-    """A row that keeps the data contract: its image upright, its annotation turned with it where that was made on the
-    image as its file lies, and its boxes inside the image. What was mended is among its notes.
+    """Make a row that keeps the data contract: upright image, boxes inside it, known classes.
+
+    An annotation that was made on the image as its file stores it is turned upright with the image. Repairs are added
+    to the row's notes.
 
     Args:
-        row: as read.
+        row: row as read.
         det_classes: number of object classes.
-        seg_classes: number of pixel classes, with background.
+        seg_classes: number of pixel classes, background included.
 
     Raises:
-        Reject: the row breaks the contract in a way that cannot be mended.
+        Reject: the row breaks the contract in a way that cannot be repaired.
+        ValueError: annotation and task mask contradict each other.
     """
     if row.has_seg != (row.mask is not None) or (len(row.boxes) and not row.has_det):
         raise ValueError(f"{row.image_id}: annotation and task mask contradict each other")
@@ -85,8 +89,11 @@ def check_row(row: Row, det_classes: int, seg_classes: int) -> Row:
 
 
 def _turned(row: Row, image: Stored) -> Row:
-    """The annotation in the frame of the upright image. One that fits both frames, as of a square image, was made on
-    the upright one, which is what nearly all tools show."""
+    """Turn the annotation into the frame of the upright image.
+
+    An annotation that fits both frames, as of a square image, is taken to be made on the upright image, which nearly
+    all tools show.
+    """
     upright, filed = (image.height, image.width), image.file_size
     turned = replace(row, notes=row.notes + Counter({"images turned upright with their annotation": 1}))
     stated = (upright[0] if row.height is None else row.height, upright[1] if row.width is None else row.width)
@@ -101,14 +108,13 @@ def _turned(row: Row, image: Stored) -> Row:
     return turned if boxes_too or mask_too else row
 
 
-def _sizes(found: tuple[int, ...], image: Stored) -> str:
-    own = f"the image has {image.width}x{image.height}"
+def _sizes(stated: tuple[int, ...], image: Stored) -> str:
     turned = " (its file is turned by EXIF)" if image.file_size != (image.height, image.width) else ""
-    return f"{found[1]}x{found[0]}, {own}{turned}"
+    return f"{stated[1]}x{stated[0]}, the image has {image.width}x{image.height}{turned}"
 
 
 def _clipped(row: Row, height: int, width: int) -> Row:
-    """The row with its boxes clipped to the image, without those that are no boxes of it."""
+    """Clip a row's boxes to the image, and drop those that are inverted, empty or outside."""
     boxes = row.boxes.astype(np.float32).reshape(-1, 4)
     if not np.isfinite(boxes).all():
         raise Reject("broken box", f"{boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}: not numbers")
@@ -117,13 +123,13 @@ def _clipped(row: Row, height: int, width: int) -> Row:
     inverted = (x2 < x1) | (y2 < y1)
     empty = ~inverted & ((x2 == x1) | (y2 == y1))
     keep = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-    found = {
+    repairs = {
         "boxes clipped at the image's edge": keep & (clipped != boxes).any(axis=1),
         "boxes dropped: without area": empty,
         "boxes dropped: inverted": inverted,
         "boxes dropped: outside their image": ~keep & ~inverted & ~empty,
     }
-    notes = row.notes + Counter({name: int(which.sum()) for name, which in found.items()})
+    notes = row.notes + Counter({name: int(which.sum()) for name, which in repairs.items()})
     return replace(row, boxes=clipped[keep], labels=row.labels[keep], difficult=row.difficult[keep], notes=notes)
 
 

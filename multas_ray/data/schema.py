@@ -1,4 +1,4 @@
-"""The one definition of a data set on disk: a folder with `dataset.json` and Parquet shards a split."""
+"""Format of a data set on disk: a folder with `dataset.json` and a folder of Parquet files for each split."""
 
 from collections import Counter
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ from multas_ray.storage import StoragePath
 
 SCHEMA_VERSION = 1
 IGNORE = 255
-"""Mask value of a pixel that no loss and no metric looks at."""
+"""Mask value of a pixel that is ignored by all losses and metrics."""
 
 SCHEMA = pa.schema(
     [
@@ -29,15 +29,15 @@ SCHEMA = pa.schema(
         pa.field("mask", pa.binary(), nullable=True),
     ]
 )
-"""Columns of a shard (docs/data.md): boxes are x1 y1 x2 y2 in pixels, continuous; labels are 0..C_det-1; `mask` is a
-PNG of uint8 class ids, 255 = ignore, null where has_seg is false."""
+"""Columns of a Parquet file (docs/data.md): boxes are x1 y1 x2 y2 in pixels, continuous; labels are 0..C_det-1; `mask`
+is a PNG of uint8 class ids, 255 = ignore, null where has_seg is false."""
 MAY_BE_MISSING = ("difficult", "mask")
-"""Columns that a shard without difficult boxes, or without masks, need not have."""
+"""Columns that a file without difficult boxes, or without masks, need not have."""
 
 TaskMask = Literal["det", "seg", "both", "none"]
-"""What a row is annotated for."""
+"""Tasks that a row is annotated for."""
 TASK_MASKS: tuple[TaskMask, ...] = ("none", "det", "seg", "both")
-"""Indexed by has_det + 2 * has_seg."""
+"""All task masks, indexed by has_det + 2 * has_seg."""
 
 
 def tasks_of(mask: TaskMask) -> set[Task]:
@@ -64,21 +64,22 @@ Rows = Annotated[int, Field(ge=0)]
 
 
 class DatasetInfo(BaseModel):
-    """`dataset.json`."""
+    """Content of `dataset.json`."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str
     schema_version: int = SCHEMA_VERSION
     det_classes: ClassNames
-    """Object classes; index = label."""
+    """Object classes; the index is the label."""
     seg_classes: Annotated[ClassNames, Field(max_length=IGNORE)]
-    """Pixel classes, with `background` first if there is one; index = mask value, below `IGNORE`."""
+    """Pixel classes, `background` first if there is one; the index is the mask value, below `IGNORE`."""
     splits: dict[Split, dict[TaskMask, Rows]] = Field(default_factory=dict)
-    """Rows of each split by task mask."""
+    """Number of rows of each split by task mask."""
     source: str = ""
+    """Origin of the images and annotations."""
     command: str = ""
-    """The command line that made it."""
+    """Command line that made the data set."""
 
     @property
     def classes(self) -> dict[Task, list[str]]:
@@ -98,13 +99,13 @@ def read_info(path: str) -> DatasetInfo:
     """Read and check `dataset.json` of a data set folder.
 
     Raises:
-        UserError: it is missing, not JSON, of another schema version, or has wrong fields.
+        UserError: the file is missing, not JSON, of another schema version, or has wrong fields.
     """
     file = StoragePath(path) / "dataset.json"
     try:
-        there = file.exists()
+        exists = file.exists()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
-    if not there:
+    if not exists:
         raise UserError(f"{path}: no data set here (dataset.json is missing); make one with jobs/prepare.py")
     return read_model(file, DatasetInfo)

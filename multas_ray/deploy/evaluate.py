@@ -21,7 +21,7 @@ from multas_ray.deploy.predictor import Predictor
 from multas_ray.deploy.workers import ONE, Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import add, computed, new_metrics, predict
-from multas_ray.evaluate.scores import TASK_SCORES, score
+from multas_ray.evaluate.scores import TASK_METRIC, score
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.ray_setup import data_tasks
 from multas_ray.report.html import class_table, metric_table, report_page
@@ -160,7 +160,7 @@ class Scorer:
 
 def image_score(metrics: dict[str, float]) -> float:
     """The mean of one image's own det/AP and seg/mIoU, of the tasks that it can be scored for; NaN without any."""
-    values = [metrics[key] for key in TASK_SCORES if key in metrics]
+    values = [metrics[key] for key in TASK_METRIC.values() if key in metrics]
     return sum(values) / len(values) if values else float("nan")
 
 

@@ -1,4 +1,4 @@
-"""Where images to predict on come from: a folder, a glob, Parquet files, or a data set."""
+"""Sources of images to predict on: a folder, a glob, Parquet files, or a data set."""
 
 import glob
 import os
@@ -18,6 +18,7 @@ from multas_ray.deploy.outputs import safe_name
 from multas_ray.deploy.workers import CPUS_PER_TASK
 from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.formats.files import Folder, image_ids
+from multas_ray.parquet import holds
 from multas_ray.storage import StoragePath
 
 OTHERS = (
@@ -25,11 +26,11 @@ OTHERS = (
     ".zip", ".tar", ".gz", ".npy", ".npz", ".pt", ".pth", ".onnx", ".safetensors", ".mp4", ".mov", ".avi", ".mkv",
     ".db", ".ds_store", ".parquet",
 )  # fmt: skip
-"""Ends of the names of files that are not tried as images. All others are: names lie, and new formats come."""
+"""Endings of the names of files that are not tried as images. All others are: names lie, and new formats come."""
 COLUMNS = ["image_id", "image"]
-"""Of a Parquet file: a name, and the encoded image (Hugging Face's {bytes, path} too)."""
+"""Columns of a Parquet file: a name, and the encoded image (also as Hugging Face's {bytes, path})."""
 ROWS = 16
-"""Of a Parquet file that are read at a time."""
+"""Number of rows of a Parquet file that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +38,31 @@ class Images:
     """Images to predict on."""
 
     rows: ray.data.Dataset
-    """`image_id` with either `image` (encoded bytes) and `problem` (why there are none), or `path` (where they are) and
-    `file_name` (the path below the source)."""
+    """Rows with `image_id` and either `image` (encoded bytes) and `problem` (the reason where there are none), or
+    `path` (file of the image) and `file_name` (its path below the source)."""
     count: int
+    """Number of images."""
     left_out: list[Reject] = field(default_factory=list)
     """Files that are not tried."""
 
 
 def find_images(source: str, split: str, follow_links: bool = False) -> Images:
-    """The images of a source.
+    """Find the images of a source.
 
     Args:
         source: a folder that is searched with its subfolders, a glob, an image, Parquet files (a file, a folder or a
             glob) with columns `image_id` and `image`, or a data set folder.
-        split: of a data set.
+        split: split of a data set.
         follow_links: whether links may lead out of the folder.
 
     Raises:
-        UserError: there are none, or two have one name.
+        UserError: there are no images, or two have the same name.
     """
     left_out: list[Reject] = []
     if glob.has_magic(source) and "://" not in source and not _exists(source):
         # Not pathlib: it takes no absolute pattern.
-        base, found = _base(source), sorted(glob.glob(source, recursive=True))  # noqa: PTH207
-        paths = [StoragePath(name) for name in found if Path(name).is_file()]
+        base, matches = _base(source), sorted(glob.glob(source, recursive=True))  # noqa: PTH207
+        paths = [StoragePath(name) for name in matches if Path(name).is_file()]
     elif (StoragePath(source) / "dataset.json").exists():
         if split not in read_info(source).splits:
             raise UserError(f"{source}: no split {quoted(split)}; it has {', '.join(read_info(source).splits)}")
@@ -101,7 +103,7 @@ def _from_parquet(shards: list[StoragePath], left_out: list[Reject]) -> Images:
         ids += names
         groups += [{"path": shard.uri, "group": group} for group in range(count)]
     check_names(ids, ", ".join(map(str, shards[:3])))
-    # Not by Ray Data's reader, which ends the job, in hundreds of lines, where one page of a file is broken.
+    # Ray Data's own reader would end the job, in hundreds of lines, where one page of a file is broken.
     rows = ray.data.from_items(groups).map_batches(
         read_groups, batch_size=1, batch_format="pyarrow", num_cpus=CPUS_PER_TASK
     )
@@ -109,7 +111,10 @@ def _from_parquet(shards: list[StoragePath], left_out: list[Reject]) -> Images:
 
 
 def read_names(shard: StoragePath) -> tuple[list[str], int]:
-    """Names of the images of a Parquet file, and its number of row groups; nulls are told row by row, later.
+    """Read the names of the images of a Parquet file.
+
+    Returns:
+        Names that are not null, and the number of row groups. Nulls are rejected row by row, later.
 
     Raises:
         UserError: the file is broken, or has other columns.
@@ -119,14 +124,22 @@ def read_names(shard: StoragePath) -> tuple[list[str], int]:
             _check_columns(parquet.schema_arrow, shard)
             names = _names(parquet.read(columns=["image_id"]))
             return [name for name in names if name is not None], parquet.num_row_groups
-    # A ValueError: text that is no UTF-8.
+    # A ValueError: text that is not UTF-8.
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{shard}: not a readable Parquet file ({first_line(error)})") from None
 
 
 def read_groups(groups: pa.Table) -> Iterator[pa.Table]:
-    """The rows of some row groups, `path` and `group`, a few at a time: see `Images.rows`. Where one cannot be read to
-    its end, the rows that are left have a `problem` in place of their image."""
+    """Read some row groups, a few rows at a time.
+
+    Where a row group cannot be read to its end, its remaining rows have a `problem` in place of their image.
+
+    Args:
+        groups: columns `path` and `group`.
+
+    Yields:
+        Tables with the columns of `Images.rows`.
+    """
     for item in groups.to_pylist():
         shard, group, done = StoragePath(item["path"]), item["group"], 0
         try:
@@ -155,15 +168,17 @@ def _encoded(rows: pa.RecordBatch) -> list[bytes | None]:
 
 
 def _check_columns(schema: pa.Schema, shard: StoragePath) -> None:
-    """Refuse other columns than a name and an image, before a value is read: a value of an extension type may be a
-    program in disguise."""
-    columns = {field.name: field.type for field in schema}
+    """Check that a file has a name and an image, before a value is read.
+
+    A value of an extension type may be a program in disguise.
+    """
+    columns = {column.name: column.type for column in schema}
     name, image = (columns.get(column, pa.null()) for column in COLUMNS)
     if pa.types.is_dictionary(name):
         name = name.value_type
     if pa.types.is_struct(image):
         image = next((part.type for part in image if part.name == "bytes"), pa.null())
-    if not (_is_text(name) or pa.types.is_integer(name)) or not _is_binary(image):
+    if not (holds(name, pa.string()) or pa.types.is_integer(name)) or not holds(image, pa.binary()):
         has = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
         raise UserError(
             f"{shard}: has columns {has}; image_id (a string or a whole number) and image (binary, or a struct with "
@@ -171,16 +186,12 @@ def _check_columns(schema: pa.Schema, shard: StoragePath) -> None:
         )
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
 def check_names(ids: Sequence[str], source: str) -> None:
-    """Refuse names of which one image's files would overwrite another's."""
+    """Check that no two images would be written to the same file, and none to a folder of others.
+
+    Raises:
+        UserError: names the images.
+    """
     files: dict[str, str] = {}
     for image_id in ids:
         name = safe_name(image_id) + ".png"
@@ -198,7 +209,7 @@ def check_names(ids: Sequence[str], source: str) -> None:
 
 
 def _files(place: StoragePath, follow_links: bool, left_out: list[Reject]) -> list[StoragePath]:
-    """A file, or all of a folder and its subfolders, in order of their names."""
+    """List a file, or all files of a folder and its subfolders, sorted by name."""
     kind = place.filesystem.get_file_info(place.path).type
     if kind == fs.FileType.File:
         return [place]
@@ -210,25 +221,25 @@ def _files(place: StoragePath, follow_links: bool, left_out: list[Reject]) -> li
 
 
 def _local_files(root: Path, follow_links: bool, left_out: list[Reject]) -> list[str]:
-    """Names of a folder's regular files; what cannot be read is put among those left out."""
+    """List the names of a folder's regular files; files that cannot be read are added to `left_out`."""
     folder = Folder(root, follow_links)
-    found = []
+    names = []
     for parent, _, files in os.walk(root):
         for file in files:
             name = str((Path(parent) / file).relative_to(root))
             try:
                 folder.check(name)
                 name.encode()
-                found.append(name)
+                names.append(name)
             except Reject as reject:
                 left_out.append(Reject(reject.reason, reject.detail, one_line(name)))
             except UnicodeEncodeError:
                 left_out.append(Reject("not tried", "its name is not UTF-8: rename it", one_line(name)))
-    return sorted(found)
+    return sorted(names)
 
 
 def _base(pattern: str) -> str:
-    """The folder of a pattern below which its matches differ."""
+    """Return the longest folder of a glob pattern without wildcards."""
     fixed: list[str] = []
     for part in PurePosixPath(pattern).parts[:-1]:
         if glob.has_magic(part):
@@ -238,5 +249,5 @@ def _base(pattern: str) -> str:
 
 
 def _below(path: StoragePath, base: StoragePath) -> str:
-    """A file's path below the base."""
+    """Return a file's path below the base."""
     return path.path.removeprefix(f"{base.path}/") if path.path != base.path else path.name

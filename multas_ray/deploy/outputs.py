@@ -1,4 +1,4 @@
-"""What predictions are written as: COCO JSON, label PNGs with the VOC palette, overlays."""
+"""Files that predictions are written to: COCO JSON, label PNGs with the VOC palette, overlays."""
 
 import hashlib
 import io
@@ -19,13 +19,13 @@ from multas_ray.report.pictures import Palette, with_legend
 from multas_ray.storage import StoragePath
 
 LARGEST_OVERLAY = 1024
-"""Pixels: a longer image is shrunk for its overlay."""
+"""Longest side of an overlay in pixels: a larger image is shrunk."""
 LONGEST_NAME = 200
-"""Bytes of a file's name: file systems take 255, with what is added to it."""
+"""Largest number of bytes of a file's name. File systems take 255, with the ending that is added to it."""
 
 
 def label_png(mask: np.ndarray) -> bytes:
-    """A (H, W) uint8 mask of class ids as a palette PNG."""
+    """Encode a (H, W) uint8 mask of class ids as a palette PNG."""
     image = Image.fromarray(mask, "P")
     image.putpalette(voc_palette().tobytes())
     stream = io.BytesIO()
@@ -33,14 +33,21 @@ def label_png(mask: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def overlay_png(image: Tensor, found: Annotation, palette: Palette, score: float) -> bytes:
-    """The image (3, H, W) uint8 with boxes of this score and up, their classes and scores, the tinted mask, and beneath
-    it the colours of the classes that are there."""
-    return encode_png(with_legend(draw_found(image, found, palette, score, LARGEST_OVERLAY), palette)).numpy().tobytes()
+def overlay_png(image: Tensor, prediction: Annotation, palette: Palette, score: float) -> bytes:
+    """Draw a prediction over its image, with a legend of the classes, and encode it as PNG.
+
+    Args:
+        image: (3, H, W) uint8.
+        prediction: boxes, with classes and scores, and mask.
+        palette: colours of the classes.
+        score: least score of a box that is drawn.
+    """
+    overlay = draw_found(image, prediction, palette, score, LARGEST_OVERLAY)
+    return bytes(encode_png(with_legend(overlay, palette)).numpy())
 
 
 def safe_name(image_id: str) -> str:
-    """An image's name as a relative path that stays below its folder and that file systems take."""
+    """Make an image's name a relative path that stays inside its folder and that file systems accept."""
     parts = [part for part in PurePosixPath(image_id).parts if part not in ("/", "//", "..")]
     return "/".join(map(_file_name, parts)) or "_"
 
@@ -54,13 +61,15 @@ def _file_name(part: str) -> str:
 
 
 def write_coco(file: StoragePath, det_classes: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Write predictions in COCO's format as they come.
+    """Write predictions in COCO's format, one image after another.
 
-    Ids of images, categories and annotations begin with 1; `score` stands in each annotation, so that
-    `COCO(file).loadRes(annotations)` and any reader of COCO instances take it.
+    Ids of images, categories and annotations begin with 1. Each annotation has its `score`, so that
+    `COCO(file).loadRes(annotations)` and any reader of COCO instances accept the file.
 
     Args:
-        rows: file_name, height, width, and boxes (N, 4), labels (N,), scores (N,) in pixels.
+        file: file to write.
+        det_classes: object classes.
+        rows: file_name, height, width, boxes (N, 4) x1 y1 x2 y2 in pixels, labels (N,) and scores (N,).
     """
     categories = [{"id": number, "name": name} for number, name in enumerate(det_classes, start=1)]
     images: list[str] = []

@@ -1,10 +1,13 @@
-"""The one number that decides which checkpoint is best."""
+"""Headline metrics, and the one number that decides which checkpoint is best. Free of PyTorch."""
 
 from collections.abc import Mapping
 
-TASK_SCORES = ("det/AP", "seg/mIoU")
+HEADLINE = ("det/AP", "det/AP50", "seg/mIoU")
+"""Metrics that tables and progress lines show, in this order, in percent."""
+TASK_METRIC: Mapping[str, str] = {"det": "det/AP", "seg": "seg/mIoU"}
+"""Metric by which each task is scored, in percent."""
 
 
 def score(metrics: Mapping[str, float]) -> float:
     """Sum of det/AP and seg/mIoU (percent) over those that are present; 0 without either."""
-    return sum((float(metrics[key]) for key in TASK_SCORES if key in metrics), 0.0)
+    return sum((float(metrics[key]) for key in TASK_METRIC.values() if key in metrics), 0.0)

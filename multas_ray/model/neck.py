@@ -1,4 +1,4 @@
-"""The neck: a feature pyramid (Lin et al., CVPR 2017) over strides 8, 16, 32, and on by subsampling."""
+"""Neck: a feature pyramid (Lin et al., CVPR 2017) over strides 8, 16, 32, continued by subsampling."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm: independent of the batch, so of its size and of its split over workers.
+    """Make a GroupNorm, which does not depend on the batch: neither on its size nor on its split over workers.
 
     Sixteen channels a group, since PyTorch's channels-last bfloat16 kernels are three times slower for fewer.
     """
@@ -24,21 +24,22 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Neck(nn.Module):
-    """Pyramid of `width` channels at strides 8, 16, 32, 64 and so on.
-
-    Args:
-        channels: of the backbone's maps at strides 8, 16, 32.
-        width: output channels, a multiple of 16.
-        levels: maps to make, at least as many as there are channels.
-    """
+    """Feature pyramid of strides 8, 16, 32, 64 and so on."""
 
     def __init__(self, channels: Sequence[int], width: int, levels: int) -> None:
+        """Build the pyramid.
+
+        Args:
+            channels: channels of the backbone's maps of strides 8, 16, 32.
+            width: channels of the output, a multiple of 16.
+            levels: number of output maps, at least that of the input maps.
+        """
         super().__init__()
         self.levels = levels
         self.pyramid = FeaturePyramidNetwork(list(channels), width, norm_layer=group_norm)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, channels[i], H/8/2**i, W/8/2**i) to maps (B, width, …) of all levels, fine to coarse."""
+        """Compute maps (B, width, …) of all levels, fine to coarse, from maps (B, channels[i], H/8/2**i, W/8/2**i)."""
         pyramid = list(self.pyramid(OrderedDict((str(level), feature) for level, feature in enumerate(maps))).values())
         while len(pyramid) < self.levels:
             pyramid.append(F.max_pool2d(pyramid[-1], kernel_size=1, stride=2))

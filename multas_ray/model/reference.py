@@ -1,4 +1,4 @@
-"""Weights of the method's published code (github.com/lhoangan/multas) into a network of the paper preset."""
+"""Weights of the method's published code (github.com/lhoangan/multas), loaded into a network of the paper preset."""
 
 import re
 from collections.abc import Mapping
@@ -28,26 +28,26 @@ RENAMED = (
     (r"loc\.", "det_head.box."),
     (r"conf\.", "det_head.cls."),
     (r"dist\.", "adapters."),
-    # Doublings without weights stand between the published head's convolutions.
-    (r"seghead\.conv\.(\d)\.(\d)\.", lambda found: f"seg_head.rise.{found[1]}.{int(found[2]) // 2}."),
-    (r"seghead\.seg\.([123])\.", lambda found: f"seg_head.refine.{int(found[1]) - 1}."),
+    # Between the published head's convolutions there are doublings without weights.
+    (r"seghead\.conv\.(\d)\.(\d)\.", lambda match: f"seg_head.rise.{match[1]}.{int(match[2]) // 2}."),
+    (r"seghead\.seg\.([123])\.", lambda match: f"seg_head.refine.{int(match[1]) - 1}."),
     (r"seghead\.seg\.4\.", "seg_head.classify."),
 )
-"""Prefixes of the published names, and what they are here. Within them only the normalisation's name differs."""
+"""Prefixes of the published names, and their names here. After a prefix only the normalisation's name differs."""
 SWIN = ("patch_embed", "relative_position", ".attn.")
-"""Parts of names that only a Swin backbone has."""
+"""Parts of names of tensors that only a Swin backbone has."""
 
 
 def load_reference_state_dict(model: MultiTaskNet, source: str | Path | Mapping[str, Tensor]) -> None:
     """Load weights of the published code, with a ResNet backbone.
 
     Args:
-        model: of the paper preset, with the tasks, neck, classes and adapters of the weights.
-        source: a `.pth` file, or what it holds: a state dict, by itself or under the key `model`.
+        model: network of the paper preset, with the tasks, neck, classes and adapters of the weights.
+        source: a `.pth` file, or its content: a state dict, by itself or under the key `model`.
 
     Raises:
-        UserError: the file is not readable as data, or its tensors do not fit the network; it names the first keys
-            that do not fit.
+        UserError: the file is not readable as data, or its tensors do not fit the network; names the first keys that
+            do not fit.
     """
     where = "reference weights" if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else _read(source)
@@ -58,14 +58,14 @@ def load_reference_state_dict(model: MultiTaskNet, source: str | Path | Mapping[
         raise UserError(f"{where}: has a Swin backbone; only weights with a ResNet can be loaded")
 
     named = {key: renamed(key) for key in weights}
-    own = model.state_dict()
+    expected = model.state_dict()
     misfits = {
-        "not in the network": [key for key, name in named.items() if name not in own],
-        "missing": sorted(own.keys() - named.values()),
+        "not in the network": [key for key, name in named.items() if name not in expected],
+        "missing": sorted(expected.keys() - named.values()),
         "of another shape": [
-            f"{key} {tuple(weights[key].shape)} (the network's {tuple(own[name].shape)})"
+            f"{key} {tuple(weights[key].shape)} (the network's {tuple(expected[name].shape)})"
             for key, name in named.items()
-            if name in own and own[name].shape != weights[key].shape
+            if name in expected and expected[name].shape != weights[key].shape
         ],
     }
     problems = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in misfits.items() if keys]
@@ -75,7 +75,7 @@ def load_reference_state_dict(model: MultiTaskNet, source: str | Path | Mapping[
 
 
 def renamed(key: str) -> str:
-    """The name here of a published tensor; the name itself where it is unknown."""
+    """Return the name here of a published tensor; an unknown name is returned unchanged."""
     for pattern, name in RENAMED:
         changed, count = re.subn(f"^{pattern}", name, key)
         if count:

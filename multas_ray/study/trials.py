@@ -23,7 +23,8 @@ from multas_ray.run_folder import Metrics, Number, read_metrics, read_result
 from multas_ray.storage import StoragePath
 from multas_ray.study.plan import Study, Trial, change_paths, lay_out
 from multas_ray.teacher.precompute import precompute
-from multas_ray.train.run import cpus_needed, first_difference, train
+from multas_ray.train.resume import first_difference
+from multas_ray.train.run import cpus_needed, train
 
 Result = dict[str, Any]
 """What is kept of a finished trial, see `Kept`."""
@@ -153,7 +154,7 @@ def trials_that_fit(config: Config) -> int:
     fit = cluster_cores() // (train.most_workers * max(train.threads, round(train.resources.cpu)))
     gpus = train.most_workers * train.resources.gpu
     if teachers.placement == "pool" and teachers.pool is None:
-        gpus += len(config.distilled()) * teachers.replicas * teachers.resources.gpu
+        gpus += len(config.distilled_tasks()) * teachers.replicas * teachers.resources.gpu
     if gpus:
         fit = min(fit, int(cluster_gpus() / gpus))
     if on_cluster():
@@ -176,7 +177,7 @@ def _run(study: Study, trials: Sequence[Trial]) -> dict[str, str | None]:
             # Not among these, it is there already.
             if name in by_name:
                 _wait_for(by_name[name])
-        if trial.config.teachers.placement == "stored" and trial.config.distilled():
+        if trial.config.teachers.placement == "stored" and trial.config.distilled_tasks():
             precompute(trial.config, study.stored_views)
         return train(trial.config)["final"]
 

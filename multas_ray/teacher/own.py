@@ -85,7 +85,7 @@ def ema_teachers(config: Config, average: MultiTaskNet) -> dict[Task, NetworkTea
     """The moving average of a network's weights, which goes on being updated, as teacher of the distilled tasks
     (Tarvainen and Valpola, NeurIPS 2017)."""
     teachers = {}
-    for task in config.distilled():
+    for task in config.distilled_tasks():
         terms = StudentTerms(average.classes[task], average.config.anchor_base, average.levels, config.train.precision)
         teachers[task] = NetworkTeacher(TeacherSpec(task, Description("ema", ""), terms), average)
     return teachers

@@ -27,7 +27,7 @@ class SelectDistilled:
         if distil.start and batch.part.step < distil.start * self.config.train.steps:
             real &= False
         rows: dict[Task, np.ndarray] = {}
-        for task in self.config.distilled():
+        for task in self.config.distilled_tasks():
             annotated = np.isin(np.arange(len(batch.ids)), batch.truth[task].rows)
             rows[task] = np.flatnonzero(select_rows(distil.of(task).on, annotated) & real)
         return replace(batch, distil=rows)

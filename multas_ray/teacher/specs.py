@@ -17,7 +17,7 @@ def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
     if config.teachers.placement == "ema":
         return {}
     specs = {}
-    for task in config.distilled():
+    for task in config.distilled_tasks():
         teacher = config.teachers.of(task)
         assert teacher is not None
         terms = StudentTerms(

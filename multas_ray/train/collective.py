@@ -1,4 +1,4 @@
-"""What the workers of a run tell each other beside the step, and how one that does not answer is found."""
+"""Exchange of values between the workers of a run beside the training step, and the search for a silent worker."""
 
 import re
 from datetime import timedelta
@@ -8,25 +8,28 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 ROLL_CALL_S = 10.0
+"""Seconds in which each worker must answer a roll call."""
 
 
-class Peers:
-    """The workers of a run, as one of them sees them."""
+class WorkerGroup:
+    """Workers of a run, as one of them sees them."""
 
     def __init__(self, rank: int, workers: int, timeout_s: float) -> None:
-        """All workers call it.
+        """Join the group. All workers call it.
 
         Args:
-            timeout_s: after which a worker that waits for others gives up.
+            rank: rank of this worker.
+            workers: number of workers.
+            timeout_s: seconds after which a worker that waits for others gives up.
         """
         self.rank, self.workers, self.timeout_s = rank, workers, timeout_s
-        # Apart from the gradients' connections, which are lost when a wait for them fails, and always on the CPU.
+        # Separate from the gradients' connections, which are lost when a wait for them fails, and always on the CPU.
         self.group: Any = None
         if workers > 1:
             self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
     def gather(self, value: T) -> list[T]:
-        """Every worker's value; all workers call it."""
+        """Gather the values of all workers, by rank. All workers call it."""
         if self.group is None:
             return [value]
         values: list[T] = [value] * self.workers
@@ -34,9 +37,12 @@ class Peers:
         return values
 
     def explain(self, error: RuntimeError) -> str | None:
-        """What a failed collective was waiting for, if it waited too long; None where it failed for another reason.
+        """Explain a failed collective operation by the ranks that it waited for.
 
-        All workers whose collective failed call it: those that do not are the ones that are missing.
+        All workers whose operation failed call it: those that do not are the missing ones.
+
+        Returns:
+            One line; None if the operation failed for another reason than a timeout.
         """
         if self.group is None or "gloo" not in str(error):
             return None
@@ -47,7 +53,7 @@ class Peers:
         return f"rank {self.rank} waited {self.timeout_s:g} s (train.timeout_s) for {names}, which did not answer"
 
     def _missing(self) -> list[int]:
-        """The ranks that do not answer a roll call. Rank 0 hears from all; the others hear from rank 0 only."""
+        """Call the roll, and return the ranks that do not answer. Rank 0 hears all; the others hear rank 0 only."""
         try:
             dist.monitored_barrier(self.group, timedelta(seconds=ROLL_CALL_S), wait_all_ranks=True)
         except RuntimeError as error:

@@ -30,7 +30,7 @@ from multas_ray.teacher.feed import InlineTeachers, StoredTargets, Teachers, wit
 from multas_ray.teacher.own import ema_teachers
 from multas_ray.teacher.pool import Handles, PoolClient, PoolMonitor
 from multas_ray.teacher.teacher import TeacherSpec
-from multas_ray.train.collective import Peers
+from multas_ray.train.collective import WorkerGroup
 from multas_ray.train.meter import Meter, slowest
 from multas_ray.train.step import named_losses
 from multas_ray.train.tracking import Progress, RunTracker, Tracker
@@ -77,12 +77,12 @@ def train_worker(job: WorkerJob) -> dict[str, Any]:
     config = job.config
     context = ray.train.get_context()
     torch.set_num_threads(config.train.threads)
-    peers = Peers(context.get_world_rank(), context.get_world_size(), config.train.timeout_s)
+    group = WorkerGroup(context.get_world_rank(), context.get_world_size(), config.train.timeout_s)
     try:
-        return _train(job, peers)
+        return _train(job, group)
     except RuntimeError as error:
         # What `torch.distributed` raises.
-        reason = peers.explain(error)
+        reason = group.explain(error)
         if reason is None:
             raise
         raise RunError(reason) from error
@@ -92,9 +92,9 @@ def train_worker(job: WorkerJob) -> dict[str, Any]:
         raise RunError(f"{config.train.run} cannot be written ({error}); its older checkpoints are intact") from error
 
 
-def _train(job: WorkerJob, peers: Peers) -> dict[str, Any]:
+def _train(job: WorkerJob, group: WorkerGroup) -> dict[str, Any]:
     config, folder = job.config, StoragePath(job.config.train.run)
-    progress = Progress(folder, writes=peers.rank == 0)
+    progress = Progress(folder, writes=group.rank == 0)
     progress.starting("first batch")
     rejected = _Rejected()
     stream = rejected.watch(read_batches(ray.train.get_dataset_shard("train")))
@@ -102,15 +102,15 @@ def _train(job: WorkerJob, peers: Peers) -> dict[str, Any]:
     progress.starting("network")
     trainer = _resumed_trainer(job, folder, start)
     teachers, ahead = _teachers(job, trainer)
-    nodes = peers.gather(worker_location())
-    with RunTracker(folder, config, start, job.attempt) if peers.rank == 0 else Tracker() as tracker:
+    nodes = group.gather(worker_location())
+    with RunTracker(folder, config, start, job.attempt) if group.rank == 0 else Tracker() as tracker:
         tracker.workers(nodes)
-        run = _Run(job, folder, peers, trainer, tracker, rejected)
+        run = _Run(job, folder, group, trainer, tracker, rejected)
         metrics: dict[str, float] = {}
         step = start
         for fed in with_soft_targets(batches, teachers, ahead):
-            check_position(fed.batch, step, peers.rank)
-            outcome = trainer.step(fed.batch, fed.soft, step, peers.workers)
+            check_position(fed.batch, step, group.rank)
+            outcome = trainer.step(fed.batch, fed.soft, step, group.workers)
             step += 1
             progress.step(step, first=step == start + 1)
             run.meter.add(outcome, fed)
@@ -163,14 +163,14 @@ class _Run:
         self,
         job: WorkerJob,
         folder: StoragePath,
-        peers: Peers,
+        group: WorkerGroup,
         trainer: Trainer,
         tracker: Tracker,
         rejected: "_Rejected",
     ) -> None:
         self.job, self.config, self.folder = job, job.config, folder
-        self.peers, self.trainer, self.tracker, self.rejected = peers, trainer, tracker, rejected
-        self.monitor = PoolMonitor(job.pool or {} if peers.rank == 0 else {})
+        self.group, self.trainer, self.tracker, self.rejected = group, trainer, tracker, rejected
+        self.monitor = PoolMonitor(job.pool or {} if group.rank == 0 else {})
         self.meter = Meter()
 
     def note_bad_step(self, step: int, ids: list[str], finite: bool) -> None:
@@ -180,7 +180,7 @@ class _Run:
             ids: this worker's images.
             finite: whether this worker's losses were.
         """
-        per_rank = self.peers.gather((ids, finite))
+        per_rank = self.group.gather((ids, finite))
         # Images of the ranks whose own loss was not finite; of all ranks if only the gradient was not.
         suspects = [images for images, fine in per_rank if not fine] or [images for images, _ in per_rank]
         images = [image for each in suspects for image in each]
@@ -197,8 +197,8 @@ class _Run:
     def log(self, step: int) -> None:
         """Write a line of metrics over the steps since the last one."""
         meter, trainer = self.meter, self.trainer
-        losses = named_losses(meter.losses(self.peers.workers, trainer.device), trainer.weights) if meter.taken else {}
-        per_rank = self.peers.gather((meter.own_s, self.rejected.take()))
+        losses = named_losses(meter.losses(self.group.workers, trainer.device), trainer.weights) if meter.taken else {}
+        per_rank = self.group.gather((meter.local_s, self.rejected.take()))
         self.tracker.reject(row for _, rows in per_rank for row in rows)
         line = {
             "epoch": step / self.job.steps_per_epoch,
@@ -224,7 +224,7 @@ class _Run:
         config = self.config.evaluate
         with autocast(self.trainer.device, self.config.train.precision):
             metrics = evaluate(network, batches, config)
-        per_rank = self.peers.gather(self.rejected.take())
+        per_rank = self.group.gather(self.rejected.take())
         self.tracker.reject(row for rows in per_rank for row in rows)
         self.tracker.log(step, metrics)
         with autocast(self.trainer.device, self.config.train.precision):
@@ -235,7 +235,7 @@ class _Run:
 
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write a checkpoint, and delete those that it makes superfluous: the work of rank 0."""
-        if self.peers.rank == 0:
+        if self.group.rank == 0:
             # A run that resumes here must find the curve up to here.
             self.tracker.flush()
             network = self.trainer.network

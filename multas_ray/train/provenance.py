@@ -1,4 +1,4 @@
-"""What ran: for every start of a run, a line that says from which code, on which data, with which teachers."""
+"""Provenance of a run: for each of its starts, a line with its code, data and teachers."""
 
 import hashlib
 import json
@@ -23,16 +23,16 @@ PACKAGE = Path(multas_ray.__file__).parent
 def describe_attempt(
     start: int, splits: Mapping[str, Index], specs: Mapping[Task, TeacherSpec], precision: str
 ) -> dict[str, Any]:
-    """What is about to run.
+    """Describe a start of a run.
 
     Args:
-        start: step that it goes on from.
-        splits: the data set's, by their role.
-        precision: what `train.precision` came to.
+        start: step that it resumes from, 0 for a new run.
+        splits: splits of the data set by role, "train" and "val".
+        specs: teachers by task.
+        precision: type that `train.precision` was resolved to.
 
     Returns:
-        started (local time), from_step; code: commit (None if it is not known) and digest of the package's source;
-        precision; versions; data and teachers: digests.
+        A line of attempts.jsonl, see `run_folder.Attempt`.
     """
     return {
         "started": f"{datetime.now():%F %T}",
@@ -46,12 +46,12 @@ def describe_attempt(
 
 
 def record_attempt(run: StoragePath, attempt: Mapping[str, Any]) -> None:
-    """Put an attempt on record."""
+    """Append an attempt to the run's attempts.jsonl."""
     (run / ATTEMPTS).append_text(json.dumps(attempt) + "\n")
 
 
 def source_digest(folder: Path) -> str:
-    """Digest of a folder's Python files."""
+    """Compute the SHA-256 of a folder's Python files."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
@@ -59,10 +59,13 @@ def source_digest(folder: Path) -> str:
 
 
 def commit(checkout: Path) -> str | None:
-    """The git commit that a folder holds, `-dirty` where files of it have been changed; None if nobody says.
+    """Find the git commit of a checkout, with `-dirty` where files of it have been changed.
 
-    Where the code has come without .git, an image has it in a file COMMIT beside the package (cluster/Dockerfile), and
-    whoever uses `ray job submit` may say it by MULTAS_COMMIT.
+    Code without .git has its commit in a file COMMIT beside the package (container images, see cluster/Dockerfile), or
+    in the environment variable MULTAS_COMMIT (`ray job submit`).
+
+    Returns:
+        None if the commit is not known.
     """
     if not (checkout / ".git").exists():
         built = checkout / "COMMIT"

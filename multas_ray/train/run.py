@@ -15,13 +15,12 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, Us
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError
 
-from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, newest_written, read_meta
+from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.config import Config, Task, TeacherConfig
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import TASK_MASKS, DatasetInfo, read_info, tasks_of
 from multas_ray.data.stream import Addition, PlannedData, PlannedStream
-from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
@@ -29,7 +28,7 @@ from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
 from multas_ray.report.html import run_report
 from multas_ray.report.overlays import choose_samples
 from multas_ray.resolve import resolve_precision
-from multas_ray.run_folder import CONFIG, RESULT, read_attempts, read_metrics, read_result
+from multas_ray.run_folder import RESULT, checkpoint_name, read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.tasks.bombo.rows import WeakAnnotations, weak_tasks
 from multas_ray.teacher.pool import start_pool
@@ -39,8 +38,8 @@ from multas_ray.teacher.store import StoreReader, check_store, describe_store, m
 from multas_ray.teacher.teacher import TeacherSpec
 from multas_ray.train.loop import WorkerJob, train_worker
 from multas_ray.train.provenance import describe_attempt, record_attempt
-from multas_ray.train.resume import start_step
-from multas_ray.train.tracking import Progress, discard, log_error
+from multas_ray.train.resume import prepare_folder, start_step, trained_precision
+from multas_ray.train.tracking import Progress, log_error
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def train(config: Config) -> dict[str, Any]:
     run = StoragePath(config.train.run)
     info = read_info(config.data.path)
     check_student(config, info)
-    precise = resolve_precision(config, kept_precision(run, config))
+    precise = resolve_precision(config, trained_precision(run, config))
     specs = teacher_specs(precise, info)
     # The run folder keeps `auto` where that was asked, and which teachers it came to.
     asked, config = (resolve_networks(each, specs) for each in (config, precise))
@@ -144,7 +143,8 @@ def _is_usable(config: Config, annotated: Collection[Task]) -> bool:
     """Whether some loss can use rows that are annotated for these tasks."""
     supervised = any(task in annotated for task in config.model.tasks)
     distilled = any(
-        select_rows(config.distill.of(task).on, np.array([task in annotated])).all() for task in config.distilled()
+        select_rows(config.distill.of(task).on, np.array([task in annotated])).all()
+        for task in config.distilled_tasks()
     )
     return supervised or distilled or bool(annotated and weak_tasks(config))
 
@@ -174,97 +174,9 @@ def resolve_networks(config: Config, specs: Mapping[Task, TeacherSpec]) -> Confi
     )
 
 
-def prepare_folder(run: StoragePath, config: Config) -> dict[str, Any] | None:
-    """Make the run folder, or check that what it holds can go on; the result if the run is finished. A run that died
-    before its first checkpoint has nothing to go on from: where the settings are others now, it begins anew.
-
-    Raises:
-        UserError: the folder holds another run, holds one and `train.resume` is false, or cannot be written.
-    """
-    if (run / CONFIG).exists():
-        newest, broken = newest_checkpoint(run)
-        if not config.train.resume and newest is not None:
-            raise UserError(f"train.run: {run} holds a run, and train.resume is false; choose another folder")
-        before = read_model(run / CONFIG, Config, read_yaml)
-        result = read_result(run)
-        changed = first_difference(config, before)
-        if changed is not None:
-            if newest is not None or result is not None:
-                raise UserError(f"train.run: {run} holds a run with another {changed}; choose another folder")
-            if broken:
-                raise UserError(
-                    f"train.run: {run} holds a run with another {changed}, and none of its checkpoints is whole; "
-                    "delete the folder, or choose another"
-                )
-            print(f"{run}: begins anew, with another {changed}; an earlier start left no checkpoint", flush=True)
-            discard(run)
-        if result is not None and result["steps"] >= config.train.steps:
-            return result
-        if newest is not None and read_meta(newest).step > config.train.steps:
-            done = read_meta(newest).step
-            raise UserError(f"train.steps: {config.train.steps}, but {run} has been trained for {done} steps already")
-    try:
-        (run / CONFIG).write_text(config.to_yaml())
-    except OSError as error:
-        raise UserError(f"train.run: {run} cannot be written ({error})") from None
-    return None
-
-
-def kept_precision(run: StoragePath, config: Config) -> str | None:
-    """The precision of what a run folder has been trained for so far; None before its first checkpoint.
-
-    Raises:
-        UserError: another one is asked for.
-    """
-    # Not `newest_checkpoint`, which reads whole checkpoints to see that they are.
-    if not newest_written(run):
-        return None
-    before = read_model(run / CONFIG, Config, read_yaml).train.precision
-    kept = next((each.precision for each in reversed(read_attempts(run)) if each.precision), before)
-    if config.train.precision not in ("auto", kept):
-        raise UserError(
-            f"train.precision: {config.train.precision}, but {run} has been trained in {kept}; choose another folder"
-        )
-    return kept
-
-
-MAY_CHANGE: dict[str, Any] = {
-    "data": {"workers", "resources"},
-    "teachers": {"pool", "replicas", "resources", "prefetch", "threads"},
-    "train": {
-        *("run", "steps", "workers", "threads", "resources", "max_failures", "resume"),
-        *("log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "max_bad_steps", "timeout_s"),
-    },
-    "evaluate": True,
-    "tracking": True,
-}
-"""What a run may be continued with: nothing of it changes what a step computes, or on which rows."""
-
-
-def first_difference(config: Config, before: Config) -> str | None:
-    """Dotted path of the first setting that two configurations of one run must share and do not."""
-    mine, theirs = (_leaves(c.model_dump(mode="json", exclude=MAY_CHANGE)) for c in (config, before))
-    if "auto" in (mine["train.precision"], theirs["train.precision"]):
-        # What it came to is compared by `kept_precision`.
-        del mine["train.precision"], theirs["train.precision"]
-    for leaves in (mine, theirs):
-        # In a pool or inline, teachers answer alike.
-        if leaves["teachers.placement"] == "inline":
-            leaves["teachers.placement"] = "pool"
-    return next((path for path in sorted(mine.keys() | theirs.keys()) if mine.get(path) != theirs.get(path)), None)
-
-
-def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {path: tree}
-    return {
-        key: value for name, child in tree.items() for key, value in _leaves(child, f"{path}.{name}".strip(".")).items()
-    }
-
-
 def cpus_needed(config: Config) -> int:
     """Logical CPUs that a run asks of Ray."""
-    teachers = len(config.distilled()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
+    teachers = len(config.distilled_tasks()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
     asked = (
         config.train.most_workers * config.train.resources.cpu,
         teachers * config.teachers.resources.cpu,
@@ -383,7 +295,7 @@ def conclude(run: StoragePath, outcome: dict[str, Any], seconds: float) -> dict[
         "best": top,
         "steps": outcome["steps"],
         "seconds": round(seconds, 1),
-        "checkpoint": f"checkpoints/step_{best.step:08d}",
+        "checkpoint": checkpoint_name(best.step),
     }
     (run / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     run_report(run)

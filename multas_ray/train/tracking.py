@@ -1,4 +1,7 @@
-"""What a run writes while it goes on: files of JSON lines, and Weights & Biases. Rank 0 only."""
+"""Metrics, pictures and troubles of a run, written while it trains: to its folder and to Weights & Biases.
+
+Rank 0 only.
+"""
 
 import contextlib
 import io
@@ -14,14 +17,27 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from multas_ray.config import Config, TrackingConfig
-from multas_ray.run_folder import BAD_STEPS, ERRORS, METRICS, PROGRESS, REJECTED, REPORT, SAMPLES, WANDB_ID, WORKERS
+from multas_ray.run_folder import (
+    BAD_STEPS,
+    ERRORS,
+    METRICS,
+    PROGRESS,
+    REJECTED,
+    REPORT,
+    SAMPLES,
+    WANDB,
+    WANDB_ID,
+    WORKERS,
+    is_sample,
+    sample_name,
+)
 from multas_ray.storage import Location, StoragePath, read_lines
 
 if TYPE_CHECKING:
     from multas_ray.report.overlays import Samples
 
 REWRITE_S = 15.0
-"""Between two writes of a growing file where storage cannot append."""
+"""Seconds between two writes of a growing file where storage cannot append."""
 
 
 class Tracker:
@@ -64,10 +80,18 @@ class Tracker:
 class RunTracker(Tracker):
     """The tracker of rank 0: it appends to a run's metrics file and, unless disabled, to its W&B run.
 
-    A run that goes on from step `start` keeps what it has written up to there and drops what came after: one curve.
+    A run that resumes from step `start` keeps its lines up to there and drops later ones: one curve.
     """
 
     def __init__(self, run: StoragePath, config: Config, start: int, attempt: Mapping[str, Any]) -> None:
+        """Open the log.
+
+        Args:
+            run: run folder.
+            config: configuration of the run.
+            start: step that the run resumes from, 0 for a new run.
+            attempt: description of this start, see `describe_attempt`.
+        """
         self.run = run
         self.metrics = _Lines(run / METRICS, start)
         self.bad_steps = _Lines(run / BAD_STEPS, start)
@@ -75,23 +99,23 @@ class RunTracker(Tracker):
         self.wandb = start_wandb(run, config.tracking, config.model_dump(mode="json") | {"ran": dict(attempt)})
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write one line of metrics."""
+        """Log the metrics of a step."""
         self.metrics.add({"step": step, **metrics})
         if self.wandb is not None:
             self.wandb.log({"step": step, **metrics}, step=step)
 
     def workers(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Write down where each rank runs."""
+        """Log where each worker runs, by rank."""
         lines = [json.dumps({"rank": rank, **node}) for rank, node in enumerate(nodes)]
         (self.run / WORKERS).write_text("\n".join(lines) + "\n")
 
     def bad_step(self, step: int, images: Iterable[str]) -> None:
-        """Put a step that was not taken on record, and the images that may be why."""
+        """Log a step that was not taken, and the images that may be the cause."""
         self.bad_steps.add({"step": step, "images": sorted(images)})
         self.bad_steps.flush()
 
     def reject(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Put rows that cannot be decoded on record, each image once."""
+        """Log rows that cannot be used, each image once."""
         new = {row["image_id"]: dict(row) for row in rows if row["image_id"] not in self.rejected}
         if not new:
             return
@@ -104,7 +128,7 @@ class RunTracker(Tracker):
         picture = samples.picture()
         if picture is None:
             return
-        (self.run / SAMPLES / f"{step:08d}.png").write_bytes(picture)
+        (self.run / sample_name(step)).write_bytes(picture)
         if self.wandb is not None:
             import wandb
 
@@ -118,7 +142,7 @@ class RunTracker(Tracker):
             self.wandb.log({"samples": wandb.Table(columns=["image", *COLUMNS], data=rows)}, step=step)
 
     def table(self, name: str, metrics: Mapping[str, float]) -> None:
-        """Keep metrics as the run's summary and as a table."""
+        """Log metrics to W&B as the run's summary and as a table."""
         if self.wandb is not None:
             import wandb
 
@@ -134,6 +158,7 @@ class RunTracker(Tracker):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Write all lines, and finish the W&B run."""
         self.metrics.flush()
         if self.wandb is not None:
             self.wandb.finish(exit_code=0 if kind is None else 1)
@@ -144,19 +169,19 @@ def _named(line: Mapping[str, Any]) -> bool:
 
 
 class _Lines:
-    """A file of JSON lines, each with its step, that grows."""
+    """Growing file of JSON lines, each with its step."""
 
     def __init__(self, file: StoragePath, start: int) -> None:
-        """Drop the lines after step `start`, and any that is not whole."""
+        """Drop the lines after step `start`, and those that are broken."""
         self.file = file
-        kept = [line for line in read_lines(file) if isinstance(line.get("step"), int) and line["step"] <= start]
-        self.text = "".join(json.dumps(line) + "\n" for line in kept)
-        if kept or file.exists():
+        lines = [line for line in read_lines(file) if isinstance(line.get("step"), int) and line["step"] <= start]
+        self.text = "".join(json.dumps(line) + "\n" for line in lines)
+        if lines or file.exists():
             file.write_text(self.text)
         self.written, self.at = len(self.text), monotonic()
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Add a line; it is in the file at once or, where storage cannot append, before long."""
+        """Append a line: at once or, where storage cannot append, within `REWRITE_S`."""
         text = json.dumps(line) + "\n"
         if self.file.local:
             self.file.append_text(text)
@@ -166,26 +191,28 @@ class _Lines:
             self.flush()
 
     def flush(self) -> None:
-        """See that all lines are in the file."""
+        """Write all lines to the file."""
         if len(self.text) > self.written:
             self.file.write_text(self.text)
             self.written, self.at = len(self.text), monotonic()
 
 
 def discard(run: StoragePath) -> None:
-    """Delete what a start that left no checkpoint has written of its own: curve, pictures, report, the W&B run's id.
-    What the folder tells of its history (attempts.jsonl, errors.log), and whatever else is in it, stays."""
+    """Delete the files of a run that left no checkpoint: curve, pictures, report, the W&B run's id.
+
+    The run's history (attempts.jsonl, errors.log) and all other files in its folder stay.
+    """
     for name in (METRICS, BAD_STEPS, REJECTED, WORKERS, WANDB_ID, REPORT):
         (run / name).delete()
     for name in (run / SAMPLES).names():
-        if re.fullmatch(r"\d{8}\.png", name):
+        if is_sample(name):
             (run / SAMPLES / name).delete()
 
 
 class Progress:
-    """Says in a run's progress.json how far it is: `{"step": 12}`, or `{"starting": "network"}` before its first step.
+    """Writer of progress.json: `{"step": 12}`, or `{"starting": "network"}` before the first step.
 
-    Metrics come only each `train.log_every_steps`.
+    Metrics are logged only every `train.log_every_steps`.
     """
 
     def __init__(self, run: StoragePath, writes: bool = True) -> None:
@@ -206,23 +233,28 @@ class Progress:
             self._write({"step": step})
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        # What cannot be written now, the metrics and checkpoints cannot be either.
+        # Best effort: a full disk is reported by the metrics and checkpoints.
         with contextlib.suppress(OSError):
             self.file.write_text(json.dumps(content))
         self.written = monotonic()
 
 
 def log_error(run: Location, headline: str, details: str = "") -> None:
-    """Put on record what went wrong in a run, which Ray may repair without a word."""
+    """Log an error to the run's errors.log: Ray may repair it silently."""
     (StoragePath(run) / ERRORS).append_text(f"{datetime.now():%F %T} {headline}\n{details}\n")
 
 
 def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, Any], kind: str | None = None) -> Any:
-    """The W&B run of a folder, which goes by its name; None if W&B is disabled.
+    """Start the W&B run of a run folder, under the folder's name.
 
     Args:
-        tree: its configuration.
-        kind: its job type.
+        run: run folder.
+        tracking: settings of W&B.
+        tree: configuration that W&B shows.
+        kind: W&B's job type.
+
+    Returns:
+        None if W&B is disabled.
     """
     mode = tracking.wandb
     if mode == "auto":
@@ -231,11 +263,11 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
         return None
     import wandb
 
-    # The run's own folder keeps its id, so that every attempt goes on in the same W&B run.
+    # The id is kept in the run folder, so that every attempt resumes the same W&B run.
     os.environ.setdefault("WANDB_SILENT", "true")
     if run.local:
         # Where tables wait for `wandb sync`; by default the home folder of a node that may not last.
-        os.environ.setdefault("WANDB_DATA_DIR", str(run / "wandb"))
+        os.environ.setdefault("WANDB_DATA_DIR", str(run / WANDB))
     return wandb.init(
         project=tracking.project,
         group=tracking.group,
@@ -244,24 +276,24 @@ def start_wandb(run: StoragePath, tracking: TrackingConfig, tree: Mapping[str, A
         id=wandb_id(run),
         resume="allow",
         mode=mode,
-        # Its files must be local; what is online does not need them any more.
+        # W&B needs a local folder; an online run has no further use for it.
         dir=str(run) if run.local else tempfile.mkdtemp(prefix="wandb"),
         config=dict(tree),
     )
 
 
 def wandb_id(run: StoragePath) -> str:
-    """What a run goes by in W&B: its folder keeps it."""
+    """Return the run's id in W&B, which its folder keeps; make one if there is none."""
     file = run / WANDB_ID
-    kept = file.read_bytes().strip() if file.exists() else b""
-    if re.fullmatch(rb"[\w-]{1,64}", kept):
-        return kept.decode()
+    content = file.read_bytes().strip() if file.exists() else b""
+    if re.fullmatch(rb"[\w-]{1,64}", content):
+        return content.decode()
     file.write_text(uuid4().hex[:8])
     return file.read_text()
 
 
 def wandb_image(png: bytes, caption: str) -> Any:
-    """A PNG as W&B shows it."""
+    """Convert a PNG to an image of W&B."""
     import wandb
     from PIL import Image
 

@@ -20,7 +20,7 @@ def test_steps_that_were_not_taken_are_no_part_of_the_losses():
     for step in (outcome(2.0), outcome(float("nan"), "bad"), outcome(4.0)):
         meter.add(step, Fed(BATCH, {}, data_wait=0.1, teacher_wait=0.2))
     assert meter.losses(1, torch.device("cpu")) == {"seg": 3.0}
-    assert round(meter.own_s, 6) == 0.8
+    assert round(meter.local_s, 6) == 0.8
     assert round(meter.times(8)["time/data_wait_s"], 6) == 0.1
     empty = Meter()
     empty.add(outcome(float("nan"), "bad"), Fed(BATCH, {}, 0.0, 0.0))

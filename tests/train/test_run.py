@@ -14,19 +14,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from multas_ray.checkpoint.folder import Meta, find_checkpoint, newest_checkpoint, read_meta, step_folder
-from multas_ray.checkpoint.weights import load_network, write_checkpoint
-from multas_ray.config_file import load_config
-from multas_ray.data.schema import read_info
+from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, read_meta
+from multas_ray.checkpoint.weights import load_network
 from multas_ray.errors import UserError, root_cause
 from multas_ray.formats import scenes
-from multas_ray.model.network import MultiTaskNet
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
-from multas_ray.train.run import prepare_folder, train
+from multas_ray.train.run import train
 from tests.processes import named
 from tests.shared import ROOT
 from tests.support.teachers import spoil
+from tests.train.test_resume import add_checkpoint
 
 
 def losses(run: str | Path, name: str = "loss/total") -> list[float]:
@@ -134,85 +132,6 @@ def test_a_teacher_with_other_anchors_is_refused(make_config, random_teachers):
     config.model.anchor_base = 16
     with pytest.raises(UserError, match=r"its model.anchor_base is 24.0, the student's 16"):
         train(config)
-
-
-def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
-    config = make_config(train={"run": make_config().train.run, "steps": 6, "batch_size": 8, "workers": 1})
-    prepare_folder(StoragePath(config.train.run), config)
-    add_checkpoint(config)
-    config.train.workers, config.train.steps, config.evaluate.batch_size = 2, 9, 7
-    assert prepare_folder(StoragePath(config.train.run), config) is None
-    config.teachers.placement = "inline"
-    assert prepare_folder(StoragePath(config.train.run), config) is None
-    config.teachers.placement = "stored"
-    with pytest.raises(UserError, match=r"another teachers\.placement"):
-        prepare_folder(StoragePath(config.train.run), config)
-    config.teachers.placement, config.data.augment.flip = "pool", 0.0
-    with pytest.raises(UserError, match=r"another data\.augment\.flip"):
-        prepare_folder(StoragePath(config.train.run), config)
-
-
-def add_checkpoint(config, step: int = 2) -> Path:
-    """Write one of a run, with random weights."""
-    info = read_info(config.data.path)
-    network = MultiTaskNet(config.model, info.classes)
-    classes = {"det_classes": info.det_classes, "seg_classes": info.seg_classes}
-    meta = Meta(step=step, model=config.model, size=64, metrics={}, **classes)
-    folder = step_folder(config.train.run, step)
-    write_checkpoint(folder, network.state_dict(), {}, meta)
-    return Path(folder)
-
-
-def test_a_run_without_a_checkpoint_begins_anew_with_other_settings(make_config, tmp_path, capsys):
-    config = make_config(train={"run": str(tmp_path / "run"), "steps": 2, "batch_size": 8, "log_every_steps": 1})
-    run = Path(config.train.run)
-    assert prepare_folder(StoragePath(run), config) is None
-    # What a start that dies leaves, and what is not its.
-    (run / "samples").mkdir()
-    for name in ("metrics.jsonl", "bad_steps.jsonl"):
-        (run / name).write_text('{"step": 0, "loss/total": 99.0}\n')
-    (run / "rejected.jsonl").write_text('{"image_id": "of other data", "reason": "cannot be decoded", "detail": ""}\n')
-    (run / "attempts.jsonl").write_text('{"started": "before"}\n')
-    kept = {"notes.txt": "mine", "samples/poster.png": "mine", "errors.log": "2024-01-01 00:00:00 it died\n"}
-    for name, text in {**kept, "samples/00000001.png": "old", "wandb_id": "old", "report.html": "old"}.items():
-        (run / name).write_text(text)
-    assert prepare_folder(StoragePath(run), config) is None
-    assert (run / "samples" / "00000001.png").exists(), "with the same settings it only goes on"
-    assert "anew" not in capsys.readouterr().out
-
-    config.optim.lr = 0.0001
-    assert prepare_folder(StoragePath(run), config) is None
-    assert f"{run}: begins anew, with another optim.lr" in capsys.readouterr().out
-    assert load_config(run / "config.yaml").optim.lr == 0.0001
-    assert {name: (run / name).read_text() for name in kept} == kept
-    assert (run / "attempts.jsonl").read_text() == '{"started": "before"}\n'
-    left = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
-    assert left == {*kept, "attempts.jsonl", "config.yaml"}
-
-
-def test_a_run_whose_checkpoints_are_broken_is_no_run_without(make_config, tmp_path):
-    config = make_config(train={"run": str(tmp_path / "run"), "steps": 6, "batch_size": 8})
-    run = StoragePath(config.train.run)
-    prepare_folder(run, config)
-    (add_checkpoint(config) / "model.safetensors").write_bytes(b"torn")
-    (run / "metrics.jsonl").write_text('{"step": 1}\n')
-    assert prepare_folder(run, config) is None, "as a kill in the first checkpoint leaves it"
-    config.optim.lr = 0.0001
-    with pytest.raises(UserError, match=r"another optim\.lr, and none of its checkpoints is whole; delete the folder"):
-        prepare_folder(run, config)
-    assert (run / "metrics.jsonl").exists()
-
-
-def test_a_finished_run_is_kept_also_without_its_checkpoints(make_config, tmp_path):
-    config = make_config(train={"run": str(tmp_path / "run"), "steps": 6, "batch_size": 8})
-    run = StoragePath(config.train.run)
-    prepare_folder(run, config)
-    result = {"final": {"score": 1.5}, "best": {"step": 4}, "steps": 6, "seconds": 1.0, "checkpoint": "x"}
-    (run / "result.json").write_text(json.dumps(result))
-    assert prepare_folder(run, config) == result
-    config.optim.lr = 0.0001
-    with pytest.raises(UserError, match=r"holds a run with another optim\.lr; choose another"):
-        prepare_folder(run, config)
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(make_config, tmp_path):

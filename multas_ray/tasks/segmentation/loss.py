@@ -3,10 +3,9 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from multas_ray.data.schema import IGNORE
 from multas_ray.model.precision import at_least_float32
 from multas_ray.tasks.terms import Term
-
-IGNORE = 255
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> dict[str, Term]:
