@@ -15,13 +15,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray._private.internal_api import node_stats
 
 from benchmarks.loading import light_training
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import read_info
 from multas_ray.data.writer import write_dataset
 from multas_ray.formats import scenes
+from multas_ray.ray_internals import object_store_use
 from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import train
 
@@ -113,9 +113,9 @@ class Sampler:
                 with suppress(psutil.Error):
                     own = process.memory_full_info().uss / MB
                     self.samples.own[process.pid, process_name(process)].append((step, own))
-            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
-            self.samples.store.append((step, stats.object_store_bytes_used / MB))
-            self.samples.spilled = max(self.samples.spilled, stats.spilled_bytes_total / MB)
+            use = object_store_use(node)
+            self.samples.store.append((step, use.used / MB))
+            self.samples.spilled = max(self.samples.spilled, use.spilled / MB)
 
 
 def process_name(process: psutil.Process) -> str:
