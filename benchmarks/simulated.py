@@ -20,6 +20,7 @@ import numpy as np
 import ray
 import ray.train
 import torch.distributed as dist
+from ray import cloudpickle
 from ray.train import DataConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -38,6 +39,8 @@ ROWS = 4
 """Images of a worker's batch: half lack boxes, half lack masks."""
 AHEAD = TeachersConfig().prefetch
 CLASSES = 20
+# Ray's workers cannot import this module where the checkout is not on their path: they are sent its code.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass(frozen=True)

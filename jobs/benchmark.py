@@ -9,10 +9,15 @@ python jobs/benchmark.py memory      10 GB of images through an object store of 
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from statistics import median
 
 from rich.table import Table
+
+# The benchmarks are no part of the installed package, and a script finds only what lies beside it. At the end of the
+# path, so that `multas_ray` is the one that all other jobs and Ray's workers import.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.timing import write_figures
 from multas_ray.cli import Parser, run_job
