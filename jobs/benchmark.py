@@ -57,14 +57,14 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def teachers(arguments: argparse.Namespace) -> dict[str, float]:
-    """What teachers cost a student."""
+    """The cost of teachers to a student."""
     from benchmarks.teachers import measure_teachers
 
     return measure_teachers(arguments.out, shared_folder(), arguments.overrides)
 
 
 def data(arguments: argparse.Namespace) -> dict[str, float]:
-    """The data stream against a DataLoader, and what a training waits for it."""
+    """The data stream against a DataLoader, and the wait of a training for it."""
     from benchmarks import loading
     from benchmarks.placements import prepare_images
     from multas_ray.ray_setup import start_ray
@@ -85,7 +85,7 @@ def data(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def overhead(arguments: argparse.Namespace) -> dict[str, float]:
-    """What Ray costs a training, and what a second worker brings."""
+    """The cost of Ray to a training, and the gain by a second worker."""
     from benchmarks.overhead import BATCH, compare_rates, overhead_figures
     from benchmarks.placements import prepare_images
 
@@ -103,7 +103,7 @@ def overhead(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
-    """Memory of a training on a data set that outgrows it, and its wait where an epoch begins."""
+    """Memory of a training on a data set that outgrows it, and its wait at the start of an epoch."""
     from benchmarks import memory as out_of_core
     from multas_ray.ray_setup import start_ray
 
@@ -115,7 +115,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
     samples, read = out_of_core.train_on_large(large, arguments.out / "memory")
     halves = [
         (name, pair)
-        for (_, name), values in samples.own.items()
+        for (_, name), values in samples.unshared.items()
         if (pair := out_of_core.peaks(values, out_of_core.LARGE_STEPS))
     ]
     table = Table("process", "peak, first half", "second half", title="Memory that a process shares with no other, MB")
@@ -138,7 +138,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def shared_folder() -> Path:
-    """Where the real images are."""
+    """Folder of the real images."""
     return Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
 
 
