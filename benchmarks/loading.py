@@ -34,7 +34,7 @@ WARMUP_S, ROUND_S, ROUNDS = 5.0, 20.0, 5
 
 
 class PlainDataset(Dataset):
-    """What one would write without this project: all rows in memory, one of them decoded and augmented at a time."""
+    """A data set as one would write it without this project: all rows in memory, decoded and augmented one by one."""
 
     def __init__(self, index: Index, augment: AugmentConfig) -> None:
         files = StoragePath(index.path).filesystem
@@ -53,7 +53,7 @@ class PlainDataset(Dataset):
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Images and masks stacked, boxes as a list."""
+    """Stack images and masks; boxes stay a list."""
     return {
         "images": torch.stack([sample["image"] for sample in samples]),
         "masks": torch.stack([sample["mask"] for sample in samples if "mask" in sample] or [torch.zeros(0)]),
@@ -62,7 +62,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def plain_batches(dataset: PlainDataset) -> Iterator[int]:
-    """Endless batches of a DataLoader, as their numbers of images."""
+    """Numbers of images of a DataLoader's batches, epoch after epoch."""
     loader: DataLoader = DataLoader(
         dataset,
         BATCH,
@@ -83,7 +83,7 @@ def _one_thread(_: int) -> None:
 
 
 def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
-    """The batches of the training stream, as a worker reads them, as their numbers of images."""
+    """Numbers of images of the training stream's batches, as a worker reads them."""
     dataset = stream(plan, 1, augment=augment, parallel=PROCESSES, resources=Resources(cpu=0.25))
     dataset.context.execution_options = stream_options(plan, 1, PROCESSES)
     (shard,) = dataset.streaming_split(1, equal=True)
@@ -92,7 +92,11 @@ def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
 
 
 def images_per_s(start: Callable[[], Iterator[int]]) -> float:
-    """Images a second of a round, after a warm-up."""
+    """Images a second over a round of ROUND_S seconds, after a warm-up of WARMUP_S.
+
+    Args:
+        start: begins to load; yields the number of images of each batch.
+    """
     batches = start()
     began = perf_counter()
     while perf_counter() - began < WARMUP_S:
@@ -105,7 +109,11 @@ def images_per_s(start: Callable[[], Iterator[int]]) -> float:
 
 
 def compare_loading(path: str) -> dict[str, list[float]]:
-    """Images a second of each round, of the stream and of the DataLoader, which have their rounds in turns."""
+    """Images a second of each round, of the stream and of the DataLoader, whose rounds alternate.
+
+    Raises:
+        RunError: Ray's workers have another priority than this process, so that nothing can be compared.
+    """
     index = read_index(path, "train")
     augment = AugmentConfig()
     plan = lay_plan(
@@ -133,12 +141,13 @@ def compare_loading(path: str) -> dict[str, list[float]]:
 
 
 def ratio(rates: dict[str, list[float]]) -> float:
-    """Of the medians."""
+    """Ratio of the stream's median rate to the DataLoader's."""
     return median(rates["stream"]) / median(rates["dataloader"])
 
 
 def light_training(data: Path, run: Path, steps: int, log_every: int) -> Config:
-    """The lightest training that the project does here, in a folder made anew: EfficientNet-Lite0, 128 px."""
+    """Configuration of the lightest training that the project does here: EfficientNet-Lite0, 128 px. Deletes an
+    earlier run's folder: a finished run would not be run again."""
     tree: dict[str, Any] = {
         "data": {"path": str(data), "size": 128},
         "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 96, "anchor_base": 16},
@@ -153,7 +162,7 @@ def light_training(data: Path, run: Path, steps: int, log_every: int) -> Config:
 
 
 def train_data_wait(data: Path, folder: Path) -> float:
-    """The share of a step that a training on the CPU waits for its data, after a warm-up."""
+    """Share of a step that a training on the CPU waits for its data, after a warm-up."""
     config = light_training(data, folder / "train", steps=60, log_every=20)
     train(config)
     lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line][1:]

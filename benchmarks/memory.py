@@ -15,13 +15,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray._private.internal_api import node_stats
 
 from benchmarks.loading import light_training
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import read_info
 from multas_ray.data.writer import write_dataset
 from multas_ray.formats import scenes
+from multas_ray.ray_internals import object_store_use
 from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import train
 
@@ -80,15 +80,15 @@ def _write_copy(file: Path, groups: Iterable[pa.Table], copy: int) -> None:
 class Samples:
     """Memory over a training, in MB."""
 
-    own: dict[tuple[int, str], list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
-    """Of each process, by number and name: the training's step, and the memory that it shares with no other."""
+    unshared: dict[tuple[int, str], list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+    """By number and name of each process: the training's step, and the memory that it shares with no other."""
     store: list[tuple[int, float]] = field(default_factory=list)
     """The step, and the bytes in the object store."""
     spilled: float = 0.0
 
 
 class Sampler:
-    """A thread that looks at the memory of this process, of Ray's and of the object store while a training runs."""
+    """A thread that samples the memory of this process, of Ray's and of the object store while a training runs."""
 
     def __init__(self, run: str) -> None:
         self.run, self.samples, self.stopped = run, Samples(), Event()
@@ -111,23 +111,27 @@ class Sampler:
             for process in [this, *this.children(recursive=True)]:
                 # It may have ended meanwhile.
                 with suppress(psutil.Error):
-                    own = process.memory_full_info().uss / MB
-                    self.samples.own[process.pid, process_name(process)].append((step, own))
-            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False).store_stats
-            self.samples.store.append((step, stats.object_store_bytes_used / MB))
-            self.samples.spilled = max(self.samples.spilled, stats.spilled_bytes_total / MB)
+                    unshared = process.memory_full_info().uss / MB
+                    self.samples.unshared[process.pid, process_name(process)].append((step, unshared))
+            use = object_store_use(node)
+            self.samples.store.append((step, use.used / MB))
+            self.samples.spilled = max(self.samples.spilled, use.spilled / MB)
 
 
 def process_name(process: psutil.Process) -> str:
-    """What a process is: Ray's name of an actor, or the program."""
+    """Name of a process: an actor's in Ray, or the program's."""
     title = re.match(r"ray::\w+(\(\S*\))?", " ".join(process.cmdline()))
     return title[0] if title else process.name()
 
 
 def peaks(samples: list[tuple[int, float]], steps: int) -> tuple[float, float] | None:
-    """The most in the first and in the second half of a training, without its first tenth, in which all that a process
-    keeps is made, and its last steps, whose number an evaluation at the end has too; None of a process that has not
-    lived so long."""
+    """Peaks of a process's memory in the first and in the second half of a training, in MB; None if it did not live
+    that long. The first tenth is left out, in which all that a process keeps is made, and the last steps, whose number
+    an evaluation at the end has too.
+
+    Args:
+        samples: steps and MB.
+    """
     begin, middle, end = 0.1 * steps, 0.525 * steps, 0.95 * steps
     first = [value for step, value in samples if begin <= step < middle]
     second = [value for step, value in samples if middle <= step < end]
@@ -135,7 +139,7 @@ def peaks(samples: list[tuple[int, float]], steps: int) -> tuple[float, float] |
 
 
 def train_on_large(data: Path, run: Path) -> tuple[Samples, float]:
-    """Train on the large data set; what memory it took, and the gigabytes of images that were trained on."""
+    """Train on the large data set; returns the samples of its memory, and the gigabytes of images read."""
     config = light_training(data, run, LARGE_STEPS, log_every=5)
     with Sampler(config.train.run) as samples:
         train(config)

@@ -23,7 +23,7 @@ WARMUP, STEPS, ROUNDS = 6, 12, 4
 
 
 def configure(data: Path, run: Path, workers: int, overrides: Sequence[str] = ()) -> Config:
-    """The job: default preset, ResNet-18, 320 pixels, float32, one thread a worker."""
+    """Configuration of the job: default preset, ResNet-18, 320 pixels, float32, one thread a worker."""
     tree: dict[str, Any] = {
         "data": {"path": str(data), "size": 320},
         "model": {"backbone": "resnet18", "pretrained": False},
@@ -63,6 +63,11 @@ def bare_rate(config: Config, processes: int) -> float:
 
 
 def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
+    """Train in a plain loop over batches in memory, and put its images a second into the queue `rates`.
+
+    Args:
+        ready: a barrier before the measured steps of all loops.
+    """
     import torch
 
     from multas_ray.data.collate import make_train_batch
@@ -103,8 +108,8 @@ def compare_rates(data: Path, folder: Path, overrides: Sequence[str] = ()) -> di
 
 
 def overhead_figures(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The job's share of the bare loop's rate, two workers' speed-up, and its share of what two bare loops reach beside
-    each other: the medians of the rounds' own ratios, for the machine's speed changes from round to round."""
+    """The job's share of the bare loop's rate, two workers' speed-up, and its share of the speed-up of two bare loops:
+    medians of the ratios within a round, because the machine's speed changes from round to round."""
     rounds = [
         {
             "ratio_to_bare_loop": job / bare,

@@ -1,4 +1,4 @@
-"""What packing does to soft targets: their size, and a student's gradients."""
+"""Packed soft targets against whole ones: their size, and the gradients that they give a student."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,24 +25,25 @@ BATCH = 16
 
 @torch.no_grad()
 def compare_packed(path: str, det: str, seg: str, student: str) -> dict[str, float]:
-    """Packed against whole answers of two teachers, on the first 64 validation images at 320 pixels.
+    """Compare packed with whole answers of two teachers, on the first 64 validation images at 320 pixels.
 
     Args:
         path: data set folder.
         det, seg, student: run folders.
 
     Returns:
-        dense_kb_per_image (float16), packed_kb_per_image, and of the default distillation losses' gradients with
-        respect to the student's outputs the relative L2 difference: class_grad_error, box_grad_error, seg_grad_error.
+        Kilobytes an image as `dense_kb_per_image` (float16) and `packed_kb_per_image`; as `class_grad_error`,
+        `box_grad_error` and `seg_grad_error` the relative L2 difference of the default distillation losses' gradients
+        with respect to the student's outputs.
     """
     networks = {name: load_network(run)[0] for name, run in (("det", det), ("seg", seg), ("student", student))}
     plan = EvaluationPlan(read_index(path, "val"), BATCH, SIZE)
-    of_student: list[dict[str, Tensor]] = []
+    students: list[dict[str, Tensor]] = []
     answers: list[dict[str, Tensor]] = []
     packed: dict[str, list[bytes]] = {"det": [], "seg": []}
     for step in range(IMAGES // BATCH):
         images = torch.tensor(make_eval_batch(plan.index, plan.part(step, 0, 1)).images)
-        of_student.append(_by_name(networks["student"](images)))
+        students.append(_by_name(networks["student"](images)))
         answer = networks["det"](images) | networks["seg"](images)
         answers.append({name: value.half() for name, value in _by_name(answer).items()})
         packed["det"] += detection.pack(answers[-1]["cls"], answers[-1]["box"])
@@ -51,11 +52,11 @@ def compare_packed(path: str, det: str, seg: str, student: str) -> dict[str, flo
     device = torch.device("cpu")
     cls, box = detection.unpack(packed["det"], device)
     unpacked = {"cls": cls, "box": box, "seg": segmentation.unpack(packed["seg"], device)}
-    outputs = {name: torch.cat([output[name] for output in of_student]) for name in of_student[0]}
+    outputs = {name: torch.cat([output[name] for output in students]) for name in students[0]}
     exact = _gradients(outputs, {name: value.float() for name, value in whole.items()})
-    found = _gradients(outputs, unpacked)
+    approximate = _gradients(outputs, unpacked)
     count = len(packed["det"])
-    errors = {name: float((found[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
+    errors = {name: float((approximate[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
     return {
         "dense_kb_per_image": sum(value.numel() * 2 for value in whole.values()) / count / 1000,
         "packed_kb_per_image": float(np.sum([len(row) for rows in packed.values() for row in rows])) / count / 1000,
@@ -70,6 +71,7 @@ def _by_name(outputs: Mapping[Task, Any]) -> dict[str, Tensor]:
 
 @torch.enable_grad()
 def _gradients(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients of the default distillation losses with respect to a student's outputs, by the outputs' names."""
     leaves = {name: value.clone().requires_grad_() for name, value in outputs.items()}
     config = DistillConfig()
     pair = [DetectionOutput(values["cls"], values["box"]) for values in (leaves, targets)]

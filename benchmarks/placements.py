@@ -1,4 +1,4 @@
-"""What teachers cost a student's training: none, inside the worker, in a pool, stored."""
+"""The cost of teachers to a student's training: without any, inside the worker, in a pool, stored."""
 
 import shutil
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ SIZE = 128
 VAL = 64
 TEACHER_STEPS, STUDENT_STEPS = 400, 200
 WARMUP, STEPS = 10, 30
-"""Of each placement."""
+"""Steps of each placement: of the warm-up, and measured."""
 TIMES = ("step", "teacher_wait", "data_wait")
 MIXING = {"det": 8, "seg": 8}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A training's medians over its steps."""
+    """Medians over a training's steps."""
 
     placement: str
     replicas: int | None
-    """Of each teacher, in a pool."""
+    """Replicas of each teacher in a pool; None for the other placements."""
     images_per_s: float
     step_s: float
     teacher_wait_s: float
@@ -81,7 +81,12 @@ def prepare_images(path: Path, shared: Path) -> str:
 
 
 def configure(out: Path, name: str, overrides: Sequence[str], **sections: dict[str, Any]) -> Config:
-    """A run of the benchmark, in its own folder; `overrides` of the command line count last."""
+    """Configuration of one of the benchmark's runs, in the folder `out/name`.
+
+    Args:
+        overrides: values of the command line, which take precedence.
+        sections: values that differ from the benchmark's defaults, by section.
+    """
     tree: dict[str, dict[str, Any]] = {
         "data": {"path": str(out / "data"), "size": SIZE},
         "model": {"backbone": "efficientnet_lite0", "width": 96, "anchor_base": 16},
@@ -96,7 +101,7 @@ def configure(out: Path, name: str, overrides: Sequence[str], **sections: dict[s
 
 
 def train_networks(out: Path, overrides: Sequence[str]) -> None:
-    """Train the two teachers side by side, then a multi-task student for a little while; what is trained is kept."""
+    """Train the two teachers side by side, then a multi-task student for a few steps; finished runs are kept."""
     teachers = [
         configure(out, task, overrides, model={"tasks": [task]}, train={"steps": TEACHER_STEPS})
         for task in ("det", "seg")
@@ -107,7 +112,12 @@ def train_networks(out: Path, overrides: Sequence[str]) -> None:
 
 
 def measure_placement(out: Path, overrides: Sequence[str], placement: str, replicas: int = 1) -> Cost:
-    """Train for some steps with the teachers of `train_networks` placed so: `pure` (none), inline, pool or stored."""
+    """Train for WARMUP + STEPS steps with the teachers of `train_networks`.
+
+    Args:
+        placement: pure (no teachers), inline, pool or stored.
+        replicas: of each teacher in a pool.
+    """
     teachers: dict[str, Any] = {task: {"checkpoint": str(out / task)} for task in ("det", "seg")}
     teachers |= {"placement": placement, "replicas": replicas, "store": str(out / "store")}
     config = configure(

@@ -1,7 +1,7 @@
 """The teacher pool against simulated accelerators: real images through the real stream, the real pool, and sleeps.
 
-What it shows is whether the service keeps up: a student's step and a teacher's answer take a fixed time, as they would
-on accelerators of their own, while all that this project adds to them (stream, transport, waiting) is real.
+It shows whether the service keeps up: a student's step and a teacher's answer take a fixed time, as they would on
+accelerators of their own, while all that this project adds to them (stream, transport, waiting) is real.
 """
 
 import resource
@@ -20,6 +20,7 @@ import numpy as np
 import ray
 import ray.train
 import torch.distributed as dist
+from ray import cloudpickle
 from ray.train import DataConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -35,11 +36,13 @@ from multas_ray.teacher.pool import Handles, PoolClient, start_pool
 from multas_ray.teacher.teacher import Answer, Teacher, digests
 
 STEP_S, ANSWER_S = 0.2, 0.15
-"""Of a student's step and of a teacher's answer, whatever its rows."""
+"""Seconds of a student's step and of a teacher's answer, whatever its rows."""
 ROWS = 4
-"""Images of a worker's batch: half lack boxes, half lack masks."""
+"""Images of a worker's batch: half without boxes, half without masks."""
 AHEAD = TeachersConfig().prefetch
 CLASSES = 20
+# Ray's workers cannot import this module where the checkout is not on their path: they are sent its code.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass(frozen=True)
@@ -72,30 +75,30 @@ class SimulatedTeacher:
 
 @dataclass(frozen=True)
 class Case:
-    """Some steps with a pool."""
+    """Steps with one pool of teachers."""
 
     pool: str
-    """Name of a pool of `simulate`."""
+    """Name of one of the pools that `simulate` gets."""
     replicas: int
-    """Of each teacher."""
+    """Replicas of each teacher that are used."""
     warmup: int
     steps: int
-    """Measured, after those of the warm-up."""
+    """Steps that are measured, after those of the warm-up."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What rank 0 measured: medians over the steps."""
+    """Measurements of rank 0: medians over the steps."""
 
     step_s: float
     data_wait_s: float
     teacher_wait_s: float
     memory_mb: float
-    """By which the worker's peak grew in the measured steps."""
+    """Growth of the worker's peak memory over the measured steps."""
 
 
 def start_simulated_pool(seconds: float, replicas: int, size: int) -> Handles:
-    """Replicas of both simulated teachers."""
+    """Start `replicas` of both simulated teachers, whose answers take `seconds`."""
     config = TeachersConfig(replicas=replicas, resources=Resources(cpu=0.01))
     tasks: tuple[Task, ...] = ("det", "seg")
     return start_pool(config, {task: SimulatedTeacher(task, seconds, size) for task in tasks})
@@ -104,7 +107,7 @@ def start_simulated_pool(seconds: float, replicas: int, size: int) -> Handles:
 def simulate(
     path: str, size: int, workers: int, pools: Mapping[str, Handles], cases: Sequence[Case], parallel: int
 ) -> list[Outcome]:
-    """Let `workers` simulated students train, case after case, on one stream.
+    """Train `workers` simulated students, case after case, on one stream.
 
     Args:
         path: a data set whose training split has rows with boxes only and rows with masks only.
@@ -143,7 +146,7 @@ def simulate(
 
 
 def _student(settings: Mapping[str, Any]) -> list[dict[str, float]]:
-    """A worker: the loop of `multas_ray.train.loop` with a sleep for a step."""
+    """Run the loop of `multas_ray.train.loop` in a worker, with a sleep for a step; an `Outcome` a case."""
     workers = ray.train.get_context().get_world_size()
     batches = read_batches(ray.train.get_dataset_shard("train"))
     outcomes = []
@@ -168,11 +171,12 @@ def _student(settings: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def _peak_mb() -> float:
-    """The most memory that this process has had."""
+    """Peak memory of this process so far, in MB."""
     # Bytes on macOS, kilobytes elsewhere.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def _distil_missing(batch: TrainBatch) -> TrainBatch:
+    """The batch, with the rows to distil that a task is not annotated for."""
     rows = np.arange(len(batch.ids))
     return replace(batch, distil={task: np.setdiff1d(rows, truth.rows) for task, truth in batch.truth.items()})

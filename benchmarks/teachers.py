@@ -1,4 +1,4 @@
-"""What teachers cost a student: the benchmark's parts, one after another, and its tables."""
+"""The cost of teachers to a student: the benchmark's parts, one after another, and its tables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,14 @@ from multas_ray.report.plots import scaling_curves
 from multas_ray.terminal import terminal
 
 COUNTS = (1, 2, 4, 8)
-"""Of student workers and of replicas, in the scaling picture."""
+"""Numbers of student workers and of replicas in the scaling picture."""
 
 
 def measure_teachers(out: Path, shared: Path, overrides: Sequence[str]) -> dict[str, float]:
     """Measure, print, and write teachers.json, teachers.md and teachers.png.
 
     Args:
-        out: folder of the results; what is trained is kept in its folder `teachers`.
+        out: folder of the results; its folder `teachers` keeps the trained networks.
         shared: folder of the real images; without them, generated scenes are trained on.
         overrides: configuration values of the trainings by dotted path.
 
@@ -68,7 +68,7 @@ def measure_teachers(out: Path, shared: Path, overrides: Sequence[str]) -> dict[
 
 
 def _overlap(data: Path) -> dict[str, float]:
-    """Two students and two replicas of each teacher: fast enough ones, and three times slower ones."""
+    """Measure two students with two replicas of each teacher: fast enough ones, and three times slower ones."""
     slow_s = 3 * simulated.ANSWER_S
     pools = {
         "enough": simulated.start_simulated_pool(simulated.ANSWER_S, 2, packing.SIZE),
@@ -94,7 +94,7 @@ def _overlap(data: Path) -> dict[str, float]:
 
 
 def _scaling(data: Path) -> list[dict[str, Any]]:
-    """Images a second of 1 to 8 students with 1 to 8 replicas of each teacher."""
+    """Measure images a second of 1 to 8 students with 1 to 8 replicas of each teacher; a row a combination."""
     pools = {"pool": simulated.start_simulated_pool(simulated.ANSWER_S, max(COUNTS), placements.SIZE)}
     rows = []
     for workers in COUNTS:

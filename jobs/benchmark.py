@@ -9,10 +9,15 @@ python jobs/benchmark.py memory      10 GB of images through an object store of 
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from statistics import median
 
 from rich.table import Table
+
+# The benchmarks are no part of the installed package, and a script finds only what lies beside it. At the end of the
+# path, so that `multas_ray` is the one that all other jobs and Ray's workers import.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.timing import write_figures
 from multas_ray.cli import Parser, run_job
@@ -52,14 +57,14 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def teachers(arguments: argparse.Namespace) -> dict[str, float]:
-    """What teachers cost a student."""
+    """The cost of teachers to a student."""
     from benchmarks.teachers import measure_teachers
 
     return measure_teachers(arguments.out, shared_folder(), arguments.overrides)
 
 
 def data(arguments: argparse.Namespace) -> dict[str, float]:
-    """The data stream against a DataLoader, and what a training waits for it."""
+    """The data stream against a DataLoader, and the wait of a training for it."""
     from benchmarks import loading
     from benchmarks.placements import prepare_images
     from multas_ray.ray_setup import start_ray
@@ -80,7 +85,7 @@ def data(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def overhead(arguments: argparse.Namespace) -> dict[str, float]:
-    """What Ray costs a training, and what a second worker brings."""
+    """The cost of Ray to a training, and the gain by a second worker."""
     from benchmarks.overhead import BATCH, compare_rates, overhead_figures
     from benchmarks.placements import prepare_images
 
@@ -98,7 +103,7 @@ def overhead(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
-    """Memory of a training on a data set that outgrows it, and its wait where an epoch begins."""
+    """Memory of a training on a data set that outgrows it, and its wait at the start of an epoch."""
     from benchmarks import memory as out_of_core
     from multas_ray.ray_setup import start_ray
 
@@ -110,7 +115,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
     samples, read = out_of_core.train_on_large(large, arguments.out / "memory")
     halves = [
         (name, pair)
-        for (_, name), values in samples.own.items()
+        for (_, name), values in samples.unshared.items()
         if (pair := out_of_core.peaks(values, out_of_core.LARGE_STEPS))
     ]
     table = Table("process", "peak, first half", "second half", title="Memory that a process shares with no other, MB")
@@ -133,7 +138,7 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def shared_folder() -> Path:
-    """Where the real images are."""
+    """Folder of the real images."""
     return Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
 
 

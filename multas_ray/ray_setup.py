@@ -40,15 +40,15 @@ def start_ray(cpus: int = 4, object_store: int | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    # Says at every start that the local Ray wants a token, which nobody has to type.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Not imported above: it imports Ray Data, for most of a second, and the processes of teachers do without.
+    from multas_ray.ray_internals import silence_ray
+
+    silence_ray()
     # Tells how long its operations take, and shows failures of trials, which their jobs report, as tracebacks.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     # Of Tune's two ways to show its progress, the one that can be told to show nothing.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    # Shows what raylets tell every driver, such as how many processes they have started.
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     # Ray runs its workers at low priority, so that anything else on the machine outruns the training.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Interval in which reports (checkpoints) are registered; Ray's two seconds are long for short runs.

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data._internal.datasource.range_datasource import RangeDatasource
 from ray.train import DataConfig
 
 from multas_ray.config import AugmentConfig, Resources
-from multas_ray.data.backpressure import set_data_context
 from multas_ray.data.batch import EvalBatch, Failure, TrainBatch
+from multas_ray.data.numbers import Numbers
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import EvaluationPlan, Plan
 from multas_ray.errors import UserError
+from multas_ray.ray_internals import set_data_context
 
 Addition = Callable[[TrainBatch], TrainBatch]
 """Adds something to a batch: stored soft targets, say."""
@@ -71,8 +71,7 @@ def stream(
     # Long: actors keep what they have read. One task tells the chunks' numbers, as they are asked for, so that nothing
     # grows with the run; it lasts as long as the stream, and reserves nothing for its waiting.
     actors = ray.data.ActorPoolStrategy(size=parallel, max_tasks_in_flight_per_actor=TASKS_AN_ACTOR)
-    numbers = RangeDatasource(n=chunks, block_format="arrow", column_name="id")
-    source = ray.data.read_datasource(numbers, num_cpus=0, override_num_blocks=1)
+    source = ray.data.read_datasource(Numbers(chunks), num_cpus=0, override_num_blocks=1)
     dataset = source.map_batches(ChunkMaker, fn_constructor_kwargs=settings, compute=actors, **options)
     # A stream that is full makes no progress while the workers evaluate: that must never count as stuck.
     dataset.context.execution_no_progress_timeout_s = -1

@@ -14,13 +14,13 @@ import ray
 
 from multas_ray.config import TASKS, Config, Task
 from multas_ray.config_file import parse_config
-from multas_ray.data.backpressure import set_data_context
 from multas_ray.data.batch import TrainBatch
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import Part, mix
 from multas_ray.errors import UserError
 from multas_ray.placement import Ask, check_placement
+from multas_ray.ray_internals import set_data_context
 from multas_ray.ray_setup import data_tasks, start_ray
 from multas_ray.resolve import resolve_precision
 from multas_ray.teacher.specs import require_teacher_specs

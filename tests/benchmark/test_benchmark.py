@@ -1,11 +1,16 @@
 """What a benchmark compares must be the same, and its figures must be kept."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ray import cloudpickle
 
 from benchmarks import published, simulated
 from benchmarks.placements import prepare_images
@@ -19,6 +24,7 @@ from multas_ray.tasks.detection.loss import detection_losses
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.teacher.teacher import arrays_of, digests
+from tests.shared import ROOT
 
 
 def test_the_published_way_computes_the_same_losses_and_gradients() -> None:
@@ -89,3 +95,35 @@ def test_without_real_images_the_benchmark_makes_scenes(tmp_path: Path) -> None:
     assert "generated scenes" in prepare_images(tmp_path / "data", tmp_path / "nowhere")
     info = read_info(str(tmp_path / "data"))
     assert info.splits == {"train": {"det": 800, "seg": 800}, "val": {"both": 64}}
+
+
+RECEIVE = """
+import sys
+from ray import cloudpickle
+student, teacher = cloudpickle.load(sys.stdin.buffer)
+assert "benchmarks" not in sys.modules
+print(student.__name__, teacher.load("cpu").__name__)
+"""
+
+
+def test_what_ray_sends_of_a_benchmark_needs_no_benchmarks_there(tmp_path: Path) -> None:
+    sent = cloudpickle.dumps((simulated._student, SimulatedTeacher("det", 0.0, 64)))
+    (tmp_path / "multas_ray").symlink_to(ROOT / "multas_ray")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    received = subprocess.run(
+        [sys.executable, "-c", RECEIVE], input=sent, cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert received.stdout.split() == [b"_student", b"answer"], received.stderr.decode()
+
+
+def test_the_job_finds_its_benchmarks_from_anywhere(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, ROOT / "jobs" / "benchmark.py", "loss", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_does_without_its_benchmarks() -> None:
+    imports = re.compile(r"^\s*(from|import) benchmarks\b", re.MULTILINE)
+    importing = [file for file in (ROOT / "multas_ray").rglob("*.py") if imports.search(file.read_text())]
+    assert importing == [], "the wheel has no benchmarks"
