@@ -6,9 +6,10 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,9 @@ from multas_ray.data.schema import IGNORE, SCHEMA, TASK_MASKS, DatasetInfo, Task
 from multas_ray.documents import explain
 from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.storage import StoragePath
+
+if TYPE_CHECKING:
+    from multas_ray.formats.source import Source, Split
 
 ROW_GROUP, GROUP_BYTES = 64, 8_000_000
 """The most rows of a row group, and the bytes of images that fill one: the unit that training reads and shuffles. With
@@ -53,16 +57,13 @@ class Summary:
 
 def write_dataset(
     path: str | Path,
-    name: str,
-    det_classes: Sequence[str],
-    seg_classes: Sequence[str],
-    splits: Mapping[str, Iterable[Row | Reject]],
+    source: "Source",
     *,
-    source: str = "",
     command: str = "",
     max_rejected: float = 0.01,
     overwrite: bool = False,
     add: bool = False,
+    advance: Callable[[str], None] = lambda split: None,
 ) -> Summary:
     """Write a data set, or add splits, or rows to splits, to one that has the same classes.
 
@@ -71,41 +72,38 @@ def write_dataset(
 
     Args:
         path: local folder of the data set.
-        name: its name.
-        det_classes: object classes; index = label.
-        seg_classes: pixel classes, `background` first if there is one; index = mask value.
-        splits: the rows of each split, read once and in order.
-        source: where the rows come from.
+        source: the images, read once and in order.
         command: the command line that makes it.
         max_rejected: largest share of rejected rows, 0..1.
         overwrite: replace a data set that is there, with all its splits.
         add: rows may be added to a split that is there.
+        advance: called with the name of the split whenever an item of it was read.
 
     Raises:
         UserError: `path` cannot be written to, a class has no name, too many rows were rejected, or a split has none
             left.
     """
     out = _local(path)
-    present = _present(out, overwrite, add, splits, det_classes, seg_classes)
+    present = _present(out, source, overwrite, add)
     try:
         info = DatasetInfo(
-            name=name,
-            det_classes=list(det_classes),
-            seg_classes=list(seg_classes),
-            splits={split: {} for split in splits},
-            source=source,
+            name=source.name,
+            det_classes=list(source.classes["det"]),
+            seg_classes=list(source.classes["seg"]),
+            splits={split: {} for split in source.splits},
+            source=source.about,
             command=command,
         )
     except ValidationError as error:
-        raise UserError(f"{source or out}: {explain(error, DatasetInfo)}") from None
+        raise UserError(f"{source.about or out}: {explain(error, DatasetInfo)}") from None
     summary = Summary()
     stage = _folder_beside(out)
     try:
         with (stage / REJECTED).open("w") as rejections:
-            for split, rows in splits.items():
-                seen = set(_stored_ids(out / split)) if present and split in present.splits else set()
-                accepted = _accepted(rows, split, len(det_classes), len(seg_classes), seen, summary, rejections)
-                summary.rows[split] = _write_shards(stage / split, accepted)
+            for name, split in source.splits.items():
+                seen = set(_stored_ids(out / name)) if present and name in present.splits else set()
+                rows = _accepted(_rows(name, split, advance), name, info, seen, summary, rejections)
+                summary.rows[name] = _write_shards(stage / name, rows)
         _judge(summary, max_rejected, stage / REJECTED, out)
         info.splits = summary.rows
         if present:
@@ -131,20 +129,13 @@ def _local(path: str | Path) -> Path:
         raise UserError(f"--out {quoted(str(path))}: no usable path ({one_line(error, 100)})") from None
 
 
-def _present(
-    out: Path,
-    overwrite: bool,
-    add: bool,
-    splits: Iterable[str],
-    det_classes: Sequence[str],
-    seg_classes: Sequence[str],
-) -> DatasetInfo | None:
+def _present(out: Path, source: "Source", overwrite: bool, add: bool) -> DatasetInfo | None:
     """The data set at `out` that is to be added to, if any.
 
     Raises:
         UserError: what is there may be neither replaced nor added to, or a split's name is no folder name.
     """
-    for split in splits:
+    for split in source.splits:
         if (
             not split
             or split.startswith(".")
@@ -160,13 +151,13 @@ def _present(
     if overwrite:
         return None
     info = read_info(str(out))
-    again = [split for split in splits if split in info.splits]
+    again = [split for split in source.splits if split in info.splits]
     if again and not add:
         raise UserError(
             f"--out {out}: this data set already has {', '.join(again)}; --add adds rows to it, --overwrite replaces "
             "the data set"
         )
-    if info.det_classes != list(det_classes) or info.seg_classes != list(seg_classes):
+    if info.det_classes != list(source.classes["det"]) or info.seg_classes != list(source.classes["seg"]):
         raise UserError(f"--out {out}: this data set has other classes ({', '.join(info.det_classes)})")
     return info
 
@@ -191,11 +182,19 @@ def _stored_ids(split: Path) -> Iterator[str]:
         yield from ids
 
 
+def _rows(name: str, split: "Split[Any]", advance: Callable[[str], None]) -> Iterator[Row | Reject]:
+    """The rows of a split in the order of its items, without the images that are left out."""
+    for item in split.items:
+        row = split.read(item)
+        advance(name)
+        if row is not None:
+            yield row
+
+
 def _accepted(
     rows: Iterable[Row | Reject],
     split: str,
-    det_classes: int,
-    seg_classes: int,
+    info: DatasetInfo,
     seen: set[str],
     summary: Summary,
     rejections: io.TextIOBase,
@@ -209,7 +208,7 @@ def _accepted(
                 raise row
             if row.image_id in seen:
                 raise Reject("duplicate id", f"the split has {quoted(row.image_id)} already")
-            checked = check_row(row, det_classes, seg_classes)
+            checked = check_row(row, len(info.det_classes), len(info.seg_classes))
         except Reject as reject:
             summary.rejected[reject.reason] += 1
             summary.examples.setdefault(reject.reason, f"{row.image_id}: {reject.detail}")

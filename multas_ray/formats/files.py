@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from multas_ray.data.reject import Reject
+from multas_ray.formats.flags import Names
+from multas_ray.formats.source import Options
 
 LARGEST = 2**30
 """Bytes of a file that is read whole."""
+
+
+class FileOptions(Options):
+    """The options of a format that reads files below a folder."""
+
+    classes: Names | None = None
+    """comma-separated; boxes of others are dropped, their pixels ignored"""
+    follow_links: bool = False
+    """read files to which links lead out of the folder"""
 
 
 @dataclass(frozen=True)

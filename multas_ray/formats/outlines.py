@@ -108,8 +108,8 @@ def number(value: Any, what: str) -> float:
         Reject: it is none.
     """
     try:
-        if not isinstance(value, bool) and math.isfinite(found := float(value)):
-            return found
+        if not isinstance(value, bool) and math.isfinite(finite := float(value)):
+            return finite
     except (TypeError, ValueError, OverflowError):
         pass
     raise Reject("broken annotation", f"{what} {quoted(value)} is no number")
