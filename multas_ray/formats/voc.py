@@ -14,8 +14,10 @@ from multas_ray.errors import UserError
 from multas_ray.formats.files import FileOptions
 from multas_ray.formats.flags import ExistingFolder
 from multas_ray.formats.source import Source, Split, with_background
+from multas_ray.formats.voc_folder import VocFolder, VocImage
 
-BOTH: tuple[Task, ...] = ("det", "seg")
+NamedList = tuple[str, str, tuple[Task, ...]]
+"""The split that a list's images belong to, its name, and the tasks that they are annotated for."""
 
 
 class Options(FileOptions):
@@ -45,39 +47,48 @@ def read(options: Options) -> Source:
     """
     lists = _named_lists(options)
     from multas_ray.formats.voc_classes import choose_classes
-    from multas_ray.formats.voc_folder import VocFolder, VocImage
     from multas_ray.formats.voc_rows import RowReader
 
     folder = VocFolder(options.root, options.follow_links)
     remarks: list[str] = []
-    tasks_of: dict[str, dict[str, set[Task]]] = {split: {} for split, _, _ in lists}
-    for split, name, tasks in lists:
-        for image_id in folder.read_list(name, remarks):
-            tasks_of[split].setdefault(image_id, set()).update(tasks)
-    # By id, so that rows of all task masks lie side by side and any stretch of the file holds each of them.
-    images = {
-        split: [VocImage(image_id, tuple(sorted(tasks))) for image_id, tasks in sorted(ids.items())]
-        for split, ids in tasks_of.items()
-    }
-    classes = choose_classes(folder, list(chain(*images.values())), options.classes, remarks)
+    splits = _list_images(folder, lists, remarks)
+    classes = choose_classes(folder, list(chain(*splits.values())), options.classes, remarks)
     if options.empty == "skip":
-        for split, listed in images.items():
-            images[split] = [image for image in listed if "det" not in image.tasks or folder.has_xml(image.image_id)]
+        for name, images in splits.items():
+            splits[name] = [image for image in images if "det" not in image.tasks or folder.has_xml(image.image_id)]
     reader = RowReader(folder, classes, None if options.empty == "skip" else options.empty)
-    splits = {split: Split(listed, reader.read) for split, listed in images.items()}
-    return Source("voc", with_background(classes.classes), splits, f"VOC: {options.root}", remarks)
+    return Source(
+        name="voc",
+        classes=with_background(classes.classes),
+        splits={name: Split(images, reader.read) for name, images in splits.items()},
+        about=f"VOC: {options.root}",
+        remarks=remarks,
+    )
 
 
-def _named_lists(options: Options) -> Sequence[tuple[str, str, tuple[Task, ...]]]:
-    """Split, name and tasks of each list that the options name."""
+def _named_lists(options: Options) -> list[NamedList]:
+    """The lists that the options name."""
     roles: list[tuple[str, str | None, tuple[Task, ...]]] = [
         ("train", options.det, ("det",)),
         ("train", options.seg, ("seg",)),
-        ("train", options.full, BOTH),
+        ("train", options.full, ("det", "seg")),
         ("train", options.unlabelled, ()),
-        ("val", options.val, BOTH),
+        ("val", options.val, ("det", "seg")),
     ]
     lists = [(split, name, tasks) for split, name, tasks in roles if name]
     if not lists:
         raise UserError("voc: nothing to read; give at least one of --det, --seg, --full, --unlabelled, --val")
     return lists
+
+
+def _list_images(folder: VocFolder, lists: Sequence[NamedList], remarks: list[str]) -> dict[str, list[VocImage]]:
+    """The images of each split; one that stands in several lists is annotated for the tasks of all."""
+    splits: dict[str, dict[str, set[Task]]] = {split: {} for split, _, _ in lists}
+    for split, name, tasks in lists:
+        for image_id in folder.read_list(name, remarks):
+            splits[split].setdefault(image_id, set()).update(tasks)
+    # By id, so that rows of all task masks lie side by side and any stretch of the file holds each of them.
+    return {
+        split: [VocImage(image_id, tuple(sorted(tasks))) for image_id, tasks in sorted(images.items())]
+        for split, images in splits.items()
+    }
