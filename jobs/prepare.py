@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from multas_ray.formats.source import Source
 
 OLDER_NAMES = {"holdout": ["carve"]}
+"""Names that formats had before, which scripts may still use."""
 IGNORE = 255
 
 

@@ -39,20 +39,20 @@ REJECTED = "rejected.jsonl"
 
 @dataclass
 class Summary:
-    """What a writer wrote, and what it did not."""
+    """Counts of the rows that were written, and of those that were rejected."""
 
     rows: dict[str, dict[TaskMask, int]] = field(default_factory=dict)
-    """By split and task mask."""
+    """Number of rows by split and task mask."""
     boxes: Counter[tuple[str, TaskMask]] = field(default_factory=Counter)
-    """By split and task mask."""
+    """Number of boxes by split and task mask."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Rows by reason."""
+    """Number of rejected rows by reason."""
     examples: dict[str, str] = field(default_factory=dict)
-    """Of each reason, the first row's id and what was found."""
+    """Id and detail of the first rejected row by reason."""
     notes: dict[str, Counter[str]] = field(default_factory=dict)
-    """By split: what was mended, left out or taken for something -> how many of them."""
+    """Counts by split of what was mended, left out or taken for something."""
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
-    """By split: (256,) int64 pixels of masks by value."""
+    """(256,) int64 pixels of masks by value, by split."""
 
 
 def write_dataset(
@@ -199,7 +199,7 @@ def _accepted(
     summary: Summary,
     rejections: io.TextIOBase,
 ) -> Iterator[Row]:
-    """Pass on the rows that keep the contract; put the others on record."""
+    """Pass on the rows that keep the contract; record the others."""
     notes = summary.notes[split] = Counter()
     pixels = summary.pixels[split] = np.zeros(256, np.int64)
     for row in rows:
@@ -283,14 +283,14 @@ def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -
     if not bad:
         raise UserError(f"no rows for {', '.join(empty)}")
     # A data set that is there keeps its own record.
-    kept = out.with_name(f"{out.name}.{REJECTED}") if (out / "dataset.json").exists() else out / REJECTED
-    kept.parent.mkdir(exist_ok=True)
-    shutil.move(rejections, kept)
+    record = out.with_name(f"{out.name}.{REJECTED}") if (out / "dataset.json").exists() else out / REJECTED
+    record.parent.mkdir(exist_ok=True)
+    shutil.move(rejections, record)
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.most_common())
     first = summary.examples[summary.rejected.most_common(1)[0][0]]
     raise UserError(
         f"{bad} of {total} rows rejected, --max-rejected {max_rejected:g} allows {int(max_rejected * total)}: "
-        f"{reasons} (such as {one_line(first, 400)}); see {kept}"
+        f"{reasons} (such as {one_line(first, 400)}); see {record}"
     )
 
 
@@ -310,7 +310,7 @@ def _judge_content(summary: Summary) -> None:
 
 
 def _replace_folder(out: Path, stage: Path) -> None:
-    """Put the finished folder in place of what `_present` found replaceable."""
+    """Put the finished folder in place of a data set that may be replaced (see `_present`)."""
     if not out.exists():
         stage.rename(out)
         return

@@ -11,7 +11,7 @@ from multas_ray.data.schema import IGNORE
 
 Colour = tuple[int, int, int]
 SHOWN = 5
-"""Values or colours that a message lists."""
+"""Largest number of values or colours that a message lists."""
 
 
 def voc_palette() -> np.ndarray:
@@ -61,7 +61,7 @@ def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray
     it says nothing.
 
     Args:
-        notes: on how it was read, added to.
+        notes: counts of how masks were read, added to.
 
     Raises:
         Reject: it cannot be decoded, or it holds a value or colour that means nothing.

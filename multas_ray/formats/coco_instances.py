@@ -14,7 +14,7 @@ from multas_ray.formats.files import image_ids
 from multas_ray.formats.outlines import has_outline
 
 MOST_CLASSES = 254
-"""Of masks: 0 is background and 255 is ignored."""
+"""Largest number of classes in masks: 0 is background and 255 is ignored."""
 SLACK = 2.0
 """Pixels that boxes may go beyond their images and still be believed to be x y width height."""
 
@@ -28,7 +28,7 @@ class CocoImage:
     image_id: str
     file_name: str
     size: tuple[int, int] | None
-    """Height and width, where the file says them."""
+    """Height and width in pixels; None where the file does not state them."""
     objects: Sequence[dict[str, Any]]
     """Entries of `annotations`, unchecked."""
 
@@ -117,7 +117,7 @@ class _Entry:
     key: Id
     file_name: str
     size: tuple[int, int] | None
-    """Height and width, where the file says them."""
+    """Height and width in pixels; None where the file does not state them."""
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def _arrange(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[_Obj
     owner = _stack(shapes, size)
     visible = np.bincount(owner.ravel() + 1, minlength=len(shapes) + 1)[1:]
     # Taking hidden objects away only uncovers others, so one pass is enough.
-    kept = np.flatnonzero((visible >= MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * areas))
-    return _stack([shapes[i] for i in kept], size), [objects[i] for i in kept]
+    shown = np.flatnonzero((visible >= MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * areas))
+    return _stack([shapes[i] for i in shown], size), [objects[i] for i in shown]
 
 
 def _stack(shapes: list[np.ndarray], size: int) -> np.ndarray:

@@ -36,7 +36,7 @@ SUFFIXES = (
 )
 """Suffixes of images, in the order in which they are looked for."""
 LARGEST_XML = 2**24
-"""Bytes: its objects take much more memory."""
+"""Largest size of an XML file in bytes: its objects take much more memory."""
 ALL = "all"
 """Stands for every image, in place of a list's name."""
 

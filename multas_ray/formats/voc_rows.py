@@ -55,7 +55,7 @@ def _size(xml: Element) -> tuple[int | None, int | None]:
 
 
 def _objects(xml: Element, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (N, 4), labels (N,) and difficult flags (N,) of the objects whose class is kept."""
+    """Boxes (N, 4), labels (N,) and difficult flags (N,) of the objects of these classes."""
     labels_of = {name.casefold(): label for label, name in enumerate(classes)}
     boxes, labels, difficult = [], [], []
     for place, item in enumerate(xml.findall("object"), start=1):
