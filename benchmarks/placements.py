@@ -54,12 +54,14 @@ def prepare_images(path: Path, shared: Path) -> str:
 
 
 def _some_animals(root: Path) -> Source:
+    """All training images of the animals, and VAL validation images."""
     source = voc.read(voc.Options(root=root, det="MXEdet/train", seg="MXEseg/train", val="Main/val"))
     val = source.splits["val"]
-    return replace(source, splits={"train": source.splits["train"], "val": Split(val.items[:VAL], val.read)})
+    return replace(source, splits={**source.splits, "val": Split(val.items[:VAL], val.read)})
 
 
 def _some_scenes() -> Source:
+    """About as many training scenes, and VAL validation scenes."""
     return scenes.read(scenes.Options(train=1600, val=VAL, size=SIZE, partial={"det": 0.5, "seg": 0.5}))
 
 

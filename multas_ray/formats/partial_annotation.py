@@ -10,7 +10,7 @@ from pydantic import Field
 from multas_ray.config import TASKS, Task
 from multas_ray.data.reject import Reject
 from multas_ray.errors import UserError
-from multas_ray.formats.flags import FromText
+from multas_ray.formats.flags import Fraction, FromText
 from multas_ray.formats.source import Item, Options, Split
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def parse_fractions(text: str) -> dict[Task, float]:
 class PartialOptions(Options):
     """The options of a format whose images may keep the annotation of one task only."""
 
-    partial: Annotated[dict[Task, float], FromText(parse_fractions)] | None = None
+    partial: Annotated[dict[Task, Fraction], FromText(parse_fractions)] | None = None
     """e.g. det=0.5,seg=0.5: images that keep only this task"""
     seed: int = Field(0, ge=0)
     """of what is drawn at random"""

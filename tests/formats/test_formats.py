@@ -88,6 +88,7 @@ def test_options_are_checked_where_python_gives_them_too() -> None:
     for options, values in [
         (scenes.Options, {"size": 8}),
         (scenes.Options, {"no_such": 1}),
+        (scenes.Options, {"partial": {"det": 2}}),
         (holdout.Options, {"data": "x", "fraction": 2}),
         (voc.Options, {}),
     ]:
