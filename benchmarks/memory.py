@@ -6,7 +6,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
@@ -47,12 +47,8 @@ def repeat_scenes(path: Path, images: int, side: int) -> float:
     if not (path / "dataset.json").exists():
         shutil.rmtree(path, ignore_errors=True)
         stage = path.with_name(f"{path.name}.stage")
-        splits = {
-            "train": scenes.rows(0, range(images), side),
-            "val": scenes.rows(0, range(images, images + 2 * BATCH), side),
-        }
-        classes = scenes.CLASSES
-        write_dataset(stage, "repeated scenes", classes, ["background", *classes], splits, overwrite=True)
+        source = scenes.read(scenes.Options(train=images, val=2 * BATCH, size=side))
+        write_dataset(stage, replace(source, name="repeated scenes"), overwrite=True)
         (shard,) = (stage / "train").iterdir()
         with pq.ParquetFile(shard) as parquet:
             groups = [parquet.read_row_group(number) for number in range(parquet.num_row_groups)]

@@ -3,17 +3,16 @@
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from multas_ray.config import Config, Task
+from multas_ray.config import Config
 from multas_ray.config_file import parse_config
 from multas_ray.data.writer import write_dataset
 from multas_ray.formats import scenes, voc
-from multas_ray.formats.class_maps import ClassMap, voc_colours
-from multas_ray.formats.partial import apply_partial, draw_partial
+from multas_ray.formats.source import Source, Split
 from multas_ray.run_folder import read_metrics
 from multas_ray.teacher.precompute import precompute
 from multas_ray.train.run import train
@@ -49,35 +48,21 @@ def prepare_images(path: Path, shared: Path) -> str:
     root = shared / "data" / "voc2012-animals" / "VOC2012"
     real = root.exists()
     if not (path / "dataset.json").exists():
-        if real:
-            classes: Sequence[str] = voc.CLASSES
-            devkit = voc.Devkit(root)
-            sets: dict[str, tuple[Task, ...]] = {"MXEdet/train": ("det",), "MXEseg/train": ("seg",)}
-            rows = sorted((name, tasks) for part, tasks in sets.items() for name in devkit.read_list(part))
-            both: tuple[Task, ...] = ("det", "seg")
-            val = [(name, both) for name in devkit.read_list("Main/val")[:VAL]]
-            of_voc = ClassMap(list(classes), list(classes), voc_colours(len(classes)))
-            splits: dict[str, Any] = {
-                "train": devkit.read_rows(rows, of_voc),
-                "val": devkit.read_rows(val, of_voc),
-            }
-        else:
-            classes = scenes.CLASSES
-            kept = draw_partial(map(scenes.scene_id, range(1600)), {"det": 0.5, "seg": 0.5}, seed=0)
-            splits = {
-                "train": apply_partial(scenes.rows(0, range(1600), SIZE), kept),
-                "val": scenes.rows(0, range(1600, 1600 + VAL), SIZE),
-            }
-        write_dataset(
-            str(path),
-            "benchmark",
-            classes,
-            ["background", *classes],
-            splits,
-            source=str(root) if real else "generated scenes",
-            command="python jobs/benchmark.py teachers",
-        )
+        source = _some_animals(root) if real else _some_scenes()
+        write_dataset(path, replace(source, name="benchmark"), command="python jobs/benchmark.py teachers")
     return "real images (VOC 2012's animals, 20 classes)" if real else f"generated scenes ({root} is missing)"
+
+
+def _some_animals(root: Path) -> Source:
+    """All training images of the animals, and VAL validation images."""
+    source = voc.read(voc.Options(root=root, det="MXEdet/train", seg="MXEseg/train", val="Main/val"))
+    val = source.splits["val"]
+    return replace(source, splits={**source.splits, "val": Split(val.items[:VAL], val.read)})
+
+
+def _some_scenes() -> Source:
+    """About as many training scenes, and VAL validation scenes."""
+    return scenes.read(scenes.Options(train=1600, val=VAL, size=SIZE, partial={"det": 0.5, "seg": 0.5}))
 
 
 def configure(out: Path, name: str, overrides: Sequence[str], **sections: dict[str, Any]) -> Config:

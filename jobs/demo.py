@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,22 +55,9 @@ def make_data(path: Path) -> None:
     """Write the scenes: half of the training images keep only their boxes, half only their masks."""
     from multas_ray.data.writer import write_dataset
     from multas_ray.formats import scenes
-    from multas_ray.formats.partial import apply_partial, draw_partial
 
-    indices = range(TRAIN_SCENES)
-    kept = draw_partial(map(scenes.scene_id, indices), {"det": 0.5, "seg": 0.5}, seed=0)
-    write_dataset(
-        str(path),
-        "demo scenes",
-        scenes.CLASSES,
-        ["background", *scenes.CLASSES],
-        {
-            "train": apply_partial(scenes.rows(0, indices, SIZE), kept),
-            "val": scenes.rows(0, range(TRAIN_SCENES, TRAIN_SCENES + VAL_SCENES), SIZE),
-        },
-        source="generated scenes, seed 0",
-        command="python jobs/demo.py",
-    )
+    options = scenes.Options(train=TRAIN_SCENES, val=VAL_SCENES, size=SIZE, partial={"det": 0.5, "seg": 0.5})
+    write_dataset(path, replace(scenes.read(options), name="demo scenes"), command="python jobs/demo.py")
 
 
 def arm(out: Path, name: str) -> Config:

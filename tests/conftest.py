@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from multas_ray.config_file import parse_config
 from multas_ray.data.row import Row
 from multas_ray.data.writer import write_dataset
 from multas_ray.formats import scenes
+from multas_ray.formats.source import Split
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.ray_setup import start_ray
 
@@ -31,26 +34,20 @@ settings.register_profile("many", settings.get_profile("ci"), deadline=None, max
 settings.load_profile("many" if os.environ.get("CI") == "true" else "few")
 
 
-def _partly_annotated(rows: Iterator[Row]) -> Iterator[Row]:
-    """det, seg, both and none in turns."""
-    for number, row in enumerate(rows):
-        row.has_det, row.has_seg = number % 4 in (0, 2), number % 4 in (1, 2)
-        if not row.has_det:
-            row.boxes, row.labels, row.difficult = row.boxes[:0], row.labels[:0], row.difficult[:0]
-        if not row.has_seg:
-            row.mask = None
-        yield row
+def _partly_annotated(read: Callable[[int], Row], number: int) -> Row:
+    """A scene that is annotated for det, seg, both and none in turns."""
+    row = read(number)
+    return row if number % 4 == 2 else row.only({0: "det", 1: "seg"}.get(number % 4))
 
 
 @pytest.fixture(scope="session")
 def scenes_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A data set of 50 training scenes (13 det, 13 seg, 12 both, 12 none) and 11 validation scenes, 64 x 64 pixels."""
     path = str(tmp_path_factory.mktemp("data") / "scenes")
-    splits = {
-        "train": _partly_annotated(scenes.rows(7, range(TRAIN_ROWS), 64)),
-        "val": scenes.rows(7, range(TRAIN_ROWS, TRAIN_ROWS + VAL_ROWS), 64),
-    }
-    write_dataset(path, "scenes", scenes.CLASSES, ["background", *scenes.CLASSES], splits, source="", command="test")
+    source = scenes.read(scenes.Options(train=TRAIN_ROWS, val=VAL_ROWS, size=64, seed=7))
+    train = source.splits["train"]
+    partly = Split(train.items, partial(_partly_annotated, train.read))
+    write_dataset(path, replace(source, splits={**source.splits, "train": partly}), command="test")
     return path
 
 

@@ -6,9 +6,10 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,9 @@ from multas_ray.documents import explain
 from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.storage import StoragePath
 
+if TYPE_CHECKING:
+    from multas_ray.formats.source import Source, Split
+
 ROW_GROUP, GROUP_BYTES = 64, 8_000_000
 """The most rows of a row group, and the bytes of images that fill one: the unit that training reads and shuffles. With
 large images too, a window of groups that are shuffled together fits what a data task keeps in memory."""
@@ -35,34 +39,31 @@ REJECTED = "rejected.jsonl"
 
 @dataclass
 class Summary:
-    """What a writer wrote, and what it did not."""
+    """Counts of the rows that were written, and of those that were rejected."""
 
     rows: dict[str, dict[TaskMask, int]] = field(default_factory=dict)
-    """By split and task mask."""
+    """Number of rows by split and task mask."""
     boxes: Counter[tuple[str, TaskMask]] = field(default_factory=Counter)
-    """By split and task mask."""
+    """Number of boxes by split and task mask."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Rows by reason."""
+    """Number of rejected rows by reason."""
     examples: dict[str, str] = field(default_factory=dict)
-    """Of each reason, the first row's id and what was found."""
+    """Id and detail of the first rejected row by reason."""
     notes: dict[str, Counter[str]] = field(default_factory=dict)
-    """By split: what was mended, left out or taken for something -> how many of them."""
+    """Counts by split of what was mended, left out or taken for something."""
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
-    """By split: (256,) int64 pixels of masks by value."""
+    """(256,) int64 pixels of masks by value, by split."""
 
 
 def write_dataset(
     path: str | Path,
-    name: str,
-    det_classes: Sequence[str],
-    seg_classes: Sequence[str],
-    splits: Mapping[str, Iterable[Row | Reject]],
+    source: "Source",
     *,
-    source: str = "",
     command: str = "",
     max_rejected: float = 0.01,
     overwrite: bool = False,
     add: bool = False,
+    advance: Callable[[str], None] = lambda split: None,
 ) -> Summary:
     """Write a data set, or add splits, or rows to splits, to one that has the same classes.
 
@@ -71,41 +72,38 @@ def write_dataset(
 
     Args:
         path: local folder of the data set.
-        name: its name.
-        det_classes: object classes; index = label.
-        seg_classes: pixel classes, `background` first if there is one; index = mask value.
-        splits: the rows of each split, read once and in order.
-        source: where the rows come from.
+        source: the images, read once and in order.
         command: the command line that makes it.
         max_rejected: largest share of rejected rows, 0..1.
         overwrite: replace a data set that is there, with all its splits.
         add: rows may be added to a split that is there.
+        advance: called with the name of the split whenever an item of it was read.
 
     Raises:
         UserError: `path` cannot be written to, a class has no name, too many rows were rejected, or a split has none
             left.
     """
     out = _local(path)
-    present = _present(out, overwrite, add, splits, det_classes, seg_classes)
+    present = _present(out, source, overwrite, add)
     try:
         info = DatasetInfo(
-            name=name,
-            det_classes=list(det_classes),
-            seg_classes=list(seg_classes),
-            splits={split: {} for split in splits},
-            source=source,
+            name=source.name,
+            det_classes=list(source.classes["det"]),
+            seg_classes=list(source.classes["seg"]),
+            splits={split: {} for split in source.splits},
+            source=source.about,
             command=command,
         )
     except ValidationError as error:
-        raise UserError(f"{source or out}: {explain(error, DatasetInfo)}") from None
+        raise UserError(f"{source.about or out}: {explain(error, DatasetInfo)}") from None
     summary = Summary()
     stage = _folder_beside(out)
     try:
         with (stage / REJECTED).open("w") as rejections:
-            for split, rows in splits.items():
-                seen = set(_stored_ids(out / split)) if present and split in present.splits else set()
-                accepted = _accepted(rows, split, len(det_classes), len(seg_classes), seen, summary, rejections)
-                summary.rows[split] = _write_shards(stage / split, accepted)
+            for name, split in source.splits.items():
+                seen = set(_stored_ids(out / name)) if present and name in present.splits else set()
+                rows = _accepted(_rows(name, split, advance), name, info, seen, summary, rejections)
+                summary.rows[name] = _write_shards(stage / name, rows)
         _judge(summary, max_rejected, stage / REJECTED, out)
         info.splits = summary.rows
         if present:
@@ -131,20 +129,13 @@ def _local(path: str | Path) -> Path:
         raise UserError(f"--out {quoted(str(path))}: no usable path ({one_line(error, 100)})") from None
 
 
-def _present(
-    out: Path,
-    overwrite: bool,
-    add: bool,
-    splits: Iterable[str],
-    det_classes: Sequence[str],
-    seg_classes: Sequence[str],
-) -> DatasetInfo | None:
+def _present(out: Path, source: "Source", overwrite: bool, add: bool) -> DatasetInfo | None:
     """The data set at `out` that is to be added to, if any.
 
     Raises:
         UserError: what is there may be neither replaced nor added to, or a split's name is no folder name.
     """
-    for split in splits:
+    for split in source.splits:
         if (
             not split
             or split.startswith(".")
@@ -160,13 +151,13 @@ def _present(
     if overwrite:
         return None
     info = read_info(str(out))
-    again = [split for split in splits if split in info.splits]
+    again = [split for split in source.splits if split in info.splits]
     if again and not add:
         raise UserError(
             f"--out {out}: this data set already has {', '.join(again)}; --add adds rows to it, --overwrite replaces "
             "the data set"
         )
-    if info.det_classes != list(det_classes) or info.seg_classes != list(seg_classes):
+    if info.det_classes != list(source.classes["det"]) or info.seg_classes != list(source.classes["seg"]):
         raise UserError(f"--out {out}: this data set has other classes ({', '.join(info.det_classes)})")
     return info
 
@@ -191,16 +182,24 @@ def _stored_ids(split: Path) -> Iterator[str]:
         yield from ids
 
 
+def _rows(name: str, split: "Split[Any]", advance: Callable[[str], None]) -> Iterator[Row | Reject]:
+    """The rows of a split in the order of its items, without the images that are left out."""
+    for item in split.items:
+        row = split.read(item)
+        advance(name)
+        if row is not None:
+            yield row
+
+
 def _accepted(
     rows: Iterable[Row | Reject],
     split: str,
-    det_classes: int,
-    seg_classes: int,
+    info: DatasetInfo,
     seen: set[str],
     summary: Summary,
     rejections: io.TextIOBase,
 ) -> Iterator[Row]:
-    """Pass on the rows that keep the contract; put the others on record."""
+    """Pass on the rows that keep the contract; record the others."""
     notes = summary.notes[split] = Counter()
     pixels = summary.pixels[split] = np.zeros(256, np.int64)
     for row in rows:
@@ -209,7 +208,7 @@ def _accepted(
                 raise row
             if row.image_id in seen:
                 raise Reject("duplicate id", f"the split has {quoted(row.image_id)} already")
-            checked = check_row(row, det_classes, seg_classes)
+            checked = check_row(row, len(info.det_classes), len(info.seg_classes))
         except Reject as reject:
             summary.rejected[reject.reason] += 1
             summary.examples.setdefault(reject.reason, f"{row.image_id}: {reject.detail}")
@@ -284,14 +283,14 @@ def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -
     if not bad:
         raise UserError(f"no rows for {', '.join(empty)}")
     # A data set that is there keeps its own record.
-    kept = out.with_name(f"{out.name}.{REJECTED}") if (out / "dataset.json").exists() else out / REJECTED
-    kept.parent.mkdir(exist_ok=True)
-    shutil.move(rejections, kept)
+    record = out.with_name(f"{out.name}.{REJECTED}") if (out / "dataset.json").exists() else out / REJECTED
+    record.parent.mkdir(exist_ok=True)
+    shutil.move(rejections, record)
     reasons = ", ".join(f"{count} {reason}" for reason, count in summary.rejected.most_common())
     first = summary.examples[summary.rejected.most_common(1)[0][0]]
     raise UserError(
         f"{bad} of {total} rows rejected, --max-rejected {max_rejected:g} allows {int(max_rejected * total)}: "
-        f"{reasons} (such as {one_line(first, 400)}); see {kept}"
+        f"{reasons} (such as {one_line(first, 400)}); see {record}"
     )
 
 
@@ -311,7 +310,7 @@ def _judge_content(summary: Summary) -> None:
 
 
 def _replace_folder(out: Path, stage: Path) -> None:
-    """Put the finished folder in place of what `_present` found replaceable."""
+    """Put the finished folder in place of a data set that may be replaced (see `_present`)."""
     if not out.exists():
         stage.rename(out)
         return

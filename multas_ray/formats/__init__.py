@@ -1,1 +1,10 @@
-"""Data formats: readers of what people have."""
+"""Data formats: a module each, by the name that it has as a subcommand of `prepare`.
+
+A format is added by a module with `Options` and `read` (see `multas_ray.formats.source`), and by a line below.
+"""
+
+from types import ModuleType
+
+from multas_ray.formats import coco, holdout, scenes, voc
+
+FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "scenes": scenes, "holdout": holdout}

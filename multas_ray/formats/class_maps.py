@@ -11,7 +11,7 @@ from multas_ray.data.schema import IGNORE
 
 Colour = tuple[int, int, int]
 SHOWN = 5
-"""Values or colours that a message lists."""
+"""Largest number of values or colours that a message lists."""
 
 
 def voc_palette() -> np.ndarray:
@@ -33,14 +33,14 @@ def voc_colours(classes: int) -> dict[Colour, int]:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """What the values and colours of masks mean."""
+    """The meaning of the values and colours of masks."""
 
-    names: list[str]
+    mask_classes: list[str]
     """Classes in the order of their values, from 1; 0 is background."""
-    kept: list[str]
-    """Those that a data set has, in its order; the pixels of others become 255."""
+    classes: list[str]
+    """Classes of the data set, in its order; the pixels of others become 255."""
     colours: dict[Colour, int]
-    """Of masks of colours: what value each means."""
+    """The value that each colour means, in masks of colours."""
 
     def table(self) -> dict[int, int]:
         """Packed colour -> value."""
@@ -50,17 +50,18 @@ class ClassMap:
         """(256,) uint8: the value in the data set of each value in a mask."""
         target = np.full(256, IGNORE, np.uint8)
         target[0] = 0
-        for value, name in enumerate(self.names, start=1):
-            if name in self.kept:
-                target[value] = self.kept.index(name) + 1
+        for value, name in enumerate(self.mask_classes, start=1):
+            if name in self.classes:
+                target[value] = self.classes.index(name) + 1
         return target
 
 
 def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray:
-    """(H, W) uint8 of an encoded mask: 0 background, 1.. the kept classes, 255 for others and where it says nothing.
+    """The pixels of an encoded mask, (H, W) uint8: 0 background, 1.. the data set's classes, 255 for others and where
+    it says nothing.
 
     Args:
-        notes: on how it was read, added to.
+        notes: counts of how masks were read, added to.
 
     Raises:
         Reject: it cannot be decoded, or it holds a value or colour that means nothing.
@@ -76,13 +77,13 @@ def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray
                 values = _by_palette(values, palette, classes, notes)
         else:
             raise Reject("broken mask", f"class ids or colours are needed, found mode {image.mode}")
-    found = np.flatnonzero(np.bincount(values.ravel().astype(np.int64)))
-    unknown = [int(value) for value in found if value > len(classes.names) and value != IGNORE]
+    present = np.flatnonzero(np.bincount(values.ravel().astype(np.int64)))
+    unknown = [int(value) for value in present if value > len(classes.mask_classes) and value != IGNORE]
     if unknown:
         raise Reject(
             "unknown class",
-            f"mask values {_some(unknown)}, and {len(classes.names)} classes are known: name yours with --classes, in "
-            "the order of their values from 1 on",
+            f"mask values {_some(unknown)}, and {len(classes.mask_classes)} classes are known: name yours with "
+            "--classes, in the order of their values from 1 on",
         )
     return classes.target()[values.astype(np.uint8)]
 
@@ -105,8 +106,8 @@ def _by_palette(values: np.ndarray, palette: np.ndarray, classes: ClassMap, note
     """Values by the colours of their palette where these are the classes', as paint programs sort palettes anew, else
     as they are."""
     table = classes.table()
-    found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-    means = {int(v): table.get(int(_packed(palette[v]))) if v < len(palette) else None for v in found}
+    present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    means = {int(v): table.get(int(_packed(palette[v]))) if v < len(palette) else None for v in present}
     if all(meaning == value for value, meaning in means.items() if meaning is not None):
         return values
     strange = [value for value, meaning in means.items() if meaning is None]

@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from multas_ray.data.reject import Reject
+from multas_ray.formats.flags import Names
+from multas_ray.formats.source import Options
 
 LARGEST = 2**30
-"""Bytes of a file that is read whole."""
+"""Largest size of a file that is read, in bytes."""
+
+
+class FileOptions(Options):
+    """The options of a format that reads files below a folder."""
+
+    classes: Names | None = None
+    """comma-separated; boxes of others are dropped, their pixels ignored"""
+    follow_links: bool = False
+    """read files to which links lead out of the folder"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Folder:
         return data
 
     def check(self, name: str) -> Path:
-        """Where a file is.
+        """The path of a file.
 
         Raises:
             Reject: as `read`.
@@ -66,9 +77,9 @@ class Folder:
             return False
 
     def _hint(self, name: str) -> str:
-        """Where the file may be instead."""
-        own = name.replace("\\", "/").rpartition("/")[2].partition("?")[0]
-        return f"; {self.root / own} is there: is it that one?" if own and own != name and self.has(own) else ""
+        """Words on where the file may be instead; empty where it is not there either."""
+        last = name.replace("\\", "/").rpartition("/")[2].partition("?")[0]
+        return f"; {self.root / last} is there: is it that one?" if last and last != name and self.has(last) else ""
 
     def _place(self, name: str) -> Path:
         if not self.has(name) and "\\" in name:
@@ -88,7 +99,7 @@ class Folder:
 
 
 def image_ids(names: Iterable[str]) -> list[str]:
-    """What images are called: each name (a path below a folder) without its suffix, but whole where two would be alike
+    """Ids of images: each name (a path below a folder) without its suffix, but whole where two would be alike
     without."""
     whole = [str(PurePosixPath(name.replace("\\", "/"))) for name in names]
     short = [str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name for name in whole]

@@ -13,7 +13,7 @@ from multas_ray.data.reject import Reject
 from multas_ray.errors import quoted
 
 MOST_POINTS = 20_000_000
-"""That pycocotools may make of a polygon, five for each pixel of its length: 8 bytes each."""
+"""Largest number of points that pycocotools may make of a polygon, five for each pixel of its length: 8 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_region(segmentation: Any, height: int, width: int, notes: Counter[str])
     or compressed run lengths. None where there is none, or none with a pixel in the image.
 
     Args:
-        notes: of what was left out, added to.
+        notes: counts of what was left out, added to.
 
     Raises:
         Reject: it is of another size, or malformed.
@@ -108,8 +108,8 @@ def number(value: Any, what: str) -> float:
         Reject: it is none.
     """
     try:
-        if not isinstance(value, bool) and math.isfinite(found := float(value)):
-            return found
+        if not isinstance(value, bool) and math.isfinite(finite := float(value)):
+            return finite
     except (TypeError, ValueError, OverflowError):
         pass
     raise Reject("broken annotation", f"{what} {quoted(value)} is no number")

@@ -1,17 +1,24 @@
-"""Generated scenes: textured shapes that overlap on textured backgrounds, with exact boxes and masks.
+"""Generated scenes of shapes.
+
+Textured shapes overlap on textured backgrounds, with exact boxes and masks.
 
 A class is a shape with its texture: the outline tells an object, the texture tells its pixels, so that both tasks are
 learnt in minutes. Colour, size and rotation are drawn alike for all classes.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from pydantic import Field
 
-from multas_ray.data.image import encode
-from multas_ray.data.row import Row
+from multas_ray.errors import UserError
+from multas_ray.formats.partial_annotation import PartialOptions, partially_annotated
+from multas_ray.formats.source import Source, Split, with_background
+
+if TYPE_CHECKING:
+    from multas_ray.data.row import Row
 
 CLASSES = ("circle", "square", "triangle", "star", "cross", "ring")
 MAX_OBJECTS = 5
@@ -24,6 +31,47 @@ MIN_VISIBLE_PIXELS = 30
 """An object of which less is seen is not drawn at all, so that boxes and mask always agree."""
 CONTRAST = 110.0
 """Smallest distance of an object's colour from the background's, in RGB units of 0..255."""
+
+
+class Options(PartialOptions):
+    """How many scenes, and of which size."""
+
+    train: int = Field(1000, ge=0)
+    """training scenes"""
+    val: int = Field(200, ge=0)
+    """validation scenes, annotated with both"""
+    size: int = Field(128, ge=16, le=4096)
+    """side in pixels, 16 to 4096"""
+
+
+def read(options: Options) -> Source:
+    """List scenes. The two splits are drawn from one sequence, so they share none; `partial` is of the training split.
+
+    Raises:
+        UserError: neither split has a scene.
+    """
+    draw = partial(_read_scene, options.seed, options.size)
+    numbers = {"train": range(options.train), "val": range(options.train, options.train + options.val)}
+    splits: dict[str, Split[Any]] = {name: Split(items, draw) for name, items in numbers.items() if items}
+    if not splits:
+        raise UserError("scenes: nothing to make; give --train or --val a number above 0")
+    if options.partial and "train" in splits:
+        ids = [scene_id(number) for number in numbers["train"]]
+        splits["train"] = partially_annotated(splits["train"], ids, options.partial, options.seed)
+    about = f"scenes: seed {options.seed}, size {options.size}"
+    return Source("scenes", with_background(CLASSES), splits, about)
+
+
+def _read_scene(seed: int, size: int, number: int) -> "Row":
+    """A scene as a row with both tasks annotated."""
+    from PIL import Image
+
+    from multas_ray.data.image import encode
+    from multas_ray.data.row import Row
+
+    image, boxes, labels, mask = scene(seed, number, size)
+    data = encode(Image.fromarray(image), "JPEG")
+    return Row(scene_id(number), data, size, size, True, True, boxes, labels, np.zeros(len(labels), bool), mask)
 
 
 class Scene(NamedTuple):
@@ -68,14 +116,6 @@ def scene_id(index: int) -> str:
     return f"scene_{index:07d}"
 
 
-def rows(seed: int, indices: Iterable[int], size: int = 128) -> Iterator[Row]:
-    """Scenes as rows with both tasks annotated."""
-    for index in indices:
-        image, boxes, labels, mask = scene(seed, index, size)
-        data = encode(Image.fromarray(image), "JPEG")
-        yield Row(scene_id(index), data, size, size, True, True, boxes, labels, np.zeros(len(labels), bool), mask)
-
-
 def _arrange(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[_Object]]:
     """Which object is in front at each pixel, (H, W) int with -1 for the background, and the objects, back to front."""
     objects = []
@@ -89,8 +129,8 @@ def _arrange(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[_Obj
     owner = _stack(shapes, size)
     visible = np.bincount(owner.ravel() + 1, minlength=len(shapes) + 1)[1:]
     # Taking hidden objects away only uncovers others, so one pass is enough.
-    kept = np.flatnonzero((visible >= MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * areas))
-    return _stack([shapes[i] for i in kept], size), [objects[i] for i in kept]
+    shown = np.flatnonzero((visible >= MIN_VISIBLE_PIXELS) & (visible >= MIN_VISIBLE_SHARE * areas))
+    return _stack([shapes[i] for i in shown], size), [objects[i] for i in shown]
 
 
 def _stack(shapes: list[np.ndarray], size: int) -> np.ndarray:

@@ -1,15 +1,33 @@
-"""Rows to write."""
+"""Rows to write, and sources that hold them."""
 
 import io
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from multas_ray.data.image import encode
+from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
+from multas_ray.formats.source import Source, Split
 
 DET, SEG = ["cat", "dog"], ["background", "cat", "dog"]
 HEIGHT, WIDTH = 20, 30
+
+
+def source_of(
+    splits: Mapping[str, Sequence[Row | Reject] | Split],
+    det: Sequence[str] = DET,
+    seg: Sequence[str] = SEG,
+    about: str = "",
+) -> Source:
+    """A source of rows that are made already, or of splits."""
+    made = {name: rows if isinstance(rows, Split) else Split(rows, _as_it_is) for name, rows in splits.items()}
+    return Source("toy", {"det": det, "seg": seg}, made, about)
+
+
+def _as_it_is(row: Row | Reject) -> Row | Reject:
+    return row
 
 
 def make_row(image_id: str = "a", boxes: list[list[float]] | None = None) -> Row:

@@ -21,7 +21,7 @@ from multas_ray.data.read import read_row, read_sample
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
-from multas_ray.formats.holdout import carve
+from multas_ray.formats import holdout
 from tests.data.shards import HEIGHT, WIDTH, changed, encoded, row, table_of, write_set
 
 NONE = {"boxes": [], "labels": [], "difficult": []}
@@ -168,7 +168,7 @@ def test_a_data_set_that_was_written_anew_is_read_anew(tmp_path: Path) -> None:
         assert read_row(index, 0)["boxes"].tolist() == boxes
 
 
-def test_faulty_rows_are_counted_apart_and_not_carved(tmp_path: Path) -> None:
+def test_faulty_rows_are_counted_apart_and_not_held_out(tmp_path: Path) -> None:
     rows = [row(0), row(1, labels=[0, 5]), row(2, mask=b"no mask"), row(3)]
     path = write_set(tmp_path, table_of(rows), row_group_size=3)
     index, told = read_index(path, "train"), []
@@ -180,8 +180,8 @@ def test_faulty_rows_are_counted_apart_and_not_carved(tmp_path: Path) -> None:
     assert found.rows == {"none": 0, "det": 0, "seg": 0, "both": 4}
     assert (found.boxes.tolist(), found.difficult.tolist(), told) == ([1, 3], [1, 1], [3, 1])
     assert found.pixels.sum() == 2 * HEIGHT * WIDTH
-    (_, carved) = carve(path, "train", 0.0, 0)["train"]
-    assert [isinstance(each, Reject) for each in carved] == [False, True, True, False]
+    rest = holdout.read(holdout.Options(data=path, fraction=0)).splits["train"]
+    assert [isinstance(rest.read(number), Reject) for number in rest.items] == [False, True, True, False]
 
 
 def test_a_shard_that_changed_under_a_run_ends_it_in_one_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Scoring a checkpoint on a split, on several actors."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from multas_ray.deploy.workers import Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import evaluate
 from multas_ray.formats import scenes
+from multas_ray.formats.source import with_background
 
 
 @pytest.mark.parametrize(("split", "protocol"), [("val", "coco"), ("train", "voc2012")])
@@ -59,7 +61,7 @@ def test_two_actors_score_as_one_process(started_ray, checkpoint, scenes_path, t
 def test_other_classes_are_refused(checkpoint, tmp_path):
     other = str(tmp_path / "other")
     classes = [f"other {name}" for name in scenes.CLASSES]
-    rows = {"val": scenes.rows(0, range(2), 64)}
-    write_dataset(other, "other", classes, ["background", *classes], rows, source="", command="test")
+    source = scenes.read(scenes.Options(train=0, val=2, size=64))
+    write_dataset(other, replace(source, classes=with_background(classes)))
     with pytest.raises(UserError, match=r"its det classes are .*; those of .*other"):
         score_checkpoint(checkpoint, other, "val", str(tmp_path / "out"))

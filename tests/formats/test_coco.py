@@ -15,10 +15,11 @@ from jobs import prepare as job
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
 from multas_ray.errors import UserError
-from multas_ray.formats.coco import Instances
-from multas_ray.formats.files import Folder
+from multas_ray.formats import coco
+from multas_ray.formats.source import Source
 from tests.shared import shared_path
 
+FILE_KEYS = ("images", "annotations", "categories")
 CATEGORIES = [{"id": 90, "name": "brush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "sign"}]
 
 
@@ -55,15 +56,27 @@ def write(folder: Path, annotations: list[dict[str, Any]], /, **more: Any) -> Pa
     return file
 
 
-def instances(folder: Path, annotations: list[dict[str, Any]], /, **more: Any) -> Instances:
-    """What the file of `write` is read as; options of `Instances` go to it, other keys into the file."""
-    options = {key: more.pop(key) for key in ("classes", "empty", "boxes_from_masks", "masks") if key in more}
-    return Instances(write(folder, annotations, **more), Folder(folder / "pictures"), **options)
+def source(folder: Path, annotations: list[dict[str, Any]], /, **more: Any) -> Source:
+    """The source that the file of `write` is; options of the format go to it, other keys into the file."""
+    options = {key: more.pop(key) for key in list(more) if key in coco.Options.model_fields and key not in FILE_KEYS}
+    return read_file(write(folder, annotations, **more), folder / "pictures", **options)
+
+
+def read_file(file: Path, pictures: Path, **options: Any) -> Source:
+    """The source that an instances file is."""
+    return coco.read(coco.Options(annotations=file, images=pictures, split="train", **options))
+
+
+def rows(source: Source) -> list[Row | Reject | None]:
+    """The rows of the one split of a source."""
+    [split] = source.splits.values()
+    return [split.read(item) for item in split.items]
 
 
 def read(folder: Path, annotations: list[dict[str, Any]], **more: Any) -> Row | Reject:
     """The one row of an instances file."""
-    [row] = instances(folder, annotations, **more).rows()
+    [row] = rows(source(folder, annotations, **more))
+    assert row is not None
     return row
 
 
@@ -86,7 +99,8 @@ def prepare(folder: Path, file: Path, *more: str) -> None:
 
 
 def test_category_ids_with_gaps_become_labels(tmp_path: Path) -> None:
-    assert instances(tmp_path, []).classes == ["person", "sign", "brush"]
+    names = ["person", "sign", "brush"]
+    assert source(tmp_path, []).classes == {"det": names, "seg": ["background", *names]}
     row = read(tmp_path, [thing(90, 0, 0, 5), thing(13, 10, 10, 6)])
     assert isinstance(row, Row)
     assert row.image_id == "007"
@@ -162,12 +176,12 @@ def test_boxes_are_made_of_outlines_where_asked(tmp_path: Path) -> None:
     row = read_row(tmp_path, objects, boxes_from_masks=True)
     assert row.task_mask == "both"
     assert row.boxes.tolist() == [[3, 4, 8, 9], [19, 9, 28, 18]]
-    only = read_row(tmp_path, objects, boxes_from_masks=True, masks=False)
+    only = read_row(tmp_path, objects, boxes_from_masks=True, partial={"det": 1.0})
     assert (only.task_mask, only.boxes.tolist()) == ("det", row.boxes.tolist())
 
 
 def test_a_broken_outline_is_nobodys_business_where_boxes_are_wanted(tmp_path: Path) -> None:
-    row = read_row(tmp_path, [thing(1, 0, 0, 5, segmentation="broken")], masks=False)
+    row = read_row(tmp_path, [thing(1, 0, 0, 5, segmentation="broken")], partial={"det": 1.0})
     assert row.task_mask == "det"
 
 
@@ -183,8 +197,8 @@ def test_an_image_that_is_merely_listed(tmp_path: Path, objects: list[dict[str, 
     Image.new("L", (40, 30), 120).save(tmp_path / "pictures" / "8.jpg")
     found = {}
     for empty in ("background", "unlabelled", "skip"):
-        rows = list(instances(tmp_path, objects, images=images, empty=empty).rows())
-        found[empty] = {row.image_id: row for row in rows if isinstance(row, Row)}
+        read = rows(source(tmp_path, objects, images=images, empty=empty))
+        found[empty] = {row.image_id: row for row in read if isinstance(row, Row)}
     assert found["background"]["8"].task_mask == as_background
     assert not found["background"]["8"].boxes.size
     if found["background"]["8"].mask is not None:
@@ -263,8 +277,8 @@ def test_ids_are_paths(tmp_path: Path) -> None:
         (tmp_path / "pictures" / name).mkdir(parents=True)
         Image.new("L", (40, 30)).save(tmp_path / "pictures" / name / "1.jpg")
     images = [{"id": 1, "file_name": "cam_a/1.jpg"}, {"id": 2, "file_name": "cam_b\\1.jpg"}]
-    rows = list(instances(tmp_path, [], images=images).rows())
-    assert [row.image_id for row in rows if isinstance(row, Row)] == ["cam_a/1", "cam_b/1"]
+    both = rows(source(tmp_path, [], images=images))
+    assert [row.image_id for row in both if isinstance(row, Row)] == ["cam_a/1", "cam_b/1"]
 
 
 def test_a_name_may_be_in_a_url_only(tmp_path: Path) -> None:
@@ -296,15 +310,15 @@ def test_files_that_contradict_themselves_are_refused(tmp_path: Path) -> None:
         ({"images": [image | {"id": "x"}]}, "image_id such as 7, the images' ids are such as 'x'"),
     ]:
         with pytest.raises(UserError, match=problem):
-            instances(tmp_path, things, **more)
+            source(tmp_path, things, **more)
     with pytest.raises(UserError, match="every object is a crowd"):
-        instances(tmp_path, [thing(1, 0, 0, 5, iscrowd=1)])
+        source(tmp_path, [thing(1, 0, 0, 5, iscrowd=1)])
 
 
 def test_boxes_of_two_corners_are_asked_about(tmp_path: Path) -> None:
     corners = [thing(1, 0, 0, 5, bbox=box) for box in ([20, 10, 38, 28], [10, 5, 35, 20], [1, 1, 5, 5])]
     with pytest.raises(UserError, match=r"2 of 3 boxes go beyond .* x1, y1, x2, y2: are they that"):
-        instances(tmp_path, corners)
+        source(tmp_path, corners)
     # One such box among others is one that somebody drew beyond the image.
     row = read_row(tmp_path, [thing(1, 0, 0, 5, bbox=[20, 10, 38, 28]), thing(1, 20, 20, 5)])
     assert row.boxes.tolist() == [[20, 10, 58, 38], [20, 20, 25, 25]]
@@ -317,20 +331,20 @@ def test_categories_that_are_no_classes_are_left_out_with_a_word(tmp_path: Path)
         [{"id": 0, "name": "background"}, {"id": 1, "name": "fish"}],
     ]
     for categories in cases:
-        found = instances(tmp_path, [thing(1, 0, 0, 5)], categories=categories)
-        assert found.classes == ["fish"]
+        found = source(tmp_path, [thing(1, 0, 0, 5)], categories=categories)
+        assert found.classes["det"] == ["fish"]
         assert "left out" in found.remarks[0]
     # A super-category that is a class beside others is one.
     beside = [{"id": 0, "name": "fish"}, {"id": 1, "name": "carp", "supercategory": "fish"}, {"id": 2, "name": "boat"}]
-    assert instances(tmp_path, [thing(1, 0, 0, 5)], categories=beside).classes == ["fish", "carp", "boat"]
+    assert source(tmp_path, [thing(1, 0, 0, 5)], categories=beside).classes["det"] == ["fish", "carp", "boat"]
 
 
 def test_masks_hold_254_classes(tmp_path: Path) -> None:
     categories = [{"id": number, "name": f"c{number}"} for number in range(300)]
     objects = [thing(299, 0, 0, 5)]
     with pytest.raises(UserError, match=r"300 classes, and masks hold 254.*--partial det=1"):
-        instances(tmp_path, objects, categories=categories)
-    assert read_row(tmp_path, objects, categories=categories, masks=False).labels.tolist() == [299]
+        source(tmp_path, objects, categories=categories)
+    assert read_row(tmp_path, objects, categories=categories, partial={"det": 1.0}).labels.tolist() == [299]
     assert read_row(tmp_path, [without(objects[0], "segmentation")], categories=categories).labels.tolist() == [299]
     row = read_row(tmp_path, objects, categories=categories, classes=["c7", "c299"])
     assert row.mask is not None
@@ -397,9 +411,9 @@ def test_grey_images_are_written_as_rgb(tmp_path: Path) -> None:
 
 
 def test_unusable_files_are_named(tmp_path: Path) -> None:
-    file, pictures = tmp_path / "instances.json", Folder(tmp_path)
+    file = tmp_path / "instances.json"
     with pytest.raises(UserError, match="No such file"):
-        Instances(file, pictures)
+        read_file(file, tmp_path)
     for data, problem in [
         (b"{", "not JSON"),
         (b"[]", "no list images"),
@@ -411,11 +425,11 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     ]:
         file.write_bytes(data)
         with pytest.raises(UserError, match=problem):
-            Instances(file, pictures)
+            read_file(file, tmp_path)
     with pytest.raises(UserError, match="no class 'cat'; allowed once each: brush, person, sign"):
-        instances(tmp_path, [], classes=["cat"])
+        source(tmp_path, [], classes=["cat"])
     with pytest.raises(UserError, match="a class twice"):
-        instances(tmp_path, [], classes=["sign", "sign"])
+        source(tmp_path, [], classes=["sign", "sign"])
 
 
 def test_real_instances_with_a_partial_split(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from multas_ray.formats import scenes
 def test_a_scene_is_a_function_of_seed_and_index() -> None:
     for one, other in zip(scenes.scene(5, 17), scenes.scene(5, 17), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert [row.image for row in scenes.rows(5, [16, 17])] == [row.image for row in scenes.rows(5, [16, 17])]
+    one, other = (scenes.read(scenes.Options(train=3, val=0, seed=5, size=64)).splits["train"] for _ in range(2))
+    assert [one.read(number).image for number in one.items] == [other.read(number).image for number in other.items]
     assert not np.array_equal(scenes.scene(5, 17).image, scenes.scene(5, 18).image)
     assert not np.array_equal(scenes.scene(5, 17).image, scenes.scene(6, 17).image)
 
@@ -49,7 +50,8 @@ def test_shapes_have_their_size_and_turn_with_the_angle(label: int) -> None:
 
 
 def test_rows_keep_the_data_contract() -> None:
-    for row in scenes.rows(1, range(5), 96):
+    split = scenes.read(scenes.Options(train=5, size=96, seed=1)).splits["train"]
+    for row in map(split.read, split.items):
         checked = check_row(row, len(scenes.CLASSES), len(scenes.CLASSES) + 1)
         assert not +checked.notes
         assert checked.image is row.image

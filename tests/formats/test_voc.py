@@ -18,8 +18,10 @@ from multas_ray.data.image import encode
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
 from multas_ray.errors import UserError
-from multas_ray.formats import voc
 from multas_ray.formats.class_maps import ClassMap, read_mask, voc_colours, voc_palette
+from multas_ray.formats.voc_classes import CLASSES, choose_classes
+from multas_ray.formats.voc_folder import VocFolder, VocImage
+from multas_ray.formats.voc_rows import RowReader
 from tests.shared import shared_path
 
 ANIMALS = "cat,cow,dog,horse,sheep,person"
@@ -58,10 +60,8 @@ class Kit:
 
     def read(self, image_id: str, tasks: Sequence[Task] = ("det", "seg"), classes: str = ANIMALS) -> Row | Reject:
         """One image as the reader returns it."""
-        devkit = voc.Devkit(self.root)
-        items = [(image_id, tuple(tasks))]
-        [row] = devkit.read_rows(items, devkit.choose_classes({"train": items}, classes.split(",")))
-        return row
+        folder, image = VocFolder(self.root), VocImage(image_id, tuple(tasks))
+        return RowReader(folder, choose_classes(folder, [image], classes.split(","), remarks=[])).read(image)
 
     def prepare(self, *arguments: str) -> list[dict[str, Any]]:
         """Run the job, and return the training rows that it wrote."""
@@ -198,13 +198,14 @@ def test_unusable_arguments_are_named(devkit: Kit, tmp_path: Path) -> None:
 def test_lists_as_people_write_them(devkit: Kit, encoding: str) -> None:
     lines = ["2008_000001 -1", "2008_000002  1  ", "", "WhatsApp Image 2024", "day1/x.y", "img.jpg", "2008_000001"]
     (devkit.root / "ImageSets" / "Main" / "train.txt").write_bytes("\r\n".join(lines).encode(encoding))
-    read = voc.Devkit(devkit.root)
+    folder = VocFolder(devkit.root)
+    remarks: list[str] = []
     expected = ["2008_000001", "2008_000002", "WhatsApp Image 2024", "day1/x.y", "img"]
-    assert read.read_list("Main/train") == expected
-    assert "1 images stand twice" in read.remarks[0]
+    assert folder.read_list("Main/train", remarks) == expected
+    assert "1 images stand twice" in remarks[0]
     (devkit.root / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xe9\n")
     with pytest.raises(UserError, match=r"train.txt: not text in UTF-8 \(byte 0\)"):
-        read.read_list("Main/train")
+        folder.read_list("Main/train", remarks)
 
 
 def test_every_image_is_taken_where_there_are_no_lists(devkit: Kit) -> None:
@@ -298,7 +299,7 @@ def test_links_out_of_the_folder_are_followed_where_asked(devkit: Kit) -> None:
 
 VALUES = np.zeros((30, 40), np.uint8)
 VALUES[3:9, 4:12], VALUES[10:20, 10:20], VALUES[25:, :5] = 8, 15, 255  # cat, person, void
-OF_VOC = ClassMap(list(voc.CLASSES), ["person", "cat"], voc_colours(20))
+OF_VOC = ClassMap(list(CLASSES), ["person", "cat"], voc_colours(20))
 EXPECTED = np.choose(np.digitize(VALUES, [8, 15, 255]), [0, 2, 1, 255])
 
 
@@ -389,13 +390,13 @@ def test_some_of_the_animals(tmp_path: Path) -> None:
     (root / "ImageSets" / "Main").mkdir(parents=True)
     for name in ("JPEGImages", "Annotations", "SegmentationClass"):
         (root / name).symlink_to(animals / name)
-    reading = voc.Devkit(root, follow_links=True)
+    folder = VocFolder(root, follow_links=True)
     for role, name in [("full", "Main/val"), ("unlabelled", "Unlabelled/train")]:
-        ids = voc.Devkit(animals).read_list(name)[:40]
+        ids = VocFolder(animals).read_list(name, remarks=[])[:40]
         (root / "ImageSets" / "Main" / f"{role}.txt").write_text("\n".join(ids))
     command = ["voc", "--root", str(root), "--full", "Main/full", "--unlabelled", "Main/unlabelled"]
     job.main([*command, "--classes", ANIMALS, "--follow-links", "--out", str(tmp_path / "out")])
-    classes = reading.choose_classes({}, ANIMALS.split(","))
+    reader = RowReader(folder, choose_classes(folder, [], ANIMALS.split(","), remarks=[]))
     records = pq.read_table(tmp_path / "out" / "train").to_pylist()
     assert [record["image_id"] for record in records] == sorted(record["image_id"] for record in records)
     full = [record for record in records if record["has_det"]]
@@ -403,7 +404,7 @@ def test_some_of_the_animals(tmp_path: Path) -> None:
     assert len(records) == 80
     agreeing = total = 0
     for record in full:
-        [row] = reading.read_rows([(record["image_id"], ("seg",))], classes)
+        row = reader.read(VocImage(record["image_id"], ("seg",)))
         assert isinstance(row, Row)
         assert row.mask is not None
         for (x1, y1, x2, y2), label in zip(record["boxes"], record["labels"], strict=True):
@@ -421,13 +422,13 @@ def test_every_animal_is_read() -> None:
         ("MXEseg/train", ("seg",)),
         ("Main/val", both),
     ]
-    found = []
-    devkit = voc.Devkit(root)
+    masks = []
+    folder = VocFolder(root)
     for name, tasks in roles:
-        items = [(image_id, tasks) for image_id in devkit.read_list(name)]
-        classes = devkit.choose_classes({"train": items}, ANIMALS.split(","))
-        found += [row.task_mask for row in devkit.read_rows(items, classes) if isinstance(row, Row)]
-    assert [found.count(mask) for mask in ("det", "seg", "both")] == [828, 828, 445]
+        images = [VocImage(image_id, tasks) for image_id in folder.read_list(name, remarks=[])]
+        reader = RowReader(folder, choose_classes(folder, images, ANIMALS.split(","), remarks=[]))
+        masks += [row.task_mask for row in map(reader.read, images) if isinstance(row, Row)]
+    assert [masks.count(mask) for mask in ("det", "seg", "both")] == [828, 828, 445]
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from PIL import Image
 
 from multas_ray.data.image import decode_labels, decode_rgb, encode, to_stored, upright_rgb, upright_size
 from multas_ray.formats.class_maps import ClassMap, read_mask, voc_colours
-from multas_ray.formats.voc import CLASSES
+from multas_ray.formats.voc_classes import CLASSES
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import mutated_bytes
 

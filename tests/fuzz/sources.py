@@ -17,7 +17,8 @@ from PIL import Image
 from jobs import prepare
 from multas_ray.data.image import encode
 from multas_ray.formats.class_maps import ClassMap
-from multas_ray.formats.voc import Devkit
+from multas_ray.formats.voc_folder import VocFolder, VocImage
+from multas_ray.formats.voc_rows import RowReader
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import INTERESTING, encoded, mutated_bytes, mutated_tree
 from tests.fuzz.pictures import PIXELS, VALUES
@@ -96,11 +97,12 @@ def images_list(folder: Path) -> Callable[[Random], Case]:
         (root / "ImageSets" / "Main" / "train.txt").write_bytes(data)
 
         def run() -> None:
-            devkit = Devkit(root)
-            for image_id in devkit.read_list("Main/train"):
-                for row in devkit.read_rows([(image_id, ("det",))], ClassMap(["cat"], ["cat"], {})):
-                    if isinstance(row, Exception):
-                        assert str(row.args[1]).isprintable()
+            files = VocFolder(root)
+            reader = RowReader(files, ClassMap(["cat"], ["cat"], {}))
+            for image_id in files.read_list("Main/train", remarks=[]):
+                row = reader.read(VocImage(image_id, ("det",)))
+                if isinstance(row, Exception):
+                    assert str(row.args[1]).isprintable()
 
         return data, run
 

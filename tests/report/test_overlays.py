@@ -12,6 +12,7 @@ from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.writer import write_dataset
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.overlays import choose_samples, draw_samples
+from tests.data.rows import source_of
 from tests.train.test_bad_moments import damage_rows
 
 CLASSES = ["cat", "dog"]
@@ -36,7 +37,7 @@ def network_of(tasks):
 def test_samples_are_of_both_kinds_always_the_same_and_of_the_photographs_shape(tmp_path):
     # First come many of one kind.
     rows = [wide_row(number, task) for task in ("det", "none", "seg", "both") for number in range(9)]
-    write_dataset(tmp_path / "wide", "wide", CLASSES, ["background", *CLASSES], {"val": rows})
+    write_dataset(tmp_path / "wide", source_of({"val": rows}, CLASSES, ["background", *CLASSES]))
     index = read_index(str(tmp_path / "wide"), "val")
     chosen = choose_samples(index, ["det", "seg"], 8)
     masks = [TASK_MASKS[mask] for mask in chosen.task_mask]
@@ -60,7 +61,8 @@ def test_samples_are_of_both_kinds_always_the_same_and_of_the_photographs_shape(
 
 
 def test_a_sample_that_cannot_be_decoded_is_left_out(tmp_path):
-    write_dataset(tmp_path / "wide", "wide", CLASSES, CLASSES, {"val": [wide_row(n, "det") for n in range(4)]})
+    rows = [wide_row(number, "det") for number in range(4)]
+    write_dataset(tmp_path / "wide", source_of({"val": rows}, CLASSES, CLASSES))
     damage_rows(tmp_path / "wide", "val", (1, "image", b"no image"))
     index = read_index(str(tmp_path / "wide"), "val")
     samples = draw_samples(network_of(["det"]), choose_samples(index, ["det"], 4), 64, EvaluateConfig())

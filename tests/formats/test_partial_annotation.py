@@ -5,7 +5,8 @@ import pytest
 
 from multas_ray.data.row import Reject, Row
 from multas_ray.errors import UserError
-from multas_ray.formats.partial import apply_partial, draw_partial, parse_fractions
+from multas_ray.formats.partial_annotation import draw_partial, parse_fractions, partially_annotated
+from multas_ray.formats.source import Split
 
 IDS = [f"{i:03d}" for i in range(101)]
 
@@ -31,10 +32,14 @@ def test_a_given_up_annotation_is_removed() -> None:
     boxes = np.array([[0, 0, 2, 2]], np.float32)
     mask = np.ones((4, 4), np.uint8)
     full = {"has_det": True, "has_seg": True, "boxes": boxes, "labels": np.ones(1), "difficult": np.ones(1)}
-    rows = [Row(name, b"", 4, 4, **full, mask=mask) for name in ("a", "b", "c")]
     bad = Reject("broken image", image_id="d")
-    det, seg, none, passed = apply_partial([*rows, bad], {"a": "det", "b": "seg", "c": None})
+    rows = {name: Row(name, b"", 4, 4, **full, mask=mask) for name in ("a", "b", "c")} | {"d": bad, "e": None}
+    ids = list(rows)
+    split = partially_annotated(Split(ids, rows.get), ids, {"det": 0.2, "seg": 0.2}, seed=16)
+    assert [task for _, task in split.items][:3] == ["det", "seg", None]
+    det, seg, none, passed, skipped = (split.read(item) for item in split.items)
     assert passed is bad
+    assert skipped is None
     assert (det.has_det, det.has_seg, len(det.boxes), det.mask) == (True, False, 1, None)
     assert (seg.has_det, seg.has_seg, len(seg.boxes), len(seg.labels), len(seg.difficult)) == (False, True, 0, 0, 0)
     assert seg.mask is mask
