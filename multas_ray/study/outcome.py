@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from multas_ray.config import TrackingConfig
-from multas_ray.report.html import report_page
+from multas_ray.report.html import Page
 from multas_ray.report.plots import class_differences, estimates, mean_curves, trade_off
 from multas_ray.report.statistics import Estimate, estimate, multi_task_gain, paired_difference
 from multas_ray.storage import StoragePath
@@ -116,15 +116,15 @@ def write_outcome(
         (folder / f"{name}.png").write_bytes(png)
     tables = _tables(outcome, arms)
     (folder / "study.md").write_text(_markdown(study, tables, plots))
-    page = report_page(
+    page = Page(
         title=f"Study {study.name}",
         intro=_intro(),
         tables=tables,
         figures={TITLES[name]: png for name, png in plots.items()},
-        pictures=pictures,
+        pictures=pictures or {},
     )
     html = StoragePath(study.runs) / "study.html"
-    html.write_text(page)
+    html.write_text(page.html())
     _publish(study, tables, plots)
     return html
 

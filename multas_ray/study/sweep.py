@@ -15,7 +15,7 @@ from multas_ray.config import Config
 from multas_ray.documents import read_json
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.ray_setup import start_ray, warn_if_passing
-from multas_ray.report.html import report_page
+from multas_ray.report.html import Page
 from multas_ray.report.sweep_plots import best_so_far, parallel_coordinates
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
@@ -211,7 +211,7 @@ def ranking(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _page(sweep: Sweep, result: Mapping[str, Any]) -> str:
     rows = ranking(result)
-    return report_page(
+    return Page(
         title=f"Sweep {StoragePath(sweep.out).name}",
         intro=f"{len(rows)} trials, best {sweep.metric} {result['best']['value']:.2f}; {BEST} is its configuration",
         tables={"Trials": rows},
@@ -220,7 +220,7 @@ def _page(sweep: Sweep, result: Mapping[str, Any]) -> str:
             "Best so far": best_so_far(result["trials"], sweep.metric),
         },
         texts={"Best parameters": yaml.safe_dump(result["best"]["parameters"], sort_keys=False)},
-    )
+    ).html()
 
 
 def _short(value: Any) -> str:

@@ -299,7 +299,7 @@ def _saved(state: Any) -> bytes:
 
 def run_folder(folder: Path) -> Callable[[Random], Case]:
     """What a run leaves, of which its report is made."""
-    from multas_ray.report.html import run_report
+    from multas_ray.report.run_report import run_report
     from multas_ray.run_folder import newest_error, read_progress
 
     run = folder / "run"
