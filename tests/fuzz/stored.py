@@ -26,9 +26,9 @@ from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.data.transforms import VERSION
 from multas_ray.storage import StoragePath
-from multas_ray.study.outcome import summary_tables
-from multas_ray.study.plan import Study, lay_out
-from multas_ray.study.trials import portable, read_results
+from multas_ray.study.layout import Study, lay_out
+from multas_ray.study.results import portable, read_results
+from multas_ray.study.summary import summary_tables
 from multas_ray.tasks.detection import packed as codec
 from multas_ray.teacher.store import SCHEMA, StoredTeacher, StoreInfo, StoreReader, _read_file, check_store, file_of
 from multas_ray.teacher.teacher import to_tensors
