@@ -145,7 +145,7 @@ def _draw_captions(picture: Tensor, boxes: Tensor, captions: Sequence[str], colo
         y = max(0, min(y1, canvas.height - height))
         draw.rectangle((x, y, x + width, y + height), fill=paper)
         draw.text((x + 2, y), caption, fill=_ink(paper), font=font)
-    return pil_to_tensor(canvas)
+    return _pixels(canvas)
 
 
 def _draw_mask(picture: Tensor, mask: Tensor, tinted: Sequence[int], colors: list[Color]) -> Tensor:
@@ -168,6 +168,13 @@ def _ink(paper: Color) -> Color:
     """Black or white, whichever is more legible on a colour."""
     red, green, blue = paper
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """(3, h, w) uint8."""
+    # torchvision is untyped.
+    pixels: Tensor = pil_to_tensor(image)
+    return pixels
 
 
 def captioned(picture: Picture, text: str) -> Picture:
@@ -209,7 +216,7 @@ def legend(palette: Palette, names: Iterable[str], width: int) -> Tensor:
     for x, y, name in entries:
         draw.rectangle((x, y + 5, x + 12, y + 17), fill=palette.colors[name])
         draw.text((x + STRIP - 4, y + STRIP // 2), name, fill="black", font=font, anchor="lm")
-    return pil_to_tensor(canvas)
+    return _pixels(canvas)
 
 
 def grid(rows: Sequence[Sequence[Picture]], titles: Sequence[str], palette: Palette) -> bytes:
@@ -256,4 +263,4 @@ def _strip(text: str, width: int) -> Tensor:
         shown = shown.removesuffix("…")[:-1] + "…" if len(shown) > 1 else ""
     canvas = Image.new("RGB", (width, STRIP), (PAPER,) * 3)
     ImageDraw.Draw(canvas).text((2, STRIP // 2), shown, fill="black", font=font, anchor="lm")
-    return pil_to_tensor(canvas)
+    return _pixels(canvas)

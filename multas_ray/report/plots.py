@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from multas_ray.report.statistics import estimate, paired_difference
@@ -323,5 +322,5 @@ def png(figure: Figure) -> bytes:
     """Encode a figure as PNG."""
     # Not pyplot: its global state is neither thread-safe nor freed.
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
