@@ -3,7 +3,7 @@
 python jobs/study.py --config jobs/configs/animals_study.yaml
 python jobs/study.py --config jobs/configs/animals_study.yaml --arms det seg mtl kd full
 
-Trials that are finished are not run again; those that were cut short go on where they stopped.
+Finished trials are not run again; interrupted ones are resumed.
 """
 
 from multas_ray.cli import Parser, run_job
