@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -197,6 +198,30 @@ def test_trials_run_once_and_their_results_stand_for_them(make_study, started_ra
     changed = make_study(arms | {"det": {"model": {"tasks": ["det"]}, "optim": {"lr": 0.5}}})
     with pytest.raises(UserError, match=r"trials/det-0.json: is of another optim.lr"):
         run_study(changed)
+
+
+def test_trials_run_within_the_room_and_students_after_their_teachers(make_study, started_ray, tmp_path, monkeypatch):
+    single = {"model": {"tasks": ["det"]}}
+    student = single | {"teachers": {"det": {"checkpoint": "arm:det"}}}
+    broken = single | {"teachers": {"det": {"checkpoint": "arm:bad"}}}
+    arms = {"kd": student, "det": single, "bad": single, "broken": broken, "other": single}
+
+    def run(trial, file, stored_views, *teachers):
+        if trial.arm == "bad":
+            raise UserError("no data")
+        began = time.time()
+        time.sleep(0.5)
+        (tmp_path / trial.name).write_text(json.dumps([began, time.time()]))
+
+    monkeypatch.setattr("multas_ray.study.trials._run_trial", run)
+    with pytest.raises(RunError, match="4 of 10 trials failed; bad-0: no data"):
+        run_study(make_study(arms, seeds=[0, 1], parallel=2))
+    times = {file.name: json.loads(file.read_text()) for file in tmp_path.glob("*-[01]")}
+    assert times.keys() == {f"{arm}-{seed}" for arm in ("det", "kd", "other") for seed in (0, 1)}
+    for seed in (0, 1):
+        assert times[f"kd-{seed}"][0] >= times[f"det-{seed}"][1]
+    starts = sorted(began for began, _ in times.values())
+    assert max(sum(began <= start < ended for began, ended in times.values()) for start in starts) == 2
 
 
 @pytest.mark.slow
