@@ -96,7 +96,7 @@ def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, flo
 def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the picture of overlays and the report."""
     from multas_ray.evaluate.scores import HEADLINE
-    from multas_ray.report.html import report_page
+    from multas_ray.report.html import Page
     from multas_ray.report.plots import class_bars, learning_curves
     from multas_ray.run_folder import read_metrics
 
@@ -106,7 +106,7 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         {"arm": name, **{key: f"{metrics[key]:.1f}" if key in metrics else "" for key in (*HEADLINE, "seconds")}}
         for name, metrics in summary(results).items()
     ]
-    page = report_page(
+    page = Page(
         title="multas-ray demo",
         intro=f"{TRAIN_SCENES} generated scenes, half annotated with boxes only and half with masks only; "
         f"scored on {VAL_SCENES} scenes that no arm has seen. det and seg are single-task networks and the teachers of "
@@ -119,7 +119,7 @@ def report(out: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         },
         pictures={"Validation scenes": (out / "overlays.png").read_bytes()},
     )
-    (out / "report.html").write_text(page)
+    (out / "report.html").write_text(page.html())
 
 
 def draw_overlays(out: Path) -> None:

@@ -29,7 +29,7 @@ def main() -> None:
 
     from multas_ray.console import count_up, print_rows
     from multas_ray.deploy.evaluate import REPORT, score_checkpoint
-    from multas_ray.report.html import class_table, metric_table
+    from multas_ray.report.tables import class_table, metric_table
 
     with count_up("images") as progress:
         result = score_checkpoint(

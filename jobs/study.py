@@ -3,7 +3,7 @@
 python jobs/study.py --config jobs/configs/animals_study.yaml
 python jobs/study.py --config jobs/configs/animals_study.yaml --arms det seg mtl kd full
 
-Trials that are finished are not run again; those that were cut short go on where they stopped.
+Finished trials are not run again; interrupted ones are resumed.
 """
 
 from multas_ray.cli import Parser, run_job
@@ -17,27 +17,28 @@ def main() -> None:
 
     from multas_ray.errors import RunError
     from multas_ray.stop import GOES_ON, on_stop
-    from multas_ray.study.plan import lay_out, load_study
+    from multas_ray.study.layout import lay_out, load_study
 
     study = load_study(arguments.config)
 
     from multas_ray.console import print_rows
-    from multas_ray.study.outcome import summary_tables, write_outcome
-    from multas_ray.study.pictures import disagreements
-    from multas_ray.study.trials import read_results, run_study
+    from multas_ray.study.disagreements import disagreements
+    from multas_ray.study.results import read_results
+    from multas_ray.study.summary import summary_tables, write_summary
+    from multas_ray.study.trials import run_study
 
     on_stop(GOES_ON)
     failure: RunError | None = None
     try:
         results = run_study(study, arguments.arms)
     except RunError as error:
-        # What the others have found is told all the same.
+        # The results of the other trials are shown all the same.
         failure, results = error, read_results(study, lay_out(study))
         if not results:
             raise
-    present = [arm for arm in study.arms if any(result["arm"] == arm for result in results.values())]
+    present = [arm for arm in study.arms if any(result.arm == arm for result in results.values())]
     picture = disagreements(study, lay_out(study), present)
-    page = write_outcome(study, results, {"Images on which the arms disagree most": picture} if picture else {})
+    page = write_summary(study, results, {"Images on which the arms disagree most": picture} if picture else {})
     for heading, rows in summary_tables(study, results).items():
         print_rows(rows, heading)
     print(f"{study.results}/study.md\n{page}")

@@ -15,7 +15,7 @@ def main() -> None:
     from multas_ray.config_file import apply_overrides
     from multas_ray.documents import read_yaml
     from multas_ray.stop import GOES_ON, on_stop
-    from multas_ray.study.plan import METRICS, Scheduler, Sweep
+    from multas_ray.study.search import METRICS, Scheduler, Sweep
 
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of a run")
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--scheduler", choices=get_args(Scheduler), default="asha", help="how poor trials are stopped")
     parser.add_argument("--metric", choices=METRICS, default="score", help="what to maximise (default score)")
     parser.add_argument("--parallel", type=at_least(1), help="trials at a time (default: as many as there is room for)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the draws")
     parser.add_argument("--out", default="runs/sweep", help="folder of the trials and of the outcome")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
     arguments = parser.parse_args()

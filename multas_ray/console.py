@@ -22,7 +22,7 @@ from rich.table import Table
 from multas_ray.checkpoint.folder import newest_written
 from multas_ray.config import Config
 from multas_ray.evaluate.scores import HEADLINE
-from multas_ray.report.html import cell, columns_of
+from multas_ray.report.tables import table_text
 from multas_ray.run_folder import newest_error, read_metrics, read_progress
 from multas_ray.storage import StoragePath
 from multas_ray.terminal import terminal
@@ -183,8 +183,8 @@ def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Print a table whose columns are the keys of its rows."""
-    columns = columns_of(rows)
+    columns, cells = table_text(rows)
     table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*(cell(row.get(column, "")) for column in columns))
+    for row in cells:
+        table.add_row(*row)
     terminal().print(table)

@@ -5,7 +5,7 @@ import yaml
 
 from multas_ray.config_file import load_config, parse_config
 from multas_ray.errors import UserError
-from multas_ray.study.plan import lay_out, load_study
+from multas_ray.study.layout import lay_out, load_study
 
 SHIPPED = sorted((Path(__file__).parent.parent / "jobs" / "configs").rglob("*.yaml"))
 STUDIES = [file for file in SHIPPED if file.stem.endswith("_study")]

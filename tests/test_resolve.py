@@ -12,7 +12,7 @@ import torch
 from multas_ray import resolve
 from multas_ray.errors import UserError
 from multas_ray.model.precision import bfloat16_slowdown, has_bfloat16
-from multas_ray.report.html import run_report
+from multas_ray.report.run_report import run_report
 from multas_ray.train.run import train
 from tests.shared import ROOT
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from multas_ray.errors import UserError
-from multas_ray.report.html import run_report
+from multas_ray.report.run_report import run_report
 from multas_ray.run_folder import (
     newest_error,
     read_attempts,

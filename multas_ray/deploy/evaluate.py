@@ -24,10 +24,11 @@ from multas_ray.evaluate.evaluator import add, computed, new_metrics, predict
 from multas_ray.evaluate.scores import TASK_METRIC, score
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.ray_setup import data_tasks
-from multas_ray.report.html import class_table, metric_table, report_page
+from multas_ray.report.html import Page
 from multas_ray.report.overlays import COLUMNS, draw_samples
 from multas_ray.report.pictures import captioned, grid
 from multas_ray.report.plots import class_bars
+from multas_ray.report.tables import class_table, metric_table
 from multas_ray.storage import StoragePath
 
 RESULT, REPORT, WORST = "result.json", "report.html", "worst.png"
@@ -183,10 +184,10 @@ def _report(result: dict[str, Any], gallery: bytes) -> str:
     intro = f"{result['checkpoint']}\n{result['images']} images of {result['data']}, protocol {result['protocol']}"
     if result["rejected"]:
         intro += f"\n{len(result['rejected'])} images could not be decoded and were left out (result.json)"
-    return report_page(
+    return Page(
         title=f"Evaluation on {result['split']}",
         intro=intro,
         tables={"Metrics [%]": metric_table(columns), "Metrics by class [%]": class_table(columns)},
         figures={"By class": class_bars(columns)},
         pictures={"Worst images": gallery},
-    )
+    ).html()

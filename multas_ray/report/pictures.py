@@ -22,10 +22,10 @@ FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 FONT_SIZE = 12
 MASK_ALPHA = 0.45
 SHOWN_SCORE = 0.3
-"""Detections below it are not drawn."""
+"""Lowest score of detections that are drawn."""
 SHORTEST, LONGEST = 256, 640
-"""Pixels of a picture's longer side: a shorter image is enlarged by a whole factor, so that captions stay legible, a
-longer one is shrunk."""
+"""Pixels of a picture's longer side. A smaller image is enlarged by a whole factor, so that captions stay legible; a
+larger one is shrunk."""
 PAPER = 255
 """Grey value between and beside pictures."""
 GAP = 6
@@ -34,7 +34,7 @@ STRIP = 22
 """Height in pixels of a line of text."""
 
 BACKGROUND = "background"
-"""The pixel class that is left untinted, where it is the first."""
+"""Pixel class that is left untinted if it is the first."""
 SHADES = ((0.85, 0.75), (0.95, 1.0), (0.55, 1.0))
 """Saturation and value of the class colours: deep, vivid, pale."""
 
@@ -42,10 +42,13 @@ Color = tuple[int, int, int]
 
 
 def color(index: int) -> Color:
-    """RGB of a palette's class `index`, 1 and up.
+    """RGB of a palette's class.
 
     Hues go round by the golden ratio, so that neighbours in the list of classes are far apart however many there
     are. Hues that come close are 5, 8 or 13 classes apart, and so never of the same of three shades.
+
+    Args:
+        index: number of the class, from 1.
     """
     hue = (0.02 + index * 0.618034) % 1
     saturation, value = SHADES[index % len(SHADES)]
@@ -54,10 +57,15 @@ def color(index: int) -> Color:
 
 
 class Palette:
-    """The colours of a data set's or network's classes. They go by name: a class has one colour, in boxes and masks."""
+    """Colours of a data set's or network's classes. They go by name: a class has one colour, in boxes and masks."""
 
     def __init__(self, det_classes: Sequence[str], seg_classes: Sequence[str]) -> None:
-        """Args: index = label, and mask value; either may be empty."""
+        """Assign the colours.
+
+        Args:
+            det_classes: names by label; may be empty.
+            seg_classes: names by mask value; may be empty.
+        """
         self.det_classes, self.seg_classes = list(det_classes), list(seg_classes)
         self.untinted = {0, IGNORE} if self.seg_classes[:1] == [BACKGROUND] else {IGNORE}
         """Mask values without a colour."""
@@ -68,16 +76,16 @@ class Palette:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn, and which classes a reader finds in it."""
+    """A drawn image, and the classes that are seen in it."""
 
     pixels: Tensor
     """(3, h, w) uint8."""
     classes: frozenset[str] = frozenset()
-    """Names of those that have a colour."""
+    """Names of classes that have a colour."""
 
 
 def picture_size(height: int, width: int, longest: int = LONGEST) -> tuple[int, int]:
-    """Height and width in which an image of this size is drawn."""
+    """Height and width in pixels in which an image of this size is drawn."""
     side = max(height, width)
     factor = longest / side if side > longest else max(1, math.ceil(SHORTEST / side))
     return max(1, round(factor * height)), max(1, round(factor * width))
@@ -96,6 +104,7 @@ def overlay(
 
     Args:
         image: (3, H, W) uint8.
+        palette: colours and names of the classes.
         boxes: (N, 4) x1 y1 x2 y2 in pixels of the image.
         labels: N object labels of the palette.
         captions: N texts.
@@ -112,7 +121,7 @@ def overlay(
         shown |= {palette.seg_classes[value] for value in tinted}
         pixels = _draw_mask(pixels, mask, tinted, [palette.colors[palette.seg_classes[value]] for value in tinted])
     if boxes is not None and len(boxes):
-        # The first, of a prediction its surest, on top.
+        # The first box, of a prediction that of the highest score, is drawn last: on top.
         names = [palette.det_classes[label] for label in reversed(labels)]
         shown |= set(names)
         colors = [palette.colors[name] for name in names]
@@ -126,7 +135,7 @@ def overlay(
 
 
 def _draw_captions(picture: Tensor, boxes: Tensor, captions: Sequence[str], colors: Sequence[Color]) -> Tensor:
-    """Write each caption in its box's upper left corner, moved so far that all of it lies in the picture."""
+    """Write each caption in its box's upper left corner, moved into the picture."""
     canvas = to_pil_image(picture)
     draw, font = ImageDraw.Draw(canvas), ImageFont.truetype(FONT, FONT_SIZE)
     height = sum(font.getmetrics())
@@ -136,7 +145,7 @@ def _draw_captions(picture: Tensor, boxes: Tensor, captions: Sequence[str], colo
         y = max(0, min(y1, canvas.height - height))
         draw.rectangle((x, y, x + width, y + height), fill=paper)
         draw.text((x + 2, y), caption, fill=_ink(paper), font=font)
-    return pil_to_tensor(canvas)
+    return _pixels(canvas)
 
 
 def _draw_mask(picture: Tensor, mask: Tensor, tinted: Sequence[int], colors: list[Color]) -> Tensor:
@@ -151,23 +160,34 @@ def _draw_mask(picture: Tensor, mask: Tensor, tinted: Sequence[int], colors: lis
 
 
 def _eroded(regions: Tensor) -> Tensor:
-    """(K, H, W) bool regions without their outermost pixel; the picture's border is no edge."""
+    """Regions, (K, H, W) bool, without their outermost pixels; the picture's border is no edge."""
     return ~(F.max_pool2d((~regions).float(), kernel_size=3, stride=1, padding=1) > 0)
 
 
 def _ink(paper: Color) -> Color:
-    """Black or white, whichever reads better on a colour."""
+    """Black or white, whichever is more legible on a colour."""
     red, green, blue = paper
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else (255, 255, 255)
 
 
+def _pixels(image: Image.Image) -> Tensor:
+    """(3, h, w) uint8."""
+    # torchvision is untyped.
+    pixels: Tensor = pil_to_tensor(image)
+    return pixels
+
+
 def captioned(picture: Picture, text: str) -> Picture:
-    """Put a line of text above a picture; what does not fit its width ends in an ellipsis."""
+    """Put a line of text above a picture; text that is wider than the picture ends in an ellipsis."""
     return Picture(torch.cat([_strip(text, picture.pixels.shape[2]), picture.pixels], dim=1), picture.classes)
 
 
 def with_legend(picture: Picture, palette: Palette) -> Tensor:
-    """(3, h, w) uint8: the picture at the top left, and the colours of the classes in it beneath."""
+    """Put the colours of the classes in a picture beneath it.
+
+    Returns:
+        (3, h, w) uint8 with the picture at the top left.
+    """
     if not picture.classes:
         return picture.pixels
     key = legend(palette, picture.classes, picture.pixels.shape[2])
@@ -175,8 +195,11 @@ def with_legend(picture: Picture, palette: Palette) -> Tensor:
 
 
 def legend(palette: Palette, names: Iterable[str], width: int) -> Tensor:
-    """(3, h, w) uint8 key to the colours of some classes, in the palette's order; wider than `width` only if a name
-    is."""
+    """Draw a key to the colours of some classes, in the palette's order.
+
+    Returns:
+        (3, h, w) uint8; w is `width`, or that of the widest name.
+    """
     font = ImageFont.truetype(FONT, FONT_SIZE)
     wanted = set(names)
     shown = [name for name in palette.colors if name in wanted]
@@ -193,16 +216,21 @@ def legend(palette: Palette, names: Iterable[str], width: int) -> Tensor:
     for x, y, name in entries:
         draw.rectangle((x, y + 5, x + 12, y + 17), fill=palette.colors[name])
         draw.text((x + STRIP - 4, y + STRIP // 2), name, fill="black", font=font, anchor="lm")
-    return pil_to_tensor(canvas)
+    return _pixels(canvas)
 
 
 def grid(rows: Sequence[Sequence[Picture]], titles: Sequence[str], palette: Palette) -> bytes:
-    """Rows of pictures as one PNG, with the colours of the classes in them at the bottom. A column is as wide as its
-    widest picture, a row as high as its highest.
+    """Arrange rows of pictures, with the colours of the classes in them at the bottom.
+
+    A column is as wide as its widest picture, a row as high as its highest.
 
     Args:
         rows: may differ in length, and pictures in size.
-        titles: of the columns from the left; none: no line of titles.
+        titles: of the columns from the left; without any, there is no line of titles.
+        palette: colours of the pictures' classes.
+
+    Returns:
+        A PNG.
     """
     columns = max([len(row) for row in rows] + [len(titles)])
     widths = [max([row[k].pixels.shape[2] for row in rows if k < len(row)], default=STRIP) for k in range(columns)]
@@ -228,11 +256,11 @@ def grid(rows: Sequence[Sequence[Picture]], titles: Sequence[str], palette: Pale
 
 
 def _strip(text: str, width: int) -> Tensor:
-    """(3, STRIP, width) uint8: one line of text, cut where it does not fit."""
+    """One line of text as (3, STRIP, width) uint8; text that is wider ends in an ellipsis."""
     font = ImageFont.truetype(FONT, FONT_SIZE)
     shown = text
     while shown and font.getlength(shown) > width - 4:
         shown = shown.removesuffix("…")[:-1] + "…" if len(shown) > 1 else ""
     canvas = Image.new("RGB", (width, STRIP), (PAPER,) * 3)
     ImageDraw.Draw(canvas).text((2, STRIP // 2), shown, fill="black", font=font, anchor="lm")
-    return pil_to_tensor(canvas)
+    return _pixels(canvas)

@@ -1,4 +1,4 @@
-"""Figures as PNG bytes: learning curves and bars by class."""
+"""Figures of runs and studies as PNG bytes: learning curves, bars by class, intervals of arms."""
 
 import io
 import math
@@ -6,36 +6,38 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from multas_ray.report.statistics import estimate, paired_difference
 
 Line = Mapping[str, Any]
-"""One line of metrics.jsonl."""
+"""A line of metrics.jsonl."""
 
 COLORS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
     *("#882255", "#999933", "#999999"),
 )
-"""Of the runs, in order: Okabe and Ito's seven, which colour-blind readers tell apart, then two of Tol's and grey."""
+"""Colours of runs, in order: Okabe and Ito's seven, which colour-blind readers tell apart, two of Tol's, and grey."""
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 HATCHES = ("", "///", "...", "xxx")
-"""Beyond ten runs the colours come again, with another dash, marker or hatching."""
+"""Hatching of bars. Beyond ten runs the colours repeat, with another dash, marker or hatching."""
 CURVES = {"det/AP": "det/AP [%]", "det/AP50": "det/AP50 [%]", "seg/mIoU": "seg/mIoU [%]"}
 """Evaluation metrics that have a panel; the losses that occur follow."""
 RATE = "lr"
 COLUMNS = 3
 LABELLED_BARS = 40
-"""A panel of more bars leaves out their numbers."""
+"""Most bars of a panel that have their numbers written on them."""
 
 
 def learning_curves(runs: Mapping[str, Sequence[Line]]) -> bytes:
-    """Small multiples over the step: the three main metrics, then every loss and the learning rate, one curve a run.
+    """Draw small multiples over the step: the main metrics, every loss and the learning rate, one curve per run.
 
     Args:
         runs: name -> lines of metrics.jsonl. A panel that no run has a value for is left out.
+
+    Returns:
+        A PNG.
     """
     present = list(dict.fromkeys(key for lines in runs.values() for line in lines for key in line))
     panels = {key: label for key, label in CURVES.items() if key in present}
@@ -64,20 +66,26 @@ def learning_curves(runs: Mapping[str, Sequence[Line]]) -> bytes:
 
 
 def class_bars(runs: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Bars by class, a panel for detection and one for segmentation, a bar a run.
+    """Draw bars by class, one per run, in a panel for detection and one for segmentation.
 
     Args:
         runs: name -> metrics with det/AP/<class> or seg/IoU/<class> in percent; a task that no run has is left out.
+
+    Returns:
+        A PNG.
     """
     return _class_panels(runs, {"det/AP/": "det/AP by class [%]", "seg/IoU/": "seg/IoU by class [%]"}, (0, 105))
 
 
 def estimates(arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequence[str]) -> bytes:
-    """A panel a metric: each arm's mean with its 95 % interval, and a dot a seed.
+    """Draw each arm's mean with its 95 % interval, and a dot per seed; one panel per metric.
 
     Args:
-        arms: name -> metric -> a value a seed, in percent.
-        metrics: of the panels; one that no arm has is left out.
+        arms: name -> metric -> one value per seed, in percent.
+        metrics: names of the panels; one that no arm has is left out.
+
+    Returns:
+        A PNG.
     """
     shown = [metric for metric in metrics if any(metric in own for own in arms.values())]
     figure = Figure(figsize=(3.6 * max(1, len(shown)), 0.9 + 0.36 * len(arms)), layout="constrained")
@@ -109,13 +117,19 @@ def trade_off(
     single: Mapping[str, Mapping[int, float]],
     order: Sequence[str],
 ) -> bytes:
-    """Two metrics against each other: every arm's mean with the intervals of both, dotted lines at the single-task
-    networks' means.
+    """Draw two metrics against each other: every arm's means with their intervals.
+
+    Dotted lines are at the means of the single-task networks.
 
     Args:
         arms: name -> metric -> seed -> value, in percent.
+        x: metric of the horizontal axis.
+        y: metric of the vertical axis.
         single: metric -> seed -> value of the single-task networks.
         order: all arms, so that each has one colour in all figures.
+
+    Returns:
+        A PNG.
     """
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     axis = figure.subplots()
@@ -151,12 +165,15 @@ def class_differences(
     single: Mapping[str, Mapping[int, float]],
     order: Sequence[str],
 ) -> bytes:
-    """Bars by class: what an arm has over the single-task networks of the same seeds, in the mean; a panel a task.
+    """Draw bars by class: each arm's mean difference from the single-task networks of the same seeds.
 
     Args:
-        arms: name -> metric -> seed -> value; those of classes are det/AP/<class> and seg/IoU/<class>, in percent.
-        single: the same of the single-task networks.
+        arms: name -> metric -> seed -> value in percent; det/AP/<class> and seg/IoU/<class> are shown, a panel each.
+        single: metric -> seed -> value of the single-task networks.
         order: all arms, so that each has one colour in all figures.
+
+    Returns:
+        A PNG.
     """
     shown: dict[str, dict[str, float]] = {}
     for name, metrics in arms.items():
@@ -167,10 +184,13 @@ def class_differences(
 
 
 def mean_curves(arms: Mapping[str, Sequence[Sequence[Line]]]) -> bytes:
-    """Evaluations over the step: the mean over an arm's runs, at steps that all of them have.
+    """Draw the mean evaluation of each arm over the step, at steps that all of its runs have.
 
     Args:
-        arms: name -> the evaluations of each run.
+        arms: name -> evaluations of each run.
+
+    Returns:
+        A PNG.
     """
     means: dict[str, list[Line]] = {}
     for name, runs in arms.items():
@@ -189,11 +209,14 @@ def mean_curves(arms: Mapping[str, Sequence[Sequence[Line]]]) -> bytes:
 
 
 def scaling_curves(rates: Mapping[int, Mapping[int, float]], alone: float) -> bytes:
-    """Images a second over the number of student workers, one curve a number of teacher replicas.
+    """Draw images per second over the number of student workers, one curve per number of teacher replicas.
 
     Args:
-        rates: replicas -> workers -> images a second.
-        alone: of one worker without teachers; the dotted line is as many times that as there are workers.
+        rates: replicas -> workers -> images per second.
+        alone: images per second of one worker without teachers. The dotted line is its multiples.
+
+    Returns:
+        A PNG.
     """
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     axis = figure.subplots()
@@ -221,12 +244,13 @@ def _class_panels(
     limits: tuple[float, float] | None,
     order: Sequence[str] | None = None,
 ) -> bytes:
-    """Bars by class.
+    """Draw bars by class, one per run; one panel per task that a run has metrics of.
 
     Args:
-        tasks: prefix of the metrics -> title of their panel.
-        limits: of the bars' axis.
-        order: of the colours; default: that of the runs.
+        runs: name -> metrics.
+        tasks: prefix of the metrics by class -> title of their panel.
+        limits: ends of the bars' axis; None fits them, and writes no numbers on the bars.
+        order: runs in the order of their colours; default: that of `runs`.
     """
     panels = {prefix: _classes(runs.values(), prefix) for prefix in tasks}
     panels = {prefix: classes for prefix, classes in panels.items() if classes}
@@ -262,7 +286,7 @@ def _class_panels(
 
 
 def _classes(metrics: Iterable[Mapping[str, Any]], prefix: str) -> list[str]:
-    """Classes of any run in the order in which they first occur."""
+    """Classes that a run has a metric of, in order of first occurrence."""
     return list(dict.fromkeys(key.removeprefix(prefix) for run in metrics for key in run if key.startswith(prefix)))
 
 
@@ -277,7 +301,7 @@ def _fill(index: int) -> dict[str, Any]:
 
 
 def tidy(axis: Axes) -> None:
-    """What all axes look like."""
+    """Give axes the look that all figures share."""
     axis.grid(axis="y", color="#dddddd", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
@@ -285,7 +309,7 @@ def tidy(axis: Axes) -> None:
 
 
 def _legend(figure: Figure, axes: Sequence[Axes], runs: Mapping[str, Any]) -> None:
-    """One key for all panels, above them; every run's handle is in some panel, rarely in all."""
+    """Draw one key for all panels, above them; every run's handle is in some panel, rarely in all."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     shown = [name for name in runs if name in handles]
     if shown:
@@ -295,8 +319,8 @@ def _legend(figure: Figure, axes: Sequence[Axes], runs: Mapping[str, Any]) -> No
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as the bytes of a file."""
-    # No pyplot: its global state is neither thread-safe nor freed.
+    """Encode a figure as PNG."""
+    # Not pyplot: its global state is neither thread-safe nor freed.
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -1,8 +1,8 @@
 """Figures of a search as PNG bytes."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,22 +11,39 @@ from matplotlib.figure import Figure
 
 from multas_ray.report.plots import png, tidy
 
-Trial = Mapping[str, Any]
-"""parameters (path -> value) and value (of the metric, or None)."""
+
+class SweepTrial(TypedDict):
+    """The record of a trial in sweep.json."""
+
+    name: str | None
+    parameters: dict[str, Any]
+    """Dotted configuration path -> value."""
+    value: float | None
+    """Highest value of the metric; None if the trial failed before its first evaluation."""
+    step: int | None
+    """Step of that value."""
+    steps: int
+    """Step of the last evaluation."""
+    error: str | None
 
 
-def parallel_coordinates(trials: Sequence[Trial], metric: str) -> bytes:
-    """An axis a parameter and one for the metric, a line a trial, coloured by the metric; failed trials are left out.
+def parallel_coordinates(trials: Sequence[SweepTrial], metric: str) -> bytes:
+    """Draw an axis per parameter and one for the metric, and a line per trial, coloured by the metric.
 
     An axis of positive numbers that span more than a decade is logarithmic.
 
     Args:
-        trials: one of them, at least, did not fail.
+        trials: those without a value are left out; at least one has a value.
+        metric: name of its axis.
+
+    Returns:
+        A PNG.
     """
-    scored = [trial for trial in trials if trial["value"] is not None]
-    paths = list(scored[0]["parameters"])
-    columns = [[trial["parameters"][path] for trial in scored] for path in paths]
-    columns.append([trial["value"] for trial in scored])
+    best = [trial["value"] for trial in trials if trial["value"] is not None]
+    scored = [trial["parameters"] for trial in trials if trial["value"] is not None]
+    paths = list(scored[0])
+    columns: list[list[Any]] = [[parameters[path] for parameters in scored] for path in paths]
+    columns.append(best)
     figure = Figure(figsize=(1.8 * max(2, len(columns)) + 1, 3.8), layout="constrained")
     axis = figure.subplots()
     heights = []
@@ -44,7 +61,6 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str) -> bytes:
                 va="center",
                 parse_math=False,
             )
-    best = [trial["value"] for trial in scored]
     norm, colors = Normalize(min(best), max(best)), colormaps["viridis"]
     for number in np.argsort(best):
         points = [height[number] for height in heights]
@@ -57,7 +73,11 @@ def parallel_coordinates(trials: Sequence[Trial], metric: str) -> bytes:
 
 
 def axis_scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Places of values on an axis from 0 to 1, and its labels."""
+    """Place values on an axis from 0 to 1.
+
+    Returns:
+        The values' places, and the axis' ticks: place and label.
+    """
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         names = sorted(set(map(str, values)))
         places = {name: (number + 0.5) / len(names) for number, name in enumerate(names)}
@@ -72,11 +92,15 @@ def axis_scale(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, st
     return height, [(place, f"{value:.3g}") for place, value in ticks.items()]
 
 
-def best_so_far(trials: Sequence[Trial], metric: str) -> bytes:
-    """The metric of each trial in the order of their beginning, and the best up to it.
+def best_so_far(trials: Sequence[SweepTrial], metric: str) -> bytes:
+    """Draw the metric of each trial, and the best one up to it.
 
     Args:
-        trials: one of them, at least, did not fail.
+        trials: in the order in which they were drawn; at least one has a value.
+        metric: title of the figure.
+
+    Returns:
+        A PNG.
     """
     figure = Figure(figsize=(6.5, 3.2), layout="constrained")
     axis = figure.subplots()

@@ -1,56 +1,30 @@
-"""Running a study's trials with Ray Tune: side by side where there is room, teachers first, each once."""
+"""Runs a study's trials as Ray tasks: side by side where there is room, teachers first, each once.
 
-import json
-import re
+A student's task takes its teachers' object references as arguments: Ray starts it when they are there, and fails it
+with them. Ray Tune, which sweeps use, knows no trial that depends on another.
+"""
+
 from collections.abc import Iterable, Mapping, Sequence
-from time import sleep
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-from pydantic import BaseModel, Field
-from ray import tune
-from torch.utils.flop_counter import FlopCounterMode
+import ray
 
-from multas_ray.checkpoint.folder import find_checkpoint
-from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import Config
 from multas_ray.console import follow
-from multas_ray.documents import read_model
 from multas_ray.errors import RunError, UserError, first_line, root_cause
-from multas_ray.model.network import count_parameters
 from multas_ray.ray_setup import cluster_cores, cluster_gpus, on_cluster, start_ray, warn_if_passing
-from multas_ray.run_folder import Metrics, Number, read_metrics, read_result
 from multas_ray.storage import StoragePath
-from multas_ray.study.plan import Study, Trial, change_paths, lay_out
+from multas_ray.study.layout import Study, Trial, lay_out
+from multas_ray.study.results import TrialResult, has_network, read_results, result_file, write_result
 from multas_ray.teacher.precompute import precompute
-from multas_ray.train.resume import first_difference
 from multas_ray.train.run import cpus_needed, train
 
-Result = dict[str, Any]
-"""What is kept of a finished trial, see `Kept`."""
 
-
-class Kept(BaseModel):
-    """A result in trials/*.json."""
-
-    arm: str
-    seed: int
-    final: Metrics
-    steps: int
-    seconds: Number
-    million_parameters: Number
-    gmacs: Number
-    needs: list[Annotated[str, Field(pattern=r"^.+-\d+$")]]
-    """Names of other trials."""
-    curve: list[Metrics]
-    """Its evaluations."""
-    config: Config
-
-
-def run_study(study: Study, arms: Sequence[str] | None = None) -> dict[str, Result]:
+def run_study(study: Study, arms: Sequence[str] | None = None) -> dict[str, TrialResult]:
     """Run what is missing of a study.
 
     Args:
+        study: its trials with a result are not run again, those that were cut short are resumed.
         arms: run these and what they need; default: all.
 
     Returns:
@@ -69,57 +43,14 @@ def run_study(study: Study, arms: Sequence[str] | None = None) -> dict[str, Resu
     finished = read_results(study, trials)
     wanted = [trial for trial in trials.values() if arms is None or trial.arm in arms]
     missing = _missing(trials, wanted, finished)
-    failures = {name: reason for name, reason in _run(study, missing).items() if reason is not None}
+    failures = _run_trials(study, missing) if missing else {}
     if failures:
         name, reason = next(iter(failures.items()))
         raise RunError(f"{len(failures)} of {len(missing)} trials failed; {name}: {reason}")
     return read_results(study, trials)
 
 
-def read_results(study: Study, trials: Mapping[str, Trial]) -> dict[str, Result]:
-    """The kept results of a study's trials, by name.
-
-    Raises:
-        UserError: one is of another configuration, or is none.
-    """
-    found = {}
-    for name, trial in trials.items():
-        file = _result_file(study, name)
-        if not file.exists():
-            continue
-        try:
-            result = read_model(file, Kept)
-        except UserError as error:
-            raise UserError(f"{error}; delete it, and what its run folder holds is kept anew") from None
-        kept = result.config
-        changed = first_difference(Config.model_validate(portable(trial.config)), kept)
-        if kept.train.steps != trial.config.train.steps:
-            changed = "train.steps"
-        mine, theirs = (config.evaluate.model_dump(exclude=UNSCORED) for config in (trial.config, kept))
-        changed = changed or next((f"evaluate.{key}" for key in mine if mine[key] != theirs[key]), None)
-        if changed is not None:
-            raise UserError(
-                f"{file}: is of another {changed}; give the arm another name, or delete the result, its run folder "
-                f"{trial.config.train.run} and those of its students"
-            )
-        found[name] = result.model_dump(mode="json")
-    return found
-
-
-UNSCORED = {"every_steps", "pictures"}
-"""Settings of the evaluation that do not change what a result holds."""
-
-
-def _result_file(study: Study, name: str) -> StoragePath:
-    return StoragePath(study.results) / "trials" / f"{name}.json"
-
-
-def portable(config: Config) -> dict[str, Any]:
-    """A configuration's tree with paths cut to their last part: where things are differs from machine to machine."""
-    return change_paths(config.model_dump(mode="json"), lambda path: StoragePath(path).name)
-
-
-def _missing(trials: Mapping[str, Trial], wanted: Iterable[Trial], finished: Mapping[str, Result]) -> list[Trial]:
+def _missing(trials: Mapping[str, Trial], wanted: Iterable[Trial], finished: Mapping[str, TrialResult]) -> list[Trial]:
     """The trials to run, in order: wanted ones without a result, and what they need whose network is not there."""
     names = {trial.name for trial in wanted if trial.name not in finished}
     for trial in reversed(list(trials.values())):
@@ -128,28 +59,56 @@ def _missing(trials: Mapping[str, Trial], wanted: Iterable[Trial], finished: Map
     return [trial for trial in trials.values() if trial.name in names]
 
 
-def has_network(trial: Trial) -> bool:
-    """Whether a trial's run has all of its steps and is still there."""
-    run = StoragePath(trial.config.train.run)
-    try:
-        result = read_result(run)
-        if result is None or result["steps"] < trial.config.train.steps:
-            return False
-        find_checkpoint(run)
-    except UserError:
-        return False
-    return True
+def _run_trials(study: Study, trials: Sequence[Trial]) -> dict[str, str]:
+    """Run trials, teachers before their students.
+
+    Returns:
+        The reason of each failure, by name.
+    """
+    room = study.parallel or min(trials_that_fit(trial.config) for trial in trials)
+    start_ray(room * max(cpus_needed(trial.config) for trial in trials) + 1)
+    # A task only waits for its workers, which have their own share. It has a process of its own, and no retries: Ray
+    # would begin the next one while the workers of a process that has died still write into the run folder.
+    task = ray.remote(num_cpus=0.01, max_retries=0, max_calls=1)(_run_trial)
+    started: dict[str, Any] = {}
+    running: list[Any] = []
+    failures: dict[str, str] = {}
+    with follow([trial.config for trial in trials]):
+        for trial in trials:
+            if len(running) == room:
+                _, running = ray.wait(running)
+            # A teacher that is not among these has its network already.
+            teachers = [started[name] for name in trial.needs if name in started]
+            started[trial.name] = task.remote(trial, result_file(study, trial.name).uri, study.stored_views, *teachers)
+            running.append(started[trial.name])
+        for trial in trials:
+            try:
+                ray.get(started[trial.name])
+            except Exception as error:
+                failed = [name for name in trial.needs if name in failures]
+                failures[trial.name] = f"needs {failed[0]}, which failed" if failed else first_line(root_cause(error))
+    return failures
 
 
-def _room(study: Study, trials: Sequence[Trial]) -> int:
-    """Trials at a time: as many as the cores, and the GPUs, have room for."""
-    if study.parallel is not None:
-        return study.parallel
-    return min(trials_that_fit(trial.config) for trial in trials)
+def _run_trial(trial: Trial, file: str, stored_views: int, *teachers: None) -> None:
+    """Train, and write the result.
+
+    Args:
+        trial: is resumed where it was cut short.
+        file: path of its result.
+        stored_views: augmentations of each row in a store of soft targets.
+        teachers: placeholders for the trials that must be done.
+    """
+    if trial.config.teachers.placement == "stored" and trial.config.distilled_tasks():
+        precompute(trial.config, stored_views)
+    train(trial.config)
+    # A teacher that was trained again because its network was gone keeps its first result.
+    if not StoragePath(file).exists():
+        write_result(trial, StoragePath(file))
 
 
 def trials_that_fit(config: Config) -> int:
-    """How many such trainings find a core for every thread of their workers, and their GPUs; at least one."""
+    """Number of such trainings, at least one, that find a core for every thread of their workers, and their GPUs."""
     train, teachers = config.train, config.teachers
     fit = cluster_cores() // (train.most_workers * max(train.threads, round(train.resources.cpu)))
     gpus = train.most_workers * train.resources.gpu
@@ -161,111 +120,3 @@ def trials_that_fit(config: Config) -> int:
         # Pools and data tasks too: else many trials' pools might leave none of their workers a CPU.
         fit = min(fit, cluster_cores() // cpus_needed(config))
     return max(1, fit)
-
-
-def _run(study: Study, trials: Sequence[Trial]) -> dict[str, str | None]:
-    """Run trials; of each, why it failed, or None."""
-    if not trials:
-        return {}
-    by_name = {trial.name: trial for trial in trials}
-    for trial in trials:
-        (StoragePath(trial.config.train.run) / FAILED).delete()
-
-    def run(settings: dict[str, str]) -> dict[str, float]:
-        trial = by_name[settings["trial"]]
-        for name in trial.needs:
-            # Not among these, it is there already.
-            if name in by_name:
-                _wait_for(by_name[name])
-        if trial.config.teachers.placement == "stored" and trial.config.distilled_tasks():
-            precompute(trial.config, study.stored_views)
-        return train(trial.config)["final"]
-
-    room = _room(study, trials)
-    start_ray(room * max(cpus_needed(trial.config) for trial in trials) + 1)
-    tuner = tune.Tuner(
-        # It only waits for the workers, which have their own share.
-        tune.with_resources(run, {"cpu": 0.01}),
-        param_space={"trial": tune.grid_search(list(by_name))},
-        # They start in order, so that whatever a trial waits for has started before it.
-        tune_config=tune.TuneConfig(max_concurrent_trials=room),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=StoragePath(study.runs).uri,
-            verbose=0,
-            log_to_file=False,
-            callbacks=[_Records(study, by_name)],
-        ),
-    )
-    with follow([trial.config for trial in trials]):
-        outcomes = tuner.fit()
-    return {outcome.config["trial"]: _reason(outcome.error) for outcome in outcomes}
-
-
-FAILED = "failed"
-"""A file in the run folder of a trial that failed, for those that wait for it."""
-LOOK_EVERY_S = 2.0
-
-
-class _Records(tune.Callback):
-    """Keeps the results of trials as they finish, and puts those that failed on record."""
-
-    def __init__(self, study: Study, trials: Mapping[str, Trial]) -> None:
-        self.study, self.trials = study, dict(trials)
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune, in the process that runs the study."""
-        mine = self.trials[trial.config["trial"]]
-        # That of a teacher which is here only because its network was gone stays as it is.
-        if not _result_file(self.study, mine.name).exists():
-            _keep(self.study, mine)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called by Tune, in the process that runs the study."""
-        (StoragePath(self.trials[trial.config["trial"]].config.train.run) / FAILED).write_text("")
-
-
-def _wait_for(trial: Trial) -> None:
-    while not has_network(trial):
-        if (StoragePath(trial.config.train.run) / FAILED).exists():
-            raise RunError(f"needs {trial.name}, which failed")
-        sleep(LOOK_EVERY_S)
-
-
-def _reason(error: BaseException | None) -> str | None:
-    return None if error is None else first_line(root_cause(error))
-
-
-def _keep(study: Study, trial: Trial) -> None:
-    """Write down what is worth keeping of a finished trial."""
-    run = StoragePath(trial.config.train.run)
-    outcome = read_result(run)
-    assert outcome is not None
-    parameters, gmacs = _network_cost(run, trial.config.data.eval_size)
-    result: Result = {
-        "arm": trial.arm,
-        "seed": trial.seed,
-        "final": {name: value for name, value in outcome["final"].items() if isinstance(value, float)},
-        "steps": outcome["steps"],
-        "seconds": outcome["seconds"],
-        "million_parameters": parameters,
-        "gmacs": gmacs,
-        "needs": list(trial.needs),
-        "curve": [_evaluation(line) for line in read_metrics(run) if "score" in line],
-        "config": portable(trial.config),
-    }
-    _result_file(study, trial.name).write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _evaluation(line: Mapping[str, Any]) -> dict[str, float]:
-    """An evaluation's metrics that are not of one class."""
-    return {key: value for key, value in line.items() if key == "step" or re.fullmatch(r"(det|seg)/\w+", key)}
-
-
-def _network_cost(run: StoragePath, size: int) -> tuple[float, float]:
-    """Million parameters of a run's network, and 10^9 multiplications of an image's forward pass."""
-    network, _ = load_network(run)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-    return count_parameters(network) / 1e6, counter.get_total_flops() / 2e9

@@ -25,8 +25,8 @@ from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
 from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
-from multas_ray.report.html import run_report
 from multas_ray.report.overlays import choose_samples
+from multas_ray.report.run_report import run_report
 from multas_ray.resolve import resolve_precision
 from multas_ray.run_folder import RESULT, checkpoint_name, read_metrics
 from multas_ray.storage import StoragePath

@@ -27,9 +27,9 @@ from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.data.transforms import VERSION
 from multas_ray.storage import StoragePath
-from multas_ray.study.outcome import summary_tables
-from multas_ray.study.plan import Study, lay_out
-from multas_ray.study.trials import portable, read_results
+from multas_ray.study.layout import Study, lay_out
+from multas_ray.study.results import portable, read_results
+from multas_ray.study.summary import summary_tables
 from multas_ray.tasks.detection import packed as detection
 from multas_ray.tasks.detection.anchors import count_anchors
 from multas_ray.tasks.segmentation import packed as segmentation
@@ -309,7 +309,7 @@ def _saved(state: Any) -> bytes:
 
 def run_folder(folder: Path) -> Callable[[Random], Case]:
     """What a run leaves, of which its report is made."""
-    from multas_ray.report.html import run_report
+    from multas_ray.report.run_report import run_report
     from multas_ray.run_folder import newest_error, read_progress
 
     run = folder / "run"

@@ -14,8 +14,8 @@ from jobs import prepare
 from multas_ray.config_file import load_config
 from multas_ray.data.schema import read_info
 from multas_ray.documents import read_yaml
-from multas_ray.study.plan import Sweep, lay_out, load_study
-from multas_ray.study.search import parse_search
+from multas_ray.study.layout import lay_out, load_study
+from multas_ray.study.search import Sweep, parse_search
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import INTERESTING, encoded, mutated_bytes, mutated_tree
 from tests.shared import ROOT

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from multas_ray.config_file import parse_config
-from multas_ray.report.html import report_page, run_report
+from multas_ray.report.html import Page
 from multas_ray.report.pictures import Palette, Picture, grid
+from multas_ray.report.run_report import run_report
 
 CLASSES = ["cat", "dog", "<script>alert(1)</script>"]
 BLACK = Picture(torch.zeros(3, 8, 8, dtype=torch.uint8))
@@ -103,14 +104,14 @@ def test_a_run_that_left_nothing(tmp_path: Path) -> None:
 
 def test_text_is_escaped_everywhere() -> None:
     evil = "<script>x</script>\"'\x1b[31mred\x85"
-    page = report_page(
+    page = Page(
         evil,
         evil,
         {evil: [{evil: evil}, {"other": 1.23456}]},
         {evil: PNG},
         {evil: PNG},
         {evil: evil},
-    )
+    ).html()
     assert "<script" not in page
     assert "\\x1b[31mred" in page
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page)

@@ -1,9 +1,10 @@
-"""A study: its plan, its runs, its outcome."""
+"""A study: its layout, its trials, its summary."""
 
 import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,11 +20,12 @@ from multas_ray.formats import scenes
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.pictures import GAP, STRIP
 from multas_ray.run_folder import read_metrics
-from multas_ray.study import pictures
-from multas_ray.study.outcome import write_outcome
-from multas_ray.study.pictures import disagreement, disagreements
-from multas_ray.study.plan import Study, lay_out, load_study
-from multas_ray.study.trials import has_network, portable, read_results, run_study, trials_that_fit
+from multas_ray.study import disagreements
+from multas_ray.study.disagreements import disagreement
+from multas_ray.study.layout import Study, lay_out, load_study
+from multas_ray.study.results import TrialResult, has_network, portable, read_results
+from multas_ray.study.summary import write_summary
+from multas_ray.study.trials import run_study, trials_that_fit
 from multas_ray.tasks.detection.postprocess import Detections
 from tests.shared import ROOT
 from tests.test_jobs import call
@@ -142,7 +144,7 @@ def test_a_kept_result_that_is_none_is_named(make_study, tmp_path, change, words
     file = Path(study.results) / "trials" / "det-0.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(kept))
-    assert read_results(study, trials)["det-0"] == kept
+    assert read_results(study, trials)["det-0"].model_dump(mode="json") == kept
     file.write_bytes(change(json.dumps(kept)).encode(errors="surrogateescape"))
     with pytest.raises(
         UserError, match=rf"^{file}: .*{words}.*; delete it, and what its run folder holds is kept anew"
@@ -169,7 +171,7 @@ def test_trials_run_once_and_their_results_stand_for_them(make_study, started_ra
     results = run_study(study)
     assert results.keys() == {"kd-0", "det-0", "seg-0"}
     kept = json.loads((tmp_path / "results" / "trials" / "kd-0.json").read_text())
-    assert kept == results["kd-0"]
+    assert kept == results["kd-0"].model_dump(mode="json")
     last = read_metrics(tmp_path / "runs" / "kd-0")[-1]
     assert kept["final"]["det/AP"] == last["det/AP"]
     assert kept["needs"] == ["det-0", "seg-0"]
@@ -196,6 +198,30 @@ def test_trials_run_once_and_their_results_stand_for_them(make_study, started_ra
     changed = make_study(arms | {"det": {"model": {"tasks": ["det"]}, "optim": {"lr": 0.5}}})
     with pytest.raises(UserError, match=r"trials/det-0.json: is of another optim.lr"):
         run_study(changed)
+
+
+def test_trials_run_within_the_room_and_students_after_their_teachers(make_study, started_ray, tmp_path, monkeypatch):
+    single = {"model": {"tasks": ["det"]}}
+    student = single | {"teachers": {"det": {"checkpoint": "arm:det"}}}
+    broken = single | {"teachers": {"det": {"checkpoint": "arm:bad"}}}
+    arms = {"kd": student, "det": single, "bad": single, "broken": broken, "other": single}
+
+    def run(trial, file, stored_views, *teachers):
+        if trial.arm == "bad":
+            raise UserError("no data")
+        began = time.time()
+        time.sleep(0.5)
+        (tmp_path / trial.name).write_text(json.dumps([began, time.time()]))
+
+    monkeypatch.setattr("multas_ray.study.trials._run_trial", run)
+    with pytest.raises(RunError, match="4 of 10 trials failed; bad-0: no data"):
+        run_study(make_study(arms, seeds=[0, 1], parallel=2))
+    times = {file.name: json.loads(file.read_text()) for file in tmp_path.glob("*-[01]")}
+    assert times.keys() == {f"{arm}-{seed}" for arm in ("det", "kd", "other") for seed in (0, 1)}
+    for seed in (0, 1):
+        assert times[f"kd-{seed}"][0] >= times[f"det-{seed}"][1]
+    starts = sorted(began for began, _ in times.values())
+    assert max(sum(began <= start < ended for began, ended in times.values()) for start in starts) == 2
 
 
 @pytest.mark.slow
@@ -251,12 +277,12 @@ def test_a_killed_study_goes_on_with_what_was_cut_short(make_study, tmp_path):
     assert "Images on which the arms disagree most" in (tmp_path / "runs" / "study.html").read_text()
 
 
-def fake(arm: str, seed: int, **final: float) -> dict:
-    """A result as `run_study` keeps them."""
+def fake(arm: str, seed: int, **final: float) -> TrialResult:
+    """A result but for its configuration."""
     curve = [{"step": step, **{name: value * step / 20 for name, value in final.items()}} for step in (10, 20)]
     needs = [f"det-{seed}", f"seg-{seed}"] if arm == "kd" else []
     costs = {"steps": 20, "seconds": 60.0, "million_parameters": 3.0, "gmacs": 0.5}
-    return {"arm": arm, "seed": seed, "final": final, "needs": needs, "curve": curve, **costs}
+    return TrialResult.model_construct(arm=arm, seed=seed, final=final, needs=needs, curve=curve, **costs)
 
 
 @pytest.mark.parametrize("single", [{"det/AP": 0.0}, {"det/AP50": 1.0}, None], ids=["nothing", "another", "missing"])
@@ -268,13 +294,13 @@ def test_there_is_no_gain_over_an_arm_that_has_learnt_nothing(make_study, single
     }
     if single is not None:
         results["det-0"] = fake("det", 0, **single)
-    write_outcome(study, results)
+    write_summary(study, results)
 
     found = json.loads((Path(study.results) / "extras.json").read_text())
     assert found["arms"]["kd"]["metrics"].keys() == {"det/AP", "seg/mIoU"}
 
 
-def test_the_outcome_has_means_intervals_and_paired_differences(make_study, tmp_path):
+def test_the_summary_has_means_intervals_and_paired_differences(make_study, tmp_path):
     study = make_study({"det": {}, "seg": {}, "kd": {}, "odd": {}}, seeds=[0, 1, 2])
     results = {}
     for seed in study.seeds:
@@ -283,7 +309,7 @@ def test_the_outcome_has_means_intervals_and_paired_differences(make_study, tmp_
         both = {"det/AP": 22.0 + 2 * seed, "seg/mIoU": 55.0, "det/AP/cat": 33.0}
         results[f"kd-{seed}"] = fake("kd", seed, **both)
     results["odd-1"] = fake("odd", 1, **{"det/AP": 1.0})
-    page = write_outcome(study, results)
+    page = write_summary(study, results)
 
     folder = Path(study.results)
     outcome = json.loads((folder / "study.json").read_text())
@@ -325,7 +351,7 @@ def test_the_outcome_has_means_intervals_and_paired_differences(make_study, tmp_
 def test_the_summary_joins_the_group_of_the_trials_in_wandb(make_study):
     study = make_study({"det": {}}, seeds=[0, 1, 2])
     study.base["tracking"] = {"wandb": "offline", "project": "somewhere"}
-    write_outcome(study, {f"det-{seed}": fake("det", seed, **{"det/AP": 20.0}) for seed in study.seeds})
+    write_summary(study, {f"det-{seed}": fake("det", seed, **{"det/AP": 20.0}) for seed in study.seeds})
     (file,) = (Path(study.runs) / "summary").rglob("run-*.wandb")
     records = finished_records(file)
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
@@ -384,19 +410,19 @@ def test_arms_are_drawn_side_by_side_on_the_images_they_differ_on(make_config):
         network = MultiTaskNet(config, {"det": scenes.CLASSES, "seg": ["background", *scenes.CLASSES]})
         networks["_".join(tasks)] = network.eval().requires_grad_(False)
     trial = SimpleNamespace(config=make_config())
-    picture = Image.open(io.BytesIO(pictures._draw(trial, networks)))
+    picture = Image.open(io.BytesIO(disagreements._draw(trial, networks)))
     # Scenes of 64 pixels are enlarged four times: ground truth, the two single-task networks as one, the other.
     assert picture.width == 3 * 4 * 64 + 4 * GAP
-    assert picture.height >= STRIP + pictures.IMAGES * (4 * 64 + GAP)
+    assert picture.height >= STRIP + disagreements.IMAGES * (4 * 64 + GAP)
 
 
 def test_images_are_compared_where_most_arms_have_their_networks(make_study, monkeypatch):
     study = make_study({"a": {}, "b": {}, "c": {}}, seeds=[0, 1])
     there = {"a-0", "a-1", "c-1"}
-    monkeypatch.setattr(pictures, "has_network", lambda trial: trial.name in there)
-    monkeypatch.setattr(pictures, "load_network", lambda run: (Path(run).name, None))
-    monkeypatch.setattr(pictures, "_draw", lambda trial, networks: (trial.name, networks))
-    drawn = disagreements(study, lay_out(study), ["a", "b", "c"])
+    monkeypatch.setattr(disagreements, "has_network", lambda trial: trial.name in there)
+    monkeypatch.setattr(disagreements, "load_network", lambda run: (Path(run).name, None))
+    monkeypatch.setattr(disagreements, "_draw", lambda trial, networks: (trial.name, networks))
+    drawn = disagreements.disagreements(study, lay_out(study), ["a", "b", "c"])
     assert drawn == ("a-1", {"a": "a-1", "c": "c-1"})
     there.clear()
-    assert disagreements(study, lay_out(study), ["a", "b", "c"]) is None
+    assert disagreements.disagreements(study, lay_out(study), ["a", "b", "c"]) is None

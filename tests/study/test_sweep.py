@@ -18,8 +18,7 @@ from multas_ray.config_file import load_config, parse_config
 from multas_ray.errors import UserError
 from multas_ray.report.sweep_plots import axis_scale
 from multas_ray.run_folder import read_metrics
-from multas_ray.study.plan import Sweep
-from multas_ray.study.search import parse_search
+from multas_ray.study.search import Sweep, parse_search
 from multas_ray.study.sweep import _scheduler, run_sweep
 from tests.shared import ROOT
 from tests.train.test_failures import kill_family

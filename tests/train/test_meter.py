@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from multas_ray.report.html import run_report
+from multas_ray.report.run_report import run_report
 from multas_ray.storage import StoragePath, read_lines
 from multas_ray.teacher.feed import Fed
 from multas_ray.train.meter import Meter, slowest

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from multas_ray.data.index import read_index
-from multas_ray.report.html import run_report
+from multas_ray.report.run_report import run_report
 from multas_ray.run_folder import ATTEMPTS
 from multas_ray.storage import StoragePath
 from multas_ray.train.provenance import commit, describe_attempt, record_attempt, source_digest

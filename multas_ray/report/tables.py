@@ -1,0 +1,49 @@
+"""Tables as rows of values by column: their text, and the tables of a network's metrics."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+"""Rows of a table: column -> value. The columns are the rows' keys in order of first occurrence."""
+
+
+def table_text(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """Columns of a table, and the text of each row's cells; empty where a row has no value."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return columns, [[_cell(row.get(column)) for column in columns] for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3g}"
+    return "" if value is None else str(value)
+
+
+def metric_table(columns: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Metrics over all classes, in percent: one row per metric, then `score` and `step`.
+
+    Args:
+        columns: heading -> metrics by name.
+    """
+    names = dict.fromkeys(name for metrics in columns.values() for name in metrics)
+    shown = [name for name in names if name.startswith(("det/", "seg/")) and name.count("/") == 1]
+    shown += [name for name in ("score", "step") if name in names]
+    return [
+        {"metric": name} | {heading: metrics.get(name, "") for heading, metrics in columns.items()} for name in shown
+    ]
+
+
+def class_table(columns: Mapping[str, Mapping[str, Any]]) -> Rows:
+    """Metrics by class, in percent: one row per class, one column per task and heading.
+
+    Args:
+        columns: heading -> metrics by name, of which `det/AP/<class>` and `seg/IoU/<class>` are shown.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for prefix in ("det/AP", "seg/IoU"):
+        for heading, metrics in columns.items():
+            for name, value in metrics.items():
+                if name.startswith(f"{prefix}/"):
+                    label = name.removeprefix(f"{prefix}/")
+                    rows.setdefault(label, {"class": label})[f"{prefix} {heading}"] = value
+    return list(rows.values())

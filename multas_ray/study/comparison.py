@@ -1,0 +1,105 @@
+"""Arms of a study compared: means with intervals, differences paired by seed, costs."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multas_ray.report.statistics import Estimate, estimate, multi_task_gain, paired_difference
+from multas_ray.study.layout import Study
+from multas_ray.study.results import TrialResult
+
+HEADLINE = ("det/AP", "det/AP50", "seg/mIoU")
+TASK_METRIC = {"det": "det/AP", "seg": "seg/mIoU"}
+"""Metric in which an arm is compared with the single-task arm of this name."""
+REFERENCES = ("det", "seg", "mtl", "full", "kd")
+"""Arms that every other arm is compared with; each of them is compared with those before it."""
+MIN_SEEDS = 3
+"""Seeds that make an arm's results a finding; those of fewer are hints."""
+GAIN = "gain"
+"""Multi-task gain over the single-task arms, in percent."""
+
+
+class Comparison:
+    """The results of a study's arms, by seed.
+
+    Attributes:
+        findings: arms with at least MIN_SEEDS results.
+        hints: the other arms that have a result.
+        arms: arm -> seed -> result, findings before hints.
+    """
+
+    def __init__(self, study: Study, results: Mapping[str, TrialResult]) -> None:
+        """Sort results, given by trial name, by arm and seed."""
+        self.results = results
+        by_arm = {
+            arm: {seed: results[f"{arm}-{seed}"] for seed in study.seeds if f"{arm}-{seed}" in results}
+            for arm in study.arms
+        }
+        self.findings = [arm for arm, by_seed in by_arm.items() if len(by_seed) >= MIN_SEEDS]
+        self.hints = [arm for arm, by_seed in by_arm.items() if 0 < len(by_seed) < MIN_SEEDS]
+        self.arms = {arm: by_arm[arm] for arm in (*self.findings, *self.hints)}
+
+    def metrics(self, arm: str) -> dict[str, dict[int, float]]:
+        """Metric -> seed -> value in percent; GAIN is among the metrics where the arm has both tasks."""
+        values: dict[str, dict[int, float]] = defaultdict(dict)
+        for seed, result in self.arms[arm].items():
+            for metric, value in result.final.items():
+                values[metric][seed] = value
+            gain = self._gain(result, seed)
+            if gain is not None:
+                values[GAIN][seed] = gain
+        return dict(values)
+
+    def _gain(self, result: TrialResult, seed: int) -> float | None:
+        """A result's gain over the single-task arms of the same seed; None if there is nothing to compare."""
+        multi: dict[str, float] = {}
+        single: dict[str, float] = {}
+        for task, metric in TASK_METRIC.items():
+            reference = self.arms.get(task, {}).get(seed)
+            # No relative gain over a network that has learnt nothing: its metric is 0.
+            if reference is None or not reference.final.get(metric) or metric not in result.final:
+                return None
+            multi[task], single[task] = result.final[metric], reference.final[metric]
+        return multi_task_gain(multi, single)
+
+    def summary(self, arm: str) -> dict[str, Any]:
+        """Number of seeds, and of every metric the mean with its interval, as JSON."""
+        metrics = {metric: estimate(list(values.values())) for metric, values in self.metrics(arm).items()}
+        return {"seeds": len(self.arms[arm]), "metrics": {name: _json(value) for name, value in metrics.items()}}
+
+    def differences(self, arms: Sequence[str], others: Sequence[str]) -> list[dict[str, Any]]:
+        """Paired differences in the headline metrics, as JSON.
+
+        Args:
+            arms: the arms to compare.
+            others: the arms to compare them with, so far as they are REFERENCES.
+        """
+        rows = []
+        for arm in arms:
+            references = REFERENCES[: REFERENCES.index(arm)] if arm in REFERENCES else REFERENCES
+            for reference in (name for name in references if name in others):
+                ours, theirs = self.metrics(arm), self.metrics(reference)
+                for metric in HEADLINE:
+                    difference = paired_difference(ours.get(metric, {}), theirs.get(metric, {}))
+                    if difference is not None:
+                        rows.append({"arm": arm, "against": reference, "metric": metric, **_json(difference)})
+        return rows
+
+    def cost(self, arm: str) -> dict[str, float]:
+        """Million parameters, GMACs, minutes of a training, and minutes of its teachers' trainings."""
+        results = list(self.arms[arm].values())
+        teachers = [
+            sum(self.results[name].seconds for name in result.needs if name in self.results) for result in results
+        ]
+        return {
+            "million parameters": round(results[0].million_parameters, 2),
+            "GMACs": round(results[0].gmacs, 2),
+            "minutes": round(estimate([result.seconds for result in results]).mean / 60, 1),
+            "teachers' minutes": round(estimate(teachers).mean / 60, 1),
+        }
+
+
+def _json(value: Estimate) -> dict[str, float | None]:
+    """An estimate without NaN, which JSON does not know."""
+    return {name: None if math.isnan(number) else round(number, 3) for name, number in value._asdict().items()}
