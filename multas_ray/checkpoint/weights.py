@@ -94,6 +94,8 @@ def load_network(path: Location) -> tuple[MultiTaskNet, Meta]:
         # On the meta device, which takes no memory: the description may hold any number.
         with torch.device("meta"):
             expected = build().state_dict()
+    except UserError as error:
+        raise UserError(f"{folder / META}: {error}") from None
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{folder / META}: no such network can be ({first_line(error)})") from None
     check_weights(expected, weights, folder / MODEL)

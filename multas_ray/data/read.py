@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from cachetools import LRUCache, cached
 
 from multas_ray.config import Task
-from multas_ray.data.image import MOST_PIXELS, decode_rgb
+from multas_ray.data.image import decode_rgb
 from multas_ray.data.index import Index, read_shard
+from multas_ray.data.pillow import MOST_PIXELS
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import SCHEMA
 from multas_ray.data.transforms import Sample, to_sample

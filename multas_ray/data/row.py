@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from multas_ray.config import Task
-from multas_ray.data.image import Stored, to_stored, turn_boxes, turn_mask
+from multas_ray.data.image import Stored, to_stored
+from multas_ray.data.pillow import turn_boxes, turn_mask
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import IGNORE, TASK_MASKS, TaskMask
 

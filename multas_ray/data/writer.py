@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import ValidationError
 
-from multas_ray.data.image import encode
 from multas_ray.data.index import read_shard
+from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, check_row
 from multas_ray.data.schema import IGNORE, SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from multas_ray.checkpoint.weights import load_network
-from multas_ray.data.image import decode_rgb, upright_rgb
+from multas_ray.data.image import decode_rgb
+from multas_ray.data.pillow import upright_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.data.transforms import resize
 from multas_ray.errors import UserError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multas_ray.data.image import opened
+from multas_ray.data.pillow import opened
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import IGNORE
 

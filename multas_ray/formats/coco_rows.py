@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from multas_ray.config import Task
-from multas_ray.data.image import upright_size
+from multas_ray.data.pillow import upright_size
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, attempt
 from multas_ray.data.schema import IGNORE

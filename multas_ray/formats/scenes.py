@@ -66,7 +66,7 @@ def _read_scene(seed: int, size: int, number: int) -> "Row":
     """A scene as a row with both tasks annotated."""
     from PIL import Image
 
-    from multas_ray.data.image import encode
+    from multas_ray.data.pillow import encode
     from multas_ray.data.row import Row
 
     image, boxes, labels, mask = scene(seed, number, size)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import ExifTags, Image
 
-from multas_ray.data.image import encode
+from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
 from multas_ray.formats.source import Source, Split

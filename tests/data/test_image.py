@@ -10,17 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from multas_ray.data import image as module
-from multas_ray.data.image import (
-    decode_labels,
-    decode_rgb,
-    encode,
-    to_stored,
-    turn_boxes,
-    turn_mask,
-    upright_rgb,
-    upright_size,
-)
+from multas_ray.data.image import END_OF_JPEG, decode_rgb, to_stored
+from multas_ray.data.pillow import FORMATS, decode_labels, encode, turn_boxes, turn_mask, upright_rgb, upright_size
 from multas_ray.data.reject import Reject
 from tests.data.rows import with_exif
 
@@ -53,7 +44,7 @@ def photograph(**options: object) -> bytes:
     ],
 )
 def test_other_formats_and_modes_are_stored_as_rgb(mode: str, format: str, stored: str) -> None:
-    if format not in (*module.FORMATS, "MPO"):
+    if format not in (*FORMATS, "MPO"):
         pytest.skip(f"this Pillow has no {format}")
     data = encode(Image.new("RGB", (7, 5), (200, 60, 20)).convert(mode), format)
     found = to_stored(data)
@@ -123,7 +114,7 @@ def test_an_orientation_that_is_none_turns_nothing() -> None:
 def test_a_jpeg_that_lacks_its_last_bytes_alone_is_whole() -> None:
     for options in ({}, {"progressive": True}):
         data = photograph(**options)
-        assert data.endswith(module.END_OF_JPEG)
+        assert data.endswith(END_OF_JPEG)
         for cut in (1, 2):
             found = to_stored(data[:-cut])
             assert torch.equal(decode_rgb(found.data, upright=True), decode_rgb(data, upright=True))

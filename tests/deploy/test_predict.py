@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
 import multas_ray
-from multas_ray.data.image import encode
 from multas_ray.data.index import read_index
+from multas_ray.data.pillow import encode
 from multas_ray.data.read import read_row
 from multas_ray.deploy.images import find_images
 from multas_ray.deploy.outputs import safe_name, write_coco

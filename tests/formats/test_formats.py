@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from jobs.prepare import main
-from multas_ray.data.image import encode
+from multas_ray.data.pillow import encode
 from multas_ray.data.row import Row
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError

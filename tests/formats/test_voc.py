@@ -14,7 +14,7 @@ from PIL import Image
 
 from jobs import prepare as job
 from multas_ray.config import Task
-from multas_ray.data.image import encode
+from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
 from multas_ray.errors import UserError

@@ -9,7 +9,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from multas_ray.data.image import decode_labels, decode_rgb, encode, to_stored, upright_rgb, upright_size
+from multas_ray.data.image import decode_rgb, to_stored
+from multas_ray.data.pillow import decode_labels, encode, upright_rgb, upright_size
 from multas_ray.formats.class_maps import ClassMap, read_mask, voc_colours
 from multas_ray.formats.voc_classes import CLASSES
 from tests.fuzz.harness import Case

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from jobs import prepare
-from multas_ray.data.image import encode
+from multas_ray.data.pillow import encode
 from multas_ray.formats.class_maps import ClassMap
 from multas_ray.formats.voc_folder import VocFolder, VocImage
 from multas_ray.formats.voc_rows import RowReader

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from multas_ray.config import EvaluateConfig, ModelConfig
-from multas_ray.data.image import encode
 from multas_ray.data.index import read_index
+from multas_ray.data.pillow import encode
 from multas_ray.data.row import Row
 from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.writer import write_dataset

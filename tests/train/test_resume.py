@@ -34,7 +34,7 @@ def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
 def add_checkpoint(config, step: int = 2) -> Path:
     """Write one of a run, with random weights."""
     info = read_info(config.data.path)
-    network = MultiTaskNet(config.model, info.det_classes, info.seg_classes)
+    network = MultiTaskNet(config.model, info.classes)
     classes = {"det_classes": info.det_classes, "seg_classes": info.seg_classes}
     meta = Meta(step=step, model=config.model, size=64, metrics={}, **classes)
     folder = step_folder(config.train.run, step)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from multas_ray.data.image import decode_labels
+from multas_ray.data.pillow import decode_labels
 from multas_ray.data.reject import Reject
 
 
