@@ -20,7 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from multas_ray.config import Config
 from multas_ray.config_file import load_config
 from multas_ray.placement import Node, asks, unplaced
-from tests.shared import ROOT, shared_path
+from tests.support.shared import ROOT, shared_path
 
 CLUSTER = ROOT / "cluster"
 KUBERAY = {"RayCluster": CLUSTER / "kuberay/raycluster.yaml", "RayJob": CLUSTER / "kuberay/rayjob.yaml"}

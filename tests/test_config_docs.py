@@ -2,7 +2,7 @@
 
 from multas_ray.config import Config
 from multas_ray.config_docs import config_page, sections
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 
 def test_the_page_is_what_the_models_say():

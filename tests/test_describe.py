@@ -19,7 +19,7 @@ from multas_ray.cli import run_job
 from multas_ray.data.describe import choose, count
 from multas_ray.data.index import read_index
 from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 INFO = DatasetInfo(
     name="tiny",

@@ -17,7 +17,7 @@ from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, lay_plan
 from multas_ray.data.schema import SCHEMA, DatasetInfo, read_info
 from multas_ray.model.network import MultiTaskNet
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 GUIDES = [
     *(ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "docs/method.md", ROOT / "docs/from_multas.md"),

@@ -1,7 +1,6 @@
 """Jobs as they are called: arguments in, exit code and last line out."""
 
 import os
-import runpy
 import signal
 import subprocess
 import sys
@@ -15,15 +14,8 @@ from multas_ray import ray_setup
 from multas_ray.cli import FAILED, OK, UNUSABLE, run_job
 from multas_ray.errors import UserError, root_cause
 from multas_ray.ray_setup import QUIET_DAEMONS, start_ray, started_late
-from tests.shared import ROOT
-
-
-def call(monkeypatch, capsys, job: str, *arguments: str) -> tuple[int, list[str]]:
-    """Run a job in this process: its exit code and the lines it wrote to standard error."""
-    monkeypatch.setattr(sys, "argv", [job, *arguments])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / "jobs" / job), run_name="__main__")
-    return stop.value.code, capsys.readouterr().err.strip().splitlines()
+from tests.support.jobs import call
+from tests.support.shared import ROOT
 
 
 @pytest.fixture
@@ -261,7 +253,7 @@ SETTLE = """
 import os, ray
 from time import monotonic, sleep
 from multas_ray.ray_setup import QUIET_DAEMONS, data_tasks, start_ray
-from tests.processes import named
+from tests.support.processes import named
 
 @ray.remote
 def work() -> dict[str, str]:

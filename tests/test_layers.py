@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 PACKAGE = ROOT / "multas_ray"
 LIGHT = ["multas_ray.data.batch", "multas_ray.data.packing", "multas_ray.data.stream", "multas_ray.tasks"]

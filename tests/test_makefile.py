@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 NAMES = ("python3.11", "python3.12", "python3.13", "python3.14", "python3")
 PYTHON = """#!/bin/sh

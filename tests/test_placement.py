@@ -10,8 +10,8 @@ from multas_ray import placement
 from multas_ray.config import Resources
 from multas_ray.errors import UserError
 from multas_ray.placement import Ask, Node, asks, check_placement, label_matches, unplaced
-from tests.cluster import end_of, job
-from tests.shared import ROOT
+from tests.support.cluster import end_of, job
+from tests.support.shared import ROOT
 
 HEAD, GPU = Node({"CPU": 4.0}), Node({"CPU": 8.0, "GPU": 2.0}, {"role": "student"})
 
@@ -150,7 +150,7 @@ def test_each_part_runs_on_nodes_with_its_labels(cluster, make_config, random_te
     }
     file = tmp_path / "config.yaml"
     file.write_text(make_config(**sections).to_yaml())
-    end_of(job(cluster, "-m", "tests.placed", str(file), str(tmp_path / "nodes.json")))
+    end_of(job(cluster, "-m", "tests.support.placed", str(file), str(tmp_path / "nodes.json")))
     names = {node.node_id: role for role, node in where.items()}
     seen = json.loads((tmp_path / "nodes.json").read_text())
     assert {kind: {names.get(node, "head") for node in nodes} for kind, nodes in seen.items()} == {
@@ -175,7 +175,7 @@ from multas_ray.ray_setup import start_ray
 from multas_ray.placement import Ask, check_placement
 from multas_ray.teacher.pool import start_pool
 from ray.util.state import list_actors
-from tests.teacher.test_pool import Slow
+from tests.support.teachers import Slow
 
 resources = Resources(cpu=0.5, gpu=0.5, custom={"teacher_node": 0.5})
 start_ray()

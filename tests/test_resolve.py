@@ -14,7 +14,7 @@ from multas_ray.errors import UserError
 from multas_ray.model.precision import bfloat16_slowdown, has_bfloat16
 from multas_ray.report.run_report import run_report
 from multas_ray.train.run import train
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 CPU = torch.device("cpu")
 

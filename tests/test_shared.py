@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shared import shared_path
+from tests.support.shared import shared_path
 
 
 def outcome(path: str) -> str:

@@ -14,8 +14,8 @@ import pytest
 
 from multas_ray.cli import hide_ray_log
 from multas_ray.run_folder import PROGRESS
-from tests.processes import named
-from tests.shared import ROOT
+from tests.support.processes import named
+from tests.support.shared import ROOT
 
 OWN = re.compile(
     r"(run|run-\d|det|seg): (starting|step \d+/) ?.*|.*: goes on from step \d+|\d+ trials, .*"

@@ -24,7 +24,7 @@ from multas_ray.tasks.detection.loss import detection_losses
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.teacher.teacher import arrays_of, digests
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 
 def test_the_published_way_computes_the_same_losses_and_gradients() -> None:

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from multas_ray.data.image import END_OF_JPEG, decode_rgb, to_stored
 from multas_ray.data.pillow import FORMATS, decode_labels, encode, turn_boxes, turn_mask, upright_rgb, upright_size
 from multas_ray.data.reject import Reject
-from tests.data.rows import with_exif
+from tests.support.rows import with_exif
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (24, 36, 3), np.uint8).repeat(3, 0).repeat(3, 1)
 

@@ -19,8 +19,8 @@ from multas_ray.data.read import read_row, read_sample
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import SCHEMA, read_info
 from multas_ray.errors import UserError
-from tests.data.shards import changed, row, table_of, write_set
-from tests.shared import ROOT
+from tests.support.shards import changed, row, table_of, write_set
+from tests.support.shared import ROOT
 
 ROWS = [row(0), row(1, has_seg=False, mask=None), row(2, has_det=False, boxes=[], labels=[], difficult=[])]
 

@@ -22,7 +22,7 @@ from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
 from multas_ray.formats import holdout
-from tests.data.shards import HEIGHT, WIDTH, changed, encoded, row, table_of, write_set
+from tests.support.shards import HEIGHT, WIDTH, changed, encoded, row, table_of, write_set
 
 NONE = {"boxes": [], "labels": [], "difficult": []}
 BIG = np.zeros((HEIGHT, WIDTH + 1), np.uint8)

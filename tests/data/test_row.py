@@ -10,7 +10,7 @@ from multas_ray.data.image import decode_rgb
 from multas_ray.data.pillow import turn_boxes, turn_mask
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, check_row
-from tests.data.rows import DET, HEIGHT, SEG, WIDTH, make_row, with_exif
+from tests.support.rows import DET, HEIGHT, SEG, WIDTH, make_row, with_exif
 
 
 def reason_of(row: Row) -> str:

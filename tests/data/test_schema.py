@@ -8,7 +8,7 @@ import pytest
 
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
-from tests.data.shards import INFO
+from tests.support.shards import INFO
 
 
 @pytest.mark.parametrize(

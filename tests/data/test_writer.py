@@ -16,7 +16,7 @@ from multas_ray.data.schema import SCHEMA, read_info
 from multas_ray.data.writer import write_dataset
 from multas_ray.errors import UserError
 from multas_ray.formats.source import Split
-from tests.data.rows import make_row, source_of
+from tests.support.rows import make_row, source_of
 
 
 def rejections(path: Path) -> list[dict[str, str]]:

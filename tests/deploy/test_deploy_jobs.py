@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from multas_ray.cli import OK
-from tests.shared import ROOT
-from tests.test_jobs import call
+from tests.support.jobs import call
+from tests.support.shared import ROOT
 
 OWN = re.compile(
     r"\d+ of \d+ images|.*: \d+ images, \d+ detections|\d+ images of .*"

@@ -20,7 +20,7 @@ from multas_ray.errors import RunError, UserError
 from multas_ray.formats import scenes
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.storage import StoragePath
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 
 def test_an_export_answers_as_its_checkpoint_and_holds_nothing_of_training(checkpoint, photos, tmp_path):

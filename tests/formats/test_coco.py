@@ -17,7 +17,7 @@ from multas_ray.data.row import Row
 from multas_ray.errors import UserError
 from multas_ray.formats import coco
 from multas_ray.formats.source import Source
-from tests.shared import shared_path
+from tests.support.shared import shared_path
 
 FILE_KEYS = ("images", "annotations", "categories")
 CATEGORIES = [{"id": 90, "name": "brush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "sign"}]

@@ -21,7 +21,7 @@ from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
 from multas_ray.formats import FORMATS, coco, holdout, scenes, voc
 from multas_ray.formats.source import Options, Source, Split
-from tests.shared import ROOT, shared_path
+from tests.support.shared import ROOT, shared_path
 
 TINTS = {"red": (200, 0, 0), "blue": (0, 0, 200)}
 

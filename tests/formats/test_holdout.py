@@ -9,7 +9,7 @@ from multas_ray.data.read import read_row
 from multas_ray.data.schema import read_info
 from multas_ray.data.writer import write_dataset
 from multas_ray.errors import UserError
-from tests.data.rows import SEG, make_row, source_of
+from tests.support.rows import SEG, make_row, source_of
 
 
 def ids(index: Index) -> set[str]:

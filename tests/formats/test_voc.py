@@ -22,7 +22,7 @@ from multas_ray.formats.class_maps import ClassMap, read_mask, voc_colours, voc_
 from multas_ray.formats.voc_classes import CLASSES, choose_classes
 from multas_ray.formats.voc_folder import VocFolder, VocImage
 from multas_ray.formats.voc_rows import RowReader
-from tests.shared import shared_path
+from tests.support.shared import shared_path
 
 ANIMALS = "cat,cow,dog,horse,sheep,person"
 SIZE = "<size><width>40</width><height>30</height><depth>3</depth></size>"

@@ -45,10 +45,10 @@ from multas_ray.teacher.store import (
 )
 from multas_ray.teacher.teacher import arrays_of, to_tensors
 from multas_ray.train.trainer import Trainer
-from tests.data.shards import INFO, changed, row, table_of, write_set
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import encoded, mutated_bytes, mutated_tree
 from tests.support.batches import bare_batch
+from tests.support.shards import INFO, changed, row, table_of, write_set
 
 CPU = torch.device("cpu")
 TYPES = (

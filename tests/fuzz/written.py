@@ -18,7 +18,7 @@ from multas_ray.study.layout import lay_out, load_study
 from multas_ray.study.search import Sweep, parse_search
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import INTERESTING, encoded, mutated_bytes, mutated_tree
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 CONFIGS = ROOT / "jobs" / "configs"
 GOOD = CONFIGS / "animals_kd.yaml"

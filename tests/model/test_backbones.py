@@ -7,7 +7,7 @@ from torchvision.models import get_model_weights
 
 from multas_ray.errors import UserError
 from multas_ray.model.backbones import FAMILIES, BackboneSettings, _lite0_weights, build_backbone
-from tests.shared import shared_path
+from tests.support.shared import shared_path
 
 # One of each family, and one with bottleneck blocks.
 NAMES = ["resnet18", "resnet50", "swin_t", "efficientnet_lite0"]

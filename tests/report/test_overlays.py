@@ -12,8 +12,8 @@ from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.writer import write_dataset
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.overlays import choose_samples, draw_samples
-from tests.data.rows import source_of
-from tests.train.test_bad_moments import damage_rows
+from tests.support.rows import source_of
+from tests.support.shards import damage_rows
 
 CLASSES = ["cat", "dog"]
 

@@ -27,11 +27,11 @@ from multas_ray.study.results import TrialResult, has_network, portable, read_re
 from multas_ray.study.summary import write_summary
 from multas_ray.study.trials import run_study, trials_that_fit
 from multas_ray.tasks.detection.postprocess import Detections
-from tests.shared import ROOT
-from tests.test_jobs import call
-from tests.train.test_failures import kill_family
-from tests.train.test_run import wait_for_step
-from tests.train.wandb_file import finished_records
+from tests.support.jobs import call
+from tests.support.processes import kill_family
+from tests.support.runs import wait_for_step
+from tests.support.shared import ROOT
+from tests.support.wandb_file import finished_records
 
 TEACHERS = {"det": {"checkpoint": "arm:det"}, "seg": {"checkpoint": "arm:seg"}}
 

@@ -20,8 +20,8 @@ from multas_ray.report.sweep_plots import axis_scale
 from multas_ray.run_folder import read_metrics
 from multas_ray.study.search import Sweep, parse_search
 from multas_ray.study.sweep import _scheduler, run_sweep
-from tests.shared import ROOT
-from tests.train.test_failures import kill_family
+from tests.support.processes import kill_family
+from tests.support.shared import ROOT
 
 
 def test_a_search_space_is_read_from_text():

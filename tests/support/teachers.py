@@ -1,13 +1,15 @@
 """Teachers of random weights, and images for them."""
 
-from dataclasses import replace
+import os
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from multas_ray.checkpoint.weights import load_network, write_checkpoint
-from multas_ray.teacher.teacher import TeacherSpec
+from multas_ray.teacher.teacher import Answer, TeacherSpec, digests
 
 
 def images(rows: int = 4) -> np.ndarray:
@@ -35,3 +37,17 @@ def spoil(checkpoint: str, folder: Path) -> str:
             value[:] = 1e38
     write_checkpoint(folder, weights, {}, meta)
     return str(folder)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A source whose teacher takes its time, and says which process it is."""
+
+    seconds: float
+
+    def load(self, device: str):
+        def answer(some: np.ndarray) -> Answer:
+            time.sleep(self.seconds)
+            return Answer(digests(some), dense=np.asarray(os.getpid()))
+
+        return answer

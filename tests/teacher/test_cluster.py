@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from multas_ray.run_folder import read_metrics
-from tests.cluster import end_of, job
-from tests.train.test_run import wait_for_step
+from tests.support.cluster import end_of, job
+from tests.support.runs import wait_for_step
 
 TEACHERS = {"teacher_node": 1}
 

@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 import urllib.request
-from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -22,7 +21,7 @@ from multas_ray.teacher.feed import InlineTeachers
 from multas_ray.teacher.pool import NAMESPACE, PoolClient, PoolMonitor, pool_status, start_pool, stop_pool
 from multas_ray.teacher.teacher import Answer, arrays_of, digests
 from tests.support.batches import bare_batch
-from tests.support.teachers import images, spoiled, with_terms
+from tests.support.teachers import Slow, images, spoiled, with_terms
 
 ROWS = {"det": np.array([0, 3]), "seg": np.array([1, 2, 3])}
 IMAGES = images()
@@ -31,20 +30,6 @@ IMAGES = images()
 def batch_for(**distil: np.ndarray) -> TrainBatch:
     """The images, with rows that are distilled."""
     return bare_batch(IMAGES, distil=distil)
-
-
-@dataclass(frozen=True)
-class Slow:
-    """A source whose teacher takes its time, and says which process it is."""
-
-    seconds: float
-
-    def load(self, device: str):
-        def answer(some: np.ndarray) -> Answer:
-            time.sleep(self.seconds)
-            return Answer(digests(some), dense=np.asarray(os.getpid()))
-
-        return answer
 
 
 def assert_equal(answer: Answer, expected: Answer) -> None:

@@ -32,8 +32,8 @@ from multas_ray.teacher.specs import teacher_specs
 from multas_ray.teacher.store import StoreReader, _read_file
 from multas_ray.teacher.teacher import arrays_of, digests, to_tensors
 from multas_ray.train.run import plan_run, train
-from tests.processes import named
-from tests.shared import ROOT
+from tests.support.processes import named
+from tests.support.shared import ROOT
 from tests.support.teachers import spoil
 
 VIEWS = 2

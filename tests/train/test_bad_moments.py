@@ -6,7 +6,6 @@ import subprocess
 import threading
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,23 +14,13 @@ from multas_ray.errors import RunError, UserError, root_cause
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
+from tests.support.shards import damage_rows
 
 
 @pytest.fixture
 def data(scenes_path, tmp_path) -> Path:
     """A data set of one's own, to be damaged."""
     return Path(shutil.copytree(scenes_path, tmp_path / "data"))
-
-
-def damage_rows(data: Path, split: str, *damage: tuple[int, str, object]) -> list[str]:
-    """Put something else into a column of some rows of the first shard of a split; their ids."""
-    file = min((data / split).glob("*.parquet"))
-    table = pq.read_table(file)
-    rows = table.to_pylist()
-    for row, column, content in damage:
-        rows[row][column] = content
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file, row_group_size=8)
-    return [rows[row]["image_id"] for row, _, _ in damage]
 
 
 def test_a_diverging_run_ends_with_the_images_of_its_last_bad_step(started_ray, make_config):

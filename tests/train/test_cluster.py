@@ -21,10 +21,9 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from multas_ray.checkpoint.weights import load_network
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
-from tests.cluster import end_of, job
-from tests.shared import ROOT
-from tests.train.test_failures import assert_whole_epochs
-from tests.train.test_run import wait_for_step
+from tests.support.cluster import end_of, job
+from tests.support.runs import assert_whole_epochs, wait_for_step
+from tests.support.shared import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -55,7 +54,7 @@ def test_an_elastic_run_grows_and_shrinks_with_the_cluster(cluster, make_config,
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     run = tmp_path / "run"
-    training = job(cluster, "-m", "tests.train.counting", str(file))
+    training = job(cluster, "-m", "tests.support.counting", str(file))
     wait_for_step(str(run), 10)
     assert len((run / "workers.jsonl").read_text().splitlines()) == 1
     cluster.add_node(num_cpus=2, resources=STUDENT)

@@ -8,10 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,10 +18,9 @@ from multas_ray.checkpoint.folder import find_checkpoint
 from multas_ray.errors import RunError, root_cause
 from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import train
-from tests.processes import named
-from tests.shared import ROOT
-from tests.train.counting import seen
-from tests.train.test_run import losses, wait_for_step
+from tests.support.processes import kill_family
+from tests.support.runs import assert_whole_epochs, losses, wait_for_step
+from tests.support.shared import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -34,34 +31,15 @@ def start_counting(config, folder: Path, *overrides: str) -> subprocess.Popen:
     file = folder / "config.yaml"
     file.write_text(config.to_yaml())
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.train.counting", str(file), *overrides],
+        [sys.executable, "-m", "tests.support.counting", str(file), *overrides],
         cwd=ROOT,
         stdout=(folder / "log").open("a"),
         stderr=subprocess.STDOUT,
     )
 
 
-def kill_family(job: subprocess.Popen, name: str = "") -> None:
-    """SIGKILL of the job's processes that have this in their names, of all of them without a name."""
-    found = named(name, job.pid) if name else [psutil.Process(job.pid), *named("", job.pid)]
-    assert found, f"no process {name}"
-    for process in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
 def weights(run: str) -> dict[str, torch.Tensor]:
     return load_file(Path(find_checkpoint(run) / "model.safetensors"))
-
-
-def assert_whole_epochs(run: str, steps: int, rows: int) -> None:
-    """Every step was trained, and every finished epoch holds every row once."""
-    steps_seen = seen(run)
-    assert sorted(steps_seen) == list(range(steps))
-    counts = Counter(row for step in steps_seen.values() for row in step)
-    assert set(counts.values()) == {1}
-    per_epoch = Counter(epoch for _, epoch in counts)
-    assert [per_epoch[epoch] for epoch in range(max(per_epoch))] == [rows] * max(per_epoch)
 
 
 @pytest.fixture(scope="module")

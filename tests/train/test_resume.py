@@ -5,14 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from multas_ray.checkpoint.folder import Meta, step_folder
-from multas_ray.checkpoint.weights import write_checkpoint
 from multas_ray.config_file import load_config
-from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
-from multas_ray.model.network import MultiTaskNet
 from multas_ray.storage import StoragePath
 from multas_ray.train.resume import prepare_folder
+from tests.support.runs import add_checkpoint
 
 
 def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
@@ -29,17 +26,6 @@ def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
     config.teachers.placement, config.data.augment.flip = "pool", 0.0
     with pytest.raises(UserError, match=r"another data\.augment\.flip"):
         prepare_folder(StoragePath(config.train.run), config)
-
-
-def add_checkpoint(config, step: int = 2) -> Path:
-    """Write one of a run, with random weights."""
-    info = read_info(config.data.path)
-    network = MultiTaskNet(config.model, info.classes)
-    classes = {"det_classes": info.det_classes, "seg_classes": info.seg_classes}
-    meta = Meta(step=step, model=config.model, size=64, metrics={}, **classes)
-    folder = step_folder(config.train.run, step)
-    write_checkpoint(folder, network.state_dict(), {}, meta)
-    return Path(folder)
 
 
 def test_a_run_without_a_checkpoint_begins_anew_with_other_settings(make_config, tmp_path, capsys):

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 from datetime import datetime
 from pathlib import Path
 
@@ -21,14 +20,10 @@ from multas_ray.formats import scenes
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
-from tests.processes import named
-from tests.shared import ROOT
+from tests.support.processes import named
+from tests.support.runs import add_checkpoint, losses, wait_for_step
+from tests.support.shared import ROOT
 from tests.support.teachers import spoil
-from tests.train.test_resume import add_checkpoint
-
-
-def losses(run: str | Path, name: str = "loss/total") -> list[float]:
-    return [line[name] for line in read_metrics(Path(run)) if name in line]
 
 
 def test_a_run_of_two_workers_leaves_what_it_promises(started_ray, make_config):
@@ -164,15 +159,6 @@ def start_job(config, folder: Path) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-
-
-def wait_for_step(run: str, step: int, seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if any(line["step"] >= step for line in read_metrics(Path(run))):
-            return
-        time.sleep(0.2)
-    raise TimeoutError(f"{run} has not reached step {step}")
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from multas_ray.report.pictures import Palette, Picture
 from multas_ray.run_folder import METRICS, WANDB_ID, read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.tracking import RunTracker, start_wandb, wandb_id
-from tests.train.wandb_file import finished_records
+from tests.support.wandb_file import finished_records
 
 ATTEMPT = {"from_step": 0, "code": {"commit": "0" * 40, "digest": "1" * 64}}
 

@@ -10,7 +10,7 @@ from multas_ray.data.plan import EvaluationPlan, Part
 from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
 from multas_ray.tasks.bombo.rows import WeakAnnotations, box_mask, component_boxes
-from tests.shared import shared_path
+from tests.support.shared import shared_path
 
 
 def test_the_smallest_box_over_a_pixel_gives_its_class():

@@ -1,4 +1,4 @@
-"""Train as configured, and write down on which nodes the actors ran: `python -m tests.placed CONFIG OUT`."""
+"""Train as configured, and write down on which nodes the actors ran: `python -m tests.support.placed CONFIG OUT`."""
 
 import json
 import re

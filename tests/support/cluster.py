@@ -6,7 +6,7 @@ import sys
 
 from ray.cluster_utils import Cluster
 
-from tests.shared import ROOT
+from tests.support.shared import ROOT
 
 
 def job(cluster: Cluster, *arguments: str) -> subprocess.Popen:

@@ -1,4 +1,4 @@
-"""A training job that writes down which images each step saw: python -m tests.train.counting CONFIG [path=value ...]"""
+"""A training job that logs which images each step saw: python -m tests.support.counting CONFIG [path=value ...]"""
 
 import json
 import os

@@ -74,3 +74,14 @@ def write_set(folder: Path, table: pa.Table | bytes, **options: Any) -> str:
     else:
         pq.write_table(table, file, **options)
     return str(folder)
+
+
+def damage_rows(data: Path, split: str, *damage: tuple[int, str, object]) -> list[str]:
+    """Put something else into a column of some rows of the first shard of a split; their ids."""
+    file = min((data / split).glob("*.parquet"))
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    for row, column, content in damage:
+        rows[row][column] = content
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file, row_group_size=8)
+    return [rows[row]["image_id"] for row, _, _ in damage]

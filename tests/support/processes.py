@@ -1,6 +1,7 @@
 """Processes that a test started, by their names: Ray's come and go while they are looked at."""
 
 import contextlib
+import subprocess
 
 import psutil
 
@@ -13,3 +14,12 @@ def named(name: str, parent: int | None = None) -> list[psutil.Process]:
             if name in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def kill_family(job: subprocess.Popen, name: str = "") -> None:
+    """SIGKILL of the job's processes that have this in their names, of all of them without a name."""
+    found = named(name, job.pid) if name else [psutil.Process(job.pid), *named("", job.pid)]
+    assert found, f"no process {name}"
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
