@@ -18,9 +18,12 @@ $(error no Python 3.11 to 3.14 with venv and ensurepip among: $(or $(PYTHON),$(P
 endif
 endif
 
-.PHONY: demo test test-all fuzz check format clean remake
+.PHONY: demo unit test test-all fuzz check format clean remake
 demo: $(READY)
 	$(BIN)/python jobs/demo.py
+
+unit: check
+	$(BIN)/python -m pytest -m "not ray and not slow"
 
 test: check
 	$(BIN)/python -m pytest

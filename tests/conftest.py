@@ -34,6 +34,23 @@ settings.register_profile("many", settings.get_profile("ci"), deadline=None, max
 settings.load_profile("many" if os.environ.get("CI") == "true" else "few")
 
 
+RAY_FIXTURES = {"started_ray", "cluster"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that uses a fixture of Ray's is one of the layer `ray`."""
+    for item in items:
+        if RAY_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of the layer `unit` cannot start Ray."""
+    if request.node.get_closest_marker("ray") is None:
+        monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("starts Ray: mark this test with `ray`"))
+
+
 def _partly_annotated(read: Callable[[int], Row], number: int) -> Row:
     """A scene that is annotated for det, seg, both and none in turns."""
     row = read(number)
