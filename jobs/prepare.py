@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 OLDER_NAMES = {"holdout": ["carve"]}
 """Names that formats had before, which scripts may still use."""
-IGNORE = 255
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -86,6 +85,8 @@ def write(source: Source, args: argparse.Namespace, command: str) -> Summary:
 
 def show(summary: Summary, out: str, remarks: Sequence[str] = ()) -> None:
     """Print rows by split and task mask, and what was rejected, dropped, clipped, or taken for something."""
+    from multas_ray.data.schema import IGNORE
+
     table = Table("split", "annotated for", "rows", "boxes", title=out)
     for split, counts in summary.rows.items():
         for mask, rows in counts.items():

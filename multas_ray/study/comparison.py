@@ -5,13 +5,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multas_ray.evaluate.scores import HEADLINE, TASK_METRIC
 from multas_ray.report.statistics import Estimate, estimate, multi_task_gain, paired_difference
 from multas_ray.study.layout import Study
 from multas_ray.study.results import TrialResult
 
-HEADLINE = ("det/AP", "det/AP50", "seg/mIoU")
-TASK_METRIC = {"det": "det/AP", "seg": "seg/mIoU"}
-"""Metric in which an arm is compared with the single-task arm of this name."""
 REFERENCES = ("det", "seg", "mtl", "full", "kd")
 """Arms that every other arm is compared with; each of them is compared with those before it."""
 MIN_SEEDS = 3

@@ -11,9 +11,10 @@ from multas_ray.config import Config
 from multas_ray.config_file import parse_config
 from multas_ray.documents import parse_yaml
 from multas_ray.errors import UserError, first_line, quoted
+from multas_ray.evaluate.scores import HEADLINE
 
 Scheduler = Literal["asha", "median", "none"]
-METRICS = ("score", "det/AP", "det/AP50", "seg/mIoU")
+METRICS = ("score", *HEADLINE)
 
 
 @dataclass(frozen=True)

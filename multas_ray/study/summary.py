@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping
 
 from multas_ray.config import TrackingConfig
+from multas_ray.evaluate.scores import HEADLINE, TASK_METRIC
 from multas_ray.report.html import Page
 from multas_ray.report.plots import class_differences, estimates, mean_curves, trade_off
 from multas_ray.report.statistics import Estimate, estimate
 from multas_ray.report.tables import Rows
 from multas_ray.storage import StoragePath
-from multas_ray.study.comparison import GAIN, HEADLINE, MIN_SEEDS, TASK_METRIC, Comparison
+from multas_ray.study.comparison import GAIN, MIN_SEEDS, Comparison
 from multas_ray.study.layout import Study
 from multas_ray.study.results import TrialResult
 from multas_ray.train.tracking import start_wandb, wandb_image
