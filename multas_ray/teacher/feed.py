@@ -53,7 +53,7 @@ class StoredTargets:
 
 @dataclass
 class Fed:
-    """A batch with its soft targets."""
+    """Batch with its soft targets."""
 
     batch: TrainBatch
     soft: SoftTargets

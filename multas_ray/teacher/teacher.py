@@ -1,4 +1,4 @@
-"""The contract of a teacher: a batch of images in, an answer in its students' terms out, wherever it is placed."""
+"""Contract of a teacher: a batch of images in, an answer in its student's terms out, in every placement."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from multas_ray.tasks import PARTS
 
 @dataclass(frozen=True)
 class Answer:
-    """A teacher's soft targets for n images, in their order: dense or packed."""
+    """Soft targets of a teacher for n images, in their order: dense or packed."""
 
     digests: np.ndarray
     """(n,) uint64: `digests` of the images."""
