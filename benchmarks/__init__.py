@@ -1,1 +1,1 @@
-"""Measurements that compare: every ratio comes from alternating rounds in one process."""
+"""Benchmarks that compare: every ratio comes from alternating rounds in one process."""

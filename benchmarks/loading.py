@@ -1,4 +1,7 @@
-"""The data stream against a plain PyTorch DataLoader: the same rows, transforms, batches and number of processes."""
+"""Benchmark of the data stream against a plain PyTorch DataLoader.
+
+Both have the same rows, transforms, batches and number of processes.
+"""
 
 import os
 import shutil
@@ -33,10 +36,11 @@ SIZE, BATCH, PROCESSES = 320, 16, 2
 WARMUP_S, ROUND_S, ROUNDS = 5.0, 20.0, 5
 
 
-class PlainDataset(Dataset):
-    """A data set as one would write it without this project: all rows in memory, decoded and augmented one by one."""
+class PlainDataset(Dataset[Sample]):
+    """Data set as one writes it without this project: all rows in memory, decoded and augmented one by one."""
 
     def __init__(self, index: Index, augment: AugmentConfig) -> None:
+        """Read all rows of a split into memory."""
         files = StoragePath(index.path).filesystem
         tables = [pq.read_table(file, filesystem=files) for file in index.files]
         self.rows = [row for table in tables for row in table.to_pylist()]
@@ -44,9 +48,11 @@ class PlainDataset(Dataset):
         self.augment = Augment(augment)
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return len(self.rows)
 
     def __getitem__(self, number: int) -> Sample:
+        """Decode and augment a row, with a random seed."""
         sample = decode(self.rows[number], self.classes)
         seed = int(mix(0, int(torch.randint(2**31, ())), number))
         return self.augment(sample, SIZE, seed)
@@ -62,8 +68,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 def plain_batches(dataset: PlainDataset) -> Iterator[int]:
-    """Numbers of images of a DataLoader's batches, epoch after epoch."""
-    loader: DataLoader = DataLoader(
+    """Load batches by a DataLoader, epoch after epoch; yield the number of images of each."""
+    loader: DataLoader[Sample] = DataLoader(
         dataset,
         BATCH,
         shuffle=True,
@@ -83,7 +89,7 @@ def _one_thread(_: int) -> None:
 
 
 def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
-    """Numbers of images of the training stream's batches, as a worker reads them."""
+    """Load batches of the training stream as a worker does; yield the number of images of each."""
     dataset = stream(plan, 1, augment=augment, parallel=PROCESSES, resources=Resources(cpu=0.25))
     dataset.context.execution_options = stream_options(plan, 1, PROCESSES)
     (shard,) = dataset.streaming_split(1, equal=True)
@@ -92,10 +98,10 @@ def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
 
 
 def images_per_s(start: Callable[[], Iterator[int]]) -> float:
-    """Images a second over a round of ROUND_S seconds, after a warm-up of WARMUP_S.
+    """Measure the images a second over a round of ROUND_S seconds, after a warm-up of WARMUP_S.
 
     Args:
-        start: begins to load; yields the number of images of each batch.
+        start: function that starts to load, and yields the number of images of each batch.
     """
     batches = start()
     began = perf_counter()
@@ -109,7 +115,13 @@ def images_per_s(start: Callable[[], Iterator[int]]) -> float:
 
 
 def compare_loading(path: str) -> dict[str, list[float]]:
-    """Images a second of each round, of the stream and of the DataLoader, whose rounds alternate.
+    """Measure the stream and the DataLoader in alternating rounds.
+
+    Args:
+        path: folder of a data set.
+
+    Returns:
+        Images a second of each round, under `stream` and `dataloader`.
 
     Raises:
         RunError: Ray's workers have another priority than this process, so that nothing can be compared.
@@ -120,7 +132,7 @@ def compare_loading(path: str) -> dict[str, list[float]]:
         index, usable=TASK_MASKS, mixing=None, batch_size=BATCH, steps=100_000, seed=0, sizes=[SIZE], window=16
     )
     dataset = PlainDataset(index, augment)
-    # Ray's own processes would else be outrun by those of the DataLoader.
+    # At a lower priority, Ray's processes would be outrun by those of the DataLoader.
     nice = ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote())
     if nice != os.nice(0):
         raise RunError(
@@ -141,13 +153,21 @@ def compare_loading(path: str) -> dict[str, list[float]]:
 
 
 def ratio(rates: dict[str, list[float]]) -> float:
-    """Ratio of the stream's median rate to the DataLoader's."""
+    """Return the ratio of the stream's median rate to the DataLoader's."""
     return median(rates["stream"]) / median(rates["dataloader"])
 
 
 def light_training(data: Path, run: Path, steps: int, log_every: int) -> Config:
-    """Configuration of the lightest training that the project does here: EfficientNet-Lite0, 128 px. Deletes an
-    earlier run's folder: a finished run would not be run again."""
+    """Configure the lightest training of the benchmarks: EfficientNet-Lite0, 128 px.
+
+    The folder of an earlier run is deleted, since a finished run is not run again.
+
+    Args:
+        data: folder of the data set.
+        run: run folder.
+        steps: number of steps.
+        log_every: number of steps between two lines of metrics.
+    """
     tree: dict[str, Any] = {
         "data": {"path": str(data), "size": 128},
         "model": {"backbone": "efficientnet_lite0", "pretrained": False, "width": 96, "anchor_base": 16},
@@ -162,15 +182,26 @@ def light_training(data: Path, run: Path, steps: int, log_every: int) -> Config:
 
 
 def train_data_wait(data: Path, folder: Path) -> float:
-    """Share of a step that a training on the CPU waits for its data, after a warm-up."""
+    """Measure the fraction of a step that a training on the CPU waits for its data, after a warm-up.
+
+    Args:
+        data: folder of the data set.
+        folder: parent of the run folder.
+    """
     config = light_training(data, folder / "train", steps=60, log_every=20)
     train(config)
     lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line][1:]
-    return sum(line["time/data_wait_s"] for line in lines) / sum(line["time/step_s"] for line in lines)
+    waits, seconds = (sum(line[f"time/{name}_s"] for line in lines) for name in ("data_wait", "step"))
+    return float(waits / seconds)
 
 
 def stage_seconds(path: str, images: int = 256) -> dict[str, float]:
-    """Seconds an image of each part of the work in one process, without Ray."""
+    """Measure the seconds an image of each part of the work in one process, without Ray.
+
+    Args:
+        path: folder of a data set.
+        images: number of images.
+    """
     index = read_index(path, "train")
     augment = Augment(AugmentConfig())
     rows = np.random.default_rng(0).permutation(len(index))[:images]
@@ -178,13 +209,13 @@ def stage_seconds(path: str, images: int = 256) -> dict[str, float]:
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         began = perf_counter()
-        done = work()
+        result = work()
         clock[name] = (perf_counter() - began) / images
-        return done
+        return result
 
-    read = timed("read", lambda: [read_row(index, int(row)) for row in rows])
-    decoded = timed("decode", lambda: [decode(row, index.classes) for row in read])
-    timed("augment", lambda: [augment(sample, SIZE, seed) for seed, sample in enumerate(decoded)])
+    stored = timed("read", lambda: [read_row(index, int(row)) for row in rows])
+    samples = timed("decode", lambda: [decode(row, index.classes) for row in stored])
+    timed("augment", lambda: [augment(sample, SIZE, seed) for seed, sample in enumerate(samples)])
     plan = lay_plan(index, usable=TASK_MASKS, mixing=None, batch_size=BATCH, steps=99, seed=0, sizes=[SIZE], window=16)
     parts = [plan.part(step, 0, 1) for step in range(images // BATCH)]
     batches = timed("all of a batch", lambda: [make_train_batch(index, part, AugmentConfig()) for part in parts])

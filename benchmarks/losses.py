@@ -1,4 +1,4 @@
-"""Speed of the detection loss, against the published way and against its floor, and of the two model presets."""
+"""Benchmark of the detection loss, against the published way and against its floor, and of the two model presets."""
 
 from collections.abc import Callable
 
@@ -27,15 +27,20 @@ from multas_ray.train.step import loss_terms, term_weights, total_loss
 SIZE = 320
 CLASSES = 20
 OBJECTS = (3, 9)
-"""Fewest and most objects of an image: six in the mean."""
+"""Least and largest number of objects of an image; six on average."""
 STEP_BATCH = 4
 
 
 def compare_losses(batch: int, repeats: int) -> dict[str, float]:
-    """Seconds of the detection loss, anchors and matching included, forward and backward.
+    """Measure the seconds of the detection loss, forward and backward, with anchors and matching.
+
+    Args:
+        batch: number of images.
+        repeats: calls in a row that are timed together.
 
     Returns:
-        `batched` (ours), `per image` (the published way) and `focal loss alone` (torchvision's, on ready targets).
+        Seconds of `batched` (ours), `per image` (the published way) and `focal loss alone` (torchvision's, on ready
+        targets).
     """
     generator = torch.Generator().manual_seed(0)
     grid = anchors(SIZE, SIZE)
@@ -57,7 +62,8 @@ def compare_losses(batch: int, repeats: int) -> dict[str, float]:
         return torch.stack(published.losses(cls, box, SIZE, boxes, labels)).sum()
 
     def focal_alone(cls: Tensor, box: Tensor) -> Tensor:
-        return sigmoid_focal_loss(cls, empty, reduction="sum")
+        total: Tensor = sigmoid_focal_loss(cls, empty, reduction="sum")
+        return total
 
     def trained(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
         def call() -> Tensor:
@@ -75,8 +81,12 @@ def compare_losses(batch: int, repeats: int) -> dict[str, float]:
 
 
 def compare_presets() -> dict[str, dict[str, float]]:
-    """Parameters, GMACs of an image's forward pass, and seconds of a whole training step (forward, backward, optimiser)
-    of both presets: ResNet-18, 320 px, both tasks, the same batch, type and threads, no teacher."""
+    """Compare the two presets: ResNet-18, 320 px, both tasks, the same batch, type and threads, no teacher.
+
+    Returns:
+        For each preset: `million_parameters`, `gmacs` of an image's forward pass, and `step_s`, seconds of a whole
+        training step (forward, backward, optimiser).
+    """
     batch = _batch()
     facts: dict[str, dict[str, float]] = {}
     steps = {}
@@ -107,6 +117,7 @@ def compare_presets() -> dict[str, dict[str, float]]:
 
 
 def _step(network: MultiTaskNet, config: Config, batch: TrainBatch) -> Callable[[], None]:
+    """Return a function that takes a training step."""
     optimizer = build_optimizer(network, config.optim)
     weights = term_weights(config)
     network.train()
@@ -122,7 +133,7 @@ def _step(network: MultiTaskNet, config: Config, batch: TrainBatch) -> Callable[
 
 
 def _objects(batch: int, generator: torch.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """Boxes (N, 4) and labels (N,) of each image."""
+    """Draw boxes (N, 4), x1 y1 x2 y2 in [0, 1], and labels (N,) of each image."""
     boxes, labels = [], []
     for _ in range(batch):
         count = int(torch.randint(OBJECTS[0], OBJECTS[1] + 1, (), generator=generator))
@@ -134,7 +145,7 @@ def _objects(batch: int, generator: torch.Generator) -> tuple[list[Tensor], list
 
 
 def _batch() -> TrainBatch:
-    """A batch of noise, every row annotated for both tasks."""
+    """Make a batch of noise in which every row is annotated for both tasks."""
     random = np.random.default_rng(0)
     boxes, labels = _objects(STEP_BATCH, torch.Generator().manual_seed(0))
     pad = torch.nn.utils.rnn.pad_sequence

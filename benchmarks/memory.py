@@ -1,5 +1,7 @@
-"""A data set far larger than the memory that holds its stream: what every process needs while a training goes over it,
-and whether a training waits where an epoch begins."""
+"""Benchmark of a training on a data set that is far larger than the object store.
+
+It measures the memory of every process, and the wait for data where an epoch begins.
+"""
 
 import re
 import shutil
@@ -26,22 +28,29 @@ from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import train
 
 OBJECT_STORE = 512 * 2**20
+"""Size of the object store in bytes."""
 BATCH = 16
 COPIES = 100
-"""Shards of both data sets."""
+"""Number of shards of both data sets."""
 LARGE, LARGE_SIDE, LARGE_STEPS = 600, 640, 800
-"""Images of a shard, their side in pixels, steps of the training: 10 GB, of which more than 2 GB are read."""
+"""Images of a shard, their side in pixels, steps of the training. 10 GB, of which more than 2 GB are read."""
 SMALL, SMALL_SIDE, EPOCHS = BATCH, 128, 5
 """Images of a shard, their side in pixels, epochs of the training."""
 EVERY_S = 1.0
+"""Seconds between two samples of the memory."""
 MB = 2**20
 
 
 def repeat_scenes(path: Path, images: int, side: int) -> float:
-    """A data set of COPIES shards of the same scenes under other ids, made once.
+    """Write a data set of COPIES shards with the same scenes under other ids, unless it is there.
+
+    Args:
+        path: folder of the data set.
+        images: number of images of a shard.
+        side: side of the images in pixels.
 
     Returns:
-        Gigabytes of its training split.
+        Gigabytes of the training split.
     """
     train_folder = path / "train"
     if not (path / "dataset.json").exists():
@@ -62,6 +71,7 @@ def repeat_scenes(path: Path, images: int, side: int) -> float:
 
 
 def _write_copy(file: Path, groups: Iterable[pa.Table], copy: int) -> None:
+    """Write a shard of the same row groups, with the number of the copy in the ids."""
     writer = None
     for group in groups:
         names = [f"{name}.{copy}" for name in group["image_id"].to_pylist()]
@@ -74,27 +84,31 @@ def _write_copy(file: Path, groups: Iterable[pa.Table], copy: int) -> None:
 
 @dataclass
 class Samples:
-    """Memory over a training, in MB."""
+    """Samples of the memory over a training, in MB."""
 
     unshared: dict[tuple[int, str], list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
-    """By number and name of each process: the training's step, and the memory that it shares with no other."""
+    """Samples by id and name of a process: step of the training, and memory that the process shares with no other."""
     store: list[tuple[int, float]] = field(default_factory=list)
-    """The step, and the bytes in the object store."""
+    """Samples of the object store: step of the training, and memory in use."""
     spilled: float = 0.0
+    """Largest amount that the object store has written to disk."""
 
 
 class Sampler:
-    """A thread that samples the memory of this process, of Ray's and of the object store while a training runs."""
+    """Thread that samples the memory of this process, of Ray's and of the object store while a training runs."""
 
     def __init__(self, run: str) -> None:
+        """Prepare the thread for a run folder."""
         self.run, self.samples, self.stopped = run, Samples(), Event()
         self.thread = Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Samples:
+        """Start to sample."""
         self.thread.start()
         return self.samples
 
     def __exit__(self, *_: object) -> None:
+        """Stop to sample."""
         self.stopped.set()
         self.thread.join()
 
@@ -105,7 +119,7 @@ class Sampler:
             lines = read_metrics(self.run)
             step = int(lines[-1]["step"]) if lines else 0
             for process in [this, *this.children(recursive=True)]:
-                # It may have ended meanwhile.
+                # The process may have ended meanwhile.
                 with suppress(psutil.Error):
                     unshared = process.memory_full_info().uss / MB
                     self.samples.unshared[process.pid, process_name(process)].append((step, unshared))
@@ -115,18 +129,23 @@ class Sampler:
 
 
 def process_name(process: psutil.Process) -> str:
-    """Name of a process: an actor's in Ray, or the program's."""
+    """Return the name of a process: that of its actor or task in Ray, else of its program."""
     title = re.match(r"ray::\w+(\(\S*\))?", " ".join(process.cmdline()))
     return title[0] if title else process.name()
 
 
 def peaks(samples: list[tuple[int, float]], steps: int) -> tuple[float, float] | None:
-    """Peaks of a process's memory in the first and in the second half of a training, in MB; None if it did not live
-    that long. The first tenth is left out, in which all that a process keeps is made, and the last steps, whose number
-    an evaluation at the end has too.
+    """Find the peaks of a process's memory in the first and in the second half of a training.
+
+    The first tenth is left out, in which a process makes everything that it keeps, and the last steps, to which the
+    samples of the evaluation at the end are counted too.
 
     Args:
-        samples: steps and MB.
+        samples: steps of the training, and MB.
+        steps: number of steps of the training.
+
+    Returns:
+        MB of both halves; None if the process did not live in both.
     """
     begin, middle, end = 0.1 * steps, 0.525 * steps, 0.95 * steps
     first = [value for step, value in samples if begin <= step < middle]
@@ -135,7 +154,15 @@ def peaks(samples: list[tuple[int, float]], steps: int) -> tuple[float, float] |
 
 
 def train_on_large(data: Path, run: Path) -> tuple[Samples, float]:
-    """Train on the large data set; returns the samples of its memory, and the gigabytes of images read."""
+    """Train on the large data set.
+
+    Args:
+        data: folder of the data set.
+        run: run folder.
+
+    Returns:
+        Samples of the memory, and gigabytes of images read.
+    """
     config = light_training(data, run, LARGE_STEPS, log_every=5)
     with Sampler(config.train.run) as samples:
         train(config)
@@ -145,8 +172,16 @@ def train_on_large(data: Path, run: Path) -> tuple[Samples, float]:
 
 
 def waits_at_epochs(data: Path, run: Path) -> dict[str, float]:
-    """Seconds that a training of EPOCHS epochs waits for the first batch of an epoch, at most (without the first
-    epoch), for any batch (median), and takes for a step (median)."""
+    """Measure the waits for data of a training of EPOCHS epochs.
+
+    Args:
+        data: folder of the small data set.
+        run: run folder.
+
+    Returns:
+        Seconds of the longest wait for the `first batch of an epoch` (after the first epoch), of the median wait for
+        `any batch`, and of the median `step`.
+    """
     epoch = COPIES * SMALL // BATCH
     config = light_training(data, run, EPOCHS * epoch, log_every=1)
     train(config)

@@ -1,4 +1,4 @@
-"""Ray's price: the job against a bare PyTorch loop over the same batches in memory, and two workers against one."""
+"""Benchmark of Ray's overhead: the job against a bare PyTorch loop over the same batches, two workers against one."""
 
 import multiprocessing
 import shutil
@@ -18,12 +18,19 @@ from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import plan_run, train
 
 BATCH = 8
-"""Images of a worker's batch."""
+"""Number of images of a worker's batch."""
 WARMUP, STEPS, ROUNDS = 6, 12, 4
 
 
 def configure(data: Path, run: Path, workers: int, overrides: Sequence[str] = ()) -> Config:
-    """Configuration of the job: default preset, ResNet-18, 320 pixels, float32, one thread a worker."""
+    """Configure the job: default preset, ResNet-18, 320 pixels, float32, one thread a worker.
+
+    Args:
+        data: folder of the data set.
+        run: run folder.
+        workers: number of workers.
+        overrides: configuration values by dotted path.
+    """
     tree: dict[str, Any] = {
         "data": {"path": str(data), "size": 320},
         "model": {"backbone": "resnet18", "pretrained": False},
@@ -38,19 +45,21 @@ def configure(data: Path, run: Path, workers: int, overrides: Sequence[str] = ()
 
 
 def job_rate(config: Config) -> float:
-    """Images a second of the job's training steps after the warm-up, with a Ray of its own: none runs beside the bare
-    loops."""
-    # A finished run would not be run again.
+    """Measure the images a second of the job's training steps after the warm-up.
+
+    Ray is started and stopped here: none may run beside the bare loops.
+    """
+    # A finished run is not run again.
     shutil.rmtree(config.train.run, ignore_errors=True)
     start_ray(8)
     train(config)
     ray.shutdown()
     lines = [line for line in read_metrics(config.train.run) if "time/step_s" in line and line["step"] > WARMUP]
-    return config.train.batch_size * len(lines) / sum(line["time/step_s"] for line in lines)
+    return float(config.train.batch_size * len(lines) / sum(line["time/step_s"] for line in lines))
 
 
 def bare_rate(config: Config, processes: int) -> float:
-    """Images a second, in all, of bare loops in processes of their own that run side by side."""
+    """Measure the images a second of bare loops that run side by side, each in a process of its own; their sum."""
     context = multiprocessing.get_context("spawn")
     ready, rates = context.Barrier(processes), context.Queue()
     loops = [context.Process(target=_bare_loop, args=(config, ready, rates)) for _ in range(processes)]
@@ -59,14 +68,16 @@ def bare_rate(config: Config, processes: int) -> float:
     total = sum(rates.get(timeout=600) for _ in loops)
     for loop in loops:
         loop.join()
-    return total
+    return float(total)
 
 
 def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
-    """Train in a plain loop over batches in memory, and put its images a second into the queue `rates`.
+    """Train in a plain loop over batches in memory, and report its images a second.
 
     Args:
-        ready: a barrier before the measured steps of all loops.
+        config: configuration of the job.
+        ready: barrier of all loops before the measured steps.
+        rates: queue for the images a second.
     """
     import torch
 
@@ -87,9 +98,17 @@ def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
 
 
 def compare_rates(data: Path, folder: Path, overrides: Sequence[str] = ()) -> dict[str, list[float]]:
-    """Images a second, of each round, of a bare loop, two bare loops, the job with two workers and the job with one.
+    """Measure a bare loop, two bare loops, the job with two workers and the job with one, in alternating rounds.
 
-    Every other round goes backwards, so that a machine that gets slower or faster favours nothing.
+    Every other round goes backwards, so that a machine that gets slower or faster favours none of them.
+
+    Args:
+        data: folder of the data set.
+        folder: parent of the run folders.
+        overrides: configuration values by dotted path.
+
+    Returns:
+        Images a second of each round, in this order.
     """
     one, two = (configure(data, folder / f"workers{workers}", workers, overrides) for workers in (1, 2))
     contestants = {
@@ -108,8 +127,17 @@ def compare_rates(data: Path, folder: Path, overrides: Sequence[str] = ()) -> di
 
 
 def overhead_figures(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The job's share of the bare loop's rate, two workers' speed-up, and its share of the speed-up of two bare loops:
-    medians of the ratios within a round, because the machine's speed changes from round to round."""
+    """Compute ratios of the rates.
+
+    They are medians of the ratios within a round, because the machine's speed changes from round to round.
+
+    Args:
+        rates: result of `compare_rates`.
+
+    Returns:
+        `ratio_to_bare_loop` of the job with one worker, `two_workers_speedup` over one, and `two_workers_of_ceiling`:
+        this speed-up as a fraction of that of two bare loops.
+    """
     rounds = [
         {
             "ratio_to_bare_loop": job / bare,

@@ -1,4 +1,4 @@
-"""Packed soft targets against whole ones: their size, and the gradients that they give a student."""
+"""Benchmark of packed soft targets against dense ones: their size, and the gradients that they give a student."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,11 +25,13 @@ BATCH = 16
 
 @torch.no_grad()
 def compare_packed(path: str, det: str, seg: str, student: str) -> dict[str, float]:
-    """Compare packed with whole answers of two teachers, on the first 64 validation images at 320 pixels.
+    """Compare packed with dense answers of two teachers, on the first 64 validation images at 320 pixels.
 
     Args:
-        path: data set folder.
-        det, seg, student: run folders.
+        path: folder of the data set.
+        det: run folder of the detection teacher.
+        seg: run folder of the segmentation teacher.
+        student: run folder of the student.
 
     Returns:
         Kilobytes an image as `dense_kb_per_image` (float16) and `packed_kb_per_image`; as `class_grad_error`,
@@ -48,30 +50,30 @@ def compare_packed(path: str, det: str, seg: str, student: str) -> dict[str, flo
         answers.append({name: value.half() for name, value in _by_name(answer).items()})
         packed["det"] += detection.pack(answers[-1]["cls"], answers[-1]["box"])
         packed["seg"] += segmentation.pack(answers[-1]["seg"])
-    whole = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
+    dense = {name: torch.cat([answer[name] for answer in answers]) for name in answers[0]}
     device = torch.device("cpu")
     cls, box = detection.unpack(packed["det"], device)
     unpacked = {"cls": cls, "box": box, "seg": segmentation.unpack(packed["seg"], device)}
     outputs = {name: torch.cat([output[name] for output in students]) for name in students[0]}
-    exact = _gradients(outputs, {name: value.float() for name, value in whole.items()})
+    exact = _gradients(outputs, {name: value.float() for name, value in dense.items()})
     approximate = _gradients(outputs, unpacked)
     count = len(packed["det"])
     errors = {name: float((approximate[name] - exact[name]).norm() / exact[name].norm()) for name in exact}
     return {
-        "dense_kb_per_image": sum(value.numel() * 2 for value in whole.values()) / count / 1000,
+        "dense_kb_per_image": sum(value.numel() * 2 for value in dense.values()) / count / 1000,
         "packed_kb_per_image": float(np.sum([len(row) for rows in packed.values() for row in rows])) / count / 1000,
         **{f"{kind}_grad_error": errors[name] for kind, name in (("class", "cls"), ("box", "box"), ("seg", "seg"))},
     }
 
 
 def _by_name(outputs: Mapping[Task, Any]) -> dict[str, Tensor]:
-    """A network's outputs: cls, box, seg."""
+    """Name the outputs of a network: cls, box, seg."""
     return {"cls": outputs["det"].cls, "box": outputs["det"].box, "seg": outputs["seg"]}
 
 
 @torch.enable_grad()
 def _gradients(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of the default distillation losses with respect to a student's outputs, by the outputs' names."""
+    """Compute the gradients of the default distillation losses with respect to a student's outputs, by their names."""
     leaves = {name: value.clone().requires_grad_() for name, value in outputs.items()}
     config = DistillConfig()
     pair = [DetectionOutput(values["cls"], values["box"]) for values in (leaves, targets)]

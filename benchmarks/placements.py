@@ -1,4 +1,4 @@
-"""The cost of teachers to a student's training: without any, inside the worker, in a pool, stored."""
+"""Benchmark of the cost of teachers to a student's training: without teachers, inline, in a pool, stored."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,11 +19,14 @@ from multas_ray.train.run import train
 
 SIZE = 128
 VAL = 64
+"""Number of validation images."""
 TEACHER_STEPS, STUDENT_STEPS = 400, 200
 WARMUP, STEPS = 10, 30
-"""Steps of each placement: of the warm-up, and measured."""
+"""Steps of the warm-up of each placement, and steps that are measured."""
 TIMES = ("step", "teacher_wait", "data_wait")
+"""Times that a run logs, as they stand in `Cost`."""
 MIXING = {"det": 8, "seg": 8}
+"""Rows of each task mask in a student's batch."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Cost:
 
     placement: str
     replicas: int | None
-    """Replicas of each teacher in a pool; None for the other placements."""
+    """Number of replicas of each teacher in a pool; None for the other placements."""
     images_per_s: float
     step_s: float
     teacher_wait_s: float
@@ -40,10 +43,14 @@ class Cost:
 
 
 def prepare_images(path: Path, shared: Path) -> str:
-    """A data set for the benchmark, made once: half of the training images with boxes only, half with masks only.
+    """Write the benchmark's data set, unless it is there: half of the training images with boxes only, half with masks.
+
+    Args:
+        path: folder of the data set.
+        shared: folder of the real images, the animals of VOC 2012; without them, scenes are generated.
 
     Returns:
-        What it is of: the animals of the shared folder with VOC's 20 classes, or generated scenes without them.
+        Description of the images.
     """
     root = shared / "data" / "voc2012-animals" / "VOC2012"
     real = root.exists()
@@ -54,22 +61,24 @@ def prepare_images(path: Path, shared: Path) -> str:
 
 
 def _some_animals(root: Path) -> Source:
-    """All training images of the animals, and VAL validation images."""
+    """Read all training images of the animals, and VAL validation images."""
     source = voc.read(voc.Options(root=root, det="MXEdet/train", seg="MXEseg/train", val="Main/val"))
     val = source.splits["val"]
     return replace(source, splits={**source.splits, "val": Split(val.items[:VAL], val.read)})
 
 
 def _some_scenes() -> Source:
-    """About as many training scenes, and VAL validation scenes."""
+    """Generate about as many training scenes, and VAL validation scenes."""
     return scenes.read(scenes.Options(train=1600, val=VAL, size=SIZE, partial={"det": 0.5, "seg": 0.5}))
 
 
 def configure(out: Path, name: str, overrides: Sequence[str], **sections: dict[str, Any]) -> Config:
-    """Configuration of one of the benchmark's runs, in the folder `out/name`.
+    """Configure one of the benchmark's runs, in the folder `out/name`.
 
     Args:
-        overrides: values of the command line, which take precedence.
+        out: folder of the data set and of the runs.
+        name: name of the run.
+        overrides: configuration values of the command line by dotted path, which take precedence.
         sections: values that differ from the benchmark's defaults, by section.
     """
     tree: dict[str, dict[str, Any]] = {
@@ -86,7 +95,12 @@ def configure(out: Path, name: str, overrides: Sequence[str], **sections: dict[s
 
 
 def train_networks(out: Path, overrides: Sequence[str]) -> None:
-    """Train the two teachers side by side, then a multi-task student for a few steps; finished runs are kept."""
+    """Train the two teachers side by side, then a multi-task student for some steps; finished runs are not run again.
+
+    Args:
+        out: folder of the data set and of the runs.
+        overrides: configuration values of the command line by dotted path.
+    """
     teachers = [
         configure(out, task, overrides, model={"tasks": [task]}, train={"steps": TEACHER_STEPS})
         for task in ("det", "seg")
@@ -100,8 +114,10 @@ def measure_placement(out: Path, overrides: Sequence[str], placement: str, repli
     """Train for WARMUP + STEPS steps with the teachers of `train_networks`.
 
     Args:
+        out: folder of the data set and of the runs.
+        overrides: configuration values of the command line by dotted path.
         placement: pure (no teachers), inline, pool or stored.
-        replicas: of each teacher in a pool.
+        replicas: number of replicas of each teacher in a pool.
     """
     teachers: dict[str, Any] = {task: {"checkpoint": str(out / task)} for task in ("det", "seg")}
     teachers |= {"placement": placement, "replicas": replicas, "store": str(out / "store")}
@@ -113,7 +129,7 @@ def measure_placement(out: Path, overrides: Sequence[str], placement: str, repli
         teachers={} if placement == "pure" else teachers,
         train={"steps": WARMUP + STEPS},
     )
-    # A finished run would not be run again.
+    # A finished run is not run again.
     shutil.rmtree(config.train.run, ignore_errors=True)
     if placement == "stored":
         precompute(config, views=1)

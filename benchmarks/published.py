@@ -1,4 +1,4 @@
-"""The detection loss computed the way the published code goes about it, for comparison only.
+"""Detection loss as the published code computes it, for comparison only.
 
 Anchors are listed by nested loops in every step; each image is matched and scored by itself, with a loop over its
 objects. The formulas are those of `tasks.detection.loss` with IoU matching and focal loss, so that both ways give
@@ -17,8 +17,16 @@ from multas_ray.tasks.detection.loss import NEGATIVE, POSITIVE, balanced_l1, foc
 
 
 def listed_anchors(size: int, base: float = 24.0) -> Tensor:
-    """(A, 4) cx cy w h of a square input, as `multas_ray.tasks.detection.anchors.anchors`."""
-    listed: list[float] = []
+    """List the anchors of a square input, as `multas_ray.tasks.detection.anchors.anchors` does.
+
+    Args:
+        size: side of the input in pixels.
+        base: side of the smallest anchor in pixels.
+
+    Returns:
+        (A, 4) cx cy w h in [0, 1].
+    """
+    values: list[float] = []
     for level in range(LEVELS):
         stride = FINEST_STRIDE * 2**level
         cells = math.ceil(size / stride)
@@ -28,19 +36,21 @@ def listed_anchors(size: int, base: float = 24.0) -> Tensor:
                 cx, cy = (column + 0.5) * stride / size, (row + 0.5) * stride / size
                 for scale in SCALES:
                     for wide, high in ASPECTS:
-                        listed += [cx, cy, side * scale * wide, side * scale * high]
-    return torch.tensor(listed).view(-1, 4).clamp(0, 1)
+                        values += [cx, cy, side * scale * wide, side * scale * high]
+    return torch.tensor(values).view(-1, 4).clamp(0, 1)
 
 
 def image_losses(
     cls: Tensor, box: Tensor, anchors: Tensor, boxes: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor, int]:
-    """Sums of box and class loss of one image, and the number of its positives.
+    """Compute the sums of box and class loss of one image, and the number of its positives.
 
     Args:
-        cls, box: (A, C) logits and (A, 4) codes.
-        anchors: (A, 4).
-        boxes, labels: (N, 4) x1 y1 x2 y2 and (N,) of its N >= 1 objects.
+        cls: (A, C) logits.
+        box: (A, 4) codes.
+        anchors: (A, 4) cx cy w h.
+        boxes: (N, 4) x1 y1 x2 y2 of the objects, N >= 1.
+        labels: (N,) classes of the objects.
     """
     with torch.no_grad():
         overlaps = box_iou(boxes, corners(anchors))
@@ -64,7 +74,15 @@ def image_losses(
 def losses(
     cls: Tensor, box: Tensor, size: int, boxes: Sequence[Tensor], labels: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Box and class loss of a batch, image after image."""
+    """Compute box and class loss of a batch, image after image.
+
+    Args:
+        cls: (B, A, C) logits.
+        box: (B, A, 4) codes.
+        size: side of the images in pixels.
+        boxes: (N, 4) x1 y1 x2 y2 of the objects of each image.
+        labels: (N,) classes of the objects of each image.
+    """
     anchors = listed_anchors(size)
     images = zip(cls, box, boxes, labels, strict=True)
     parts = [image_losses(logits, codes, anchors, *truth) for logits, codes, *truth in images]

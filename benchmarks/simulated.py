@@ -1,6 +1,6 @@
-"""The teacher pool against simulated accelerators: real images through the real stream, the real pool, and sleeps.
+"""Benchmark of the teacher pool with simulated accelerators: real images, stream and pool, and sleeps for the networks.
 
-It shows whether the service keeps up: a student's step and a teacher's answer take a fixed time, as they would on
+It shows whether the pool keeps up: a student's step and a teacher's answer take a fixed time, as they would on
 accelerators of their own, while all that this project adds to them (stream, transport, waiting) is real.
 """
 
@@ -36,25 +36,28 @@ from multas_ray.teacher.pool import Handles, PoolClient, start_pool
 from multas_ray.teacher.teacher import Answer, Teacher, digests
 
 STEP_S, ANSWER_S = 0.2, 0.15
-"""Seconds of a student's step and of a teacher's answer, whatever its rows."""
+"""Seconds of a student's step and of a teacher's answer for any number of rows."""
 ROWS = 4
-"""Images of a worker's batch: half without boxes, half without masks."""
+"""Number of images of a worker's batch: half without boxes, half without masks."""
 AHEAD = TeachersConfig().prefetch
+"""Number of batches that are requested ahead."""
 CLASSES = 20
-# Ray's workers cannot import this module where the checkout is not on their path: they are sent its code.
+# Sent to Ray's workers as code: they cannot import this module where the checkout is not on their path.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @dataclass(frozen=True)
 class SimulatedTeacher:
-    """A teacher that takes its time and answers with zeros of the right size."""
+    """Teacher that sleeps, and answers with zeros of the right size."""
 
     task: Task
     seconds: float
+    """Duration of an answer."""
     size: int
+    """Side of the images in pixels."""
 
     def load(self, device: str) -> Teacher:
-        """See `multas_ray.teacher.pool.Served`."""
+        """Return the function that answers."""
         count = len(anchors(self.size, self.size))
 
         def zeros(*shape: int) -> np.ndarray:
@@ -66,9 +69,9 @@ class SimulatedTeacher:
             dense: Any = zeros(number, CLASSES + 1, side, side)
             if self.task == "det":
                 dense = DetectionOutput(zeros(number, count, CLASSES), zeros(number, count, 4))  # type: ignore[arg-type]
-            made = Answer(digests(images), dense=dense)
+            result = Answer(digests(images), dense=dense)
             sleep(max(0.0, self.seconds - (perf_counter() - began)))
-            return made
+            return result
 
         return answer
 
@@ -77,13 +80,13 @@ class SimulatedTeacher:
 class Case:
     """Steps with one pool of teachers."""
 
-    pool: str
-    """Name of one of the pools that `simulate` gets."""
+    pool: Handles
     replicas: int
-    """Replicas of each teacher that are used."""
+    """Number of replicas of each teacher that are used."""
     warmup: int
+    """Number of steps before the measurement."""
     steps: int
-    """Steps that are measured, after those of the warm-up."""
+    """Number of steps that are measured."""
 
 
 @dataclass(frozen=True)
@@ -98,22 +101,30 @@ class Outcome:
 
 
 def start_simulated_pool(seconds: float, replicas: int, size: int) -> Handles:
-    """Start `replicas` of both simulated teachers, whose answers take `seconds`."""
+    """Start a pool of two simulated teachers.
+
+    Args:
+        seconds: duration of an answer.
+        replicas: number of replicas of each teacher.
+        size: side of the images in pixels.
+    """
     config = TeachersConfig(replicas=replicas, resources=Resources(cpu=0.01))
     tasks: tuple[Task, ...] = ("det", "seg")
     return start_pool(config, {task: SimulatedTeacher(task, seconds, size) for task in tasks})
 
 
-def simulate(
-    path: str, size: int, workers: int, pools: Mapping[str, Handles], cases: Sequence[Case], parallel: int
-) -> list[Outcome]:
-    """Train `workers` simulated students, case after case, on one stream.
+def simulate(path: str, size: int, workers: int, cases: Sequence[Case], parallel: int) -> list[Outcome]:
+    """Train simulated students, case after case, on one stream.
 
     Args:
-        path: a data set whose training split has rows with boxes only and rows with masks only.
+        path: folder of a data set whose training split has rows with boxes only and rows with masks only.
         size: side of the images in pixels.
-        pools: of `start_simulated_pool`, by name.
-        parallel: data tasks at a time.
+        workers: number of students.
+        cases: pools, and numbers of their replicas, to measure with.
+        parallel: largest number of data tasks at a time.
+
+    Returns:
+        Outcome of each case.
     """
     half = ROWS * workers // 2
     plan = lay_plan(
@@ -121,14 +132,15 @@ def simulate(
         usable=("det", "seg"),
         mixing={"det": half, "seg": half},
         batch_size=2 * half,
-        # As many as are fetched ahead: the last case must not run into the end of the stream.
+        # Some more, which are fetched ahead: the last case must not run into the end of the stream.
         steps=sum(case.warmup + case.steps for case in cases) + 8,
         seed=0,
         sizes=[size],
         window=16,
     )
     source = partial(stream, plan, workers, augment=AugmentConfig(), parallel=parallel, resources=Resources(cpu=0.25))
-    settings = {"cases": [asdict(case) for case in cases], "pools": dict(pools)}
+    # Not `asdict`, which would copy the actors' handles.
+    settings = {"cases": [vars(case) for case in cases]}
     with TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             _student,
@@ -146,19 +158,19 @@ def simulate(
 
 
 def _student(settings: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Run the loop of `multas_ray.train.loop` in a worker, with a sleep for a step; an `Outcome` a case."""
+    """Run the loop of `multas_ray.train.loop` in a worker, with a sleep for a step; return an `Outcome` a case."""
     workers = ray.train.get_context().get_world_size()
     batches = read_batches(ray.train.get_dataset_shard("train"))
     outcomes = []
     for case in (Case(**case) for case in settings["cases"]):
-        pool = {task: replicas[: case.replicas] for task, replicas in settings["pools"][case.pool].items()}
-        some = islice(batches, case.warmup + case.steps)
+        pool = {task: replicas[: case.replicas] for task, replicas in case.pool.items()}
+        chosen = islice(batches, case.warmup + case.steps)
         lines = []
         last = perf_counter()
-        for fed in with_soft_targets(map(_distil_missing, some), PoolClient(pool), AHEAD):
+        for fed in with_soft_targets(map(_distil_missing, chosen), PoolClient(pool), AHEAD):
             sleep(STEP_S)
             if workers > 1:
-                # Stands for the gradients' all-reduce: no worker is ahead of another.
+                # In place of the gradients' all-reduce: no worker is ahead of another.
                 dist.barrier()
             now = perf_counter()
             lines.append((now - last, fed.data_wait, fed.teacher_wait))
@@ -171,12 +183,12 @@ def _student(settings: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def _peak_mb() -> float:
-    """Peak memory of this process so far, in MB."""
+    """Return the peak memory of this process so far, in MB."""
     # Bytes on macOS, kilobytes elsewhere.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def _distil_missing(batch: TrainBatch) -> TrainBatch:
-    """The batch, with the rows to distil that a task is not annotated for."""
+    """Select for each task the rows without its annotation to distil."""
     rows = np.arange(len(batch.ids))
     return replace(batch, distil={task: np.setdiff1d(rows, truth.rows) for task, truth in batch.truth.items()})

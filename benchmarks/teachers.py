@@ -1,4 +1,4 @@
-"""The cost of teachers to a student: the benchmark's parts, one after another, and its tables."""
+"""Benchmark of the cost of teachers to a student: its parts, one after another, and its tables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ def measure_teachers(out: Path, shared: Path, overrides: Sequence[str]) -> dict[
         overrides: configuration values of the trainings by dotted path.
 
     Returns:
-        The figures of benchmark.json.
+        Figures of benchmark.json.
     """
     folder = out / "teachers"
     images = placements.prepare_images(folder / "data", shared)
@@ -70,17 +70,14 @@ def measure_teachers(out: Path, shared: Path, overrides: Sequence[str]) -> dict[
 def _overlap(data: Path) -> dict[str, float]:
     """Measure two students with two replicas of each teacher: fast enough ones, and three times slower ones."""
     slow_s = 3 * simulated.ANSWER_S
-    pools = {
-        "enough": simulated.start_simulated_pool(simulated.ANSWER_S, 2, packing.SIZE),
-        "slow": simulated.start_simulated_pool(slow_s, 2, packing.SIZE),
-    }
-    cases = [simulated.Case(name, 2, warmup=20, steps=40) for name in pools]
-    enough, slow = simulated.simulate(str(data), packing.SIZE, 2, pools, cases, parallel=2)
+    pools = [simulated.start_simulated_pool(seconds, 2, packing.SIZE) for seconds in (simulated.ANSWER_S, slow_s)]
+    cases = [simulated.Case(pool, 2, warmup=20, steps=40) for pool in pools]
+    enough, slow = simulated.simulate(str(data), packing.SIZE, 2, cases, parallel=2)
     figures = {
         "overlap_step_s": enough.step_s,
         "overlap_ratio": enough.step_s / simulated.STEP_S,
         "overload_step_s": slow.step_s,
-        # A step asks each teacher twice, once for each worker, and the two replicas answer side by side.
+        # A step has two requests to each teacher, one of each worker, and the two replicas answer side by side.
         "overload_ratio": slow.step_s / slow_s,
         "overload_worker_growth_mb": slow.memory_mb,
     }
@@ -94,13 +91,13 @@ def _overlap(data: Path) -> dict[str, float]:
 
 
 def _scaling(data: Path) -> list[dict[str, Any]]:
-    """Measure images a second of 1 to 8 students with 1 to 8 replicas of each teacher; a row a combination."""
-    pools = {"pool": simulated.start_simulated_pool(simulated.ANSWER_S, max(COUNTS), placements.SIZE)}
+    """Measure images a second of 1 to 8 students with 1 to 8 replicas of each teacher; a row for each combination."""
+    pool = simulated.start_simulated_pool(simulated.ANSWER_S, max(COUNTS), placements.SIZE)
     rows = []
     for workers in COUNTS:
         # The requests that are sent ahead are a head start: twelve steps use it up.
-        cases = [simulated.Case("pool", replicas, warmup=12, steps=12) for replicas in COUNTS]
-        outcomes = simulated.simulate(str(data), placements.SIZE, workers, pools, cases, parallel=2)
+        cases = [simulated.Case(pool, replicas, warmup=12, steps=12) for replicas in COUNTS]
+        outcomes = simulated.simulate(str(data), placements.SIZE, workers, cases, parallel=2)
         for case, outcome in zip(cases, outcomes, strict=True):
             waits = {"data_wait_s": outcome.data_wait_s, "teacher_wait_s": outcome.teacher_wait_s}
             rate = workers * simulated.ROWS / outcome.step_s
@@ -116,6 +113,7 @@ HEADINGS = {
     "data_wait_s": "data wait [ms]",
     "ratio_to_pure": "of pure",
 }
+"""Headings of columns by the names of their figures."""
 
 
 def _show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Fair timing on a noisy machine, and where the figures go."""
+"""Fair timing on a noisy machine, and the file of all figures."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -13,12 +13,15 @@ ROUNDS = 5
 
 
 def alternate(variants: Mapping[str, Callable[[], object]], repeats: int, rounds: int = ROUNDS) -> dict[str, float]:
-    """Seconds of one call of each variant: the median over rounds, in each of which every variant has its turn.
+    """Time variants in alternating rounds, in each of which every variant has its turn.
 
     Args:
-        variants: what to call; each is called once beforehand.
-        repeats: calls in a row that are timed together.
-        rounds: turns of each variant.
+        variants: functions to time; each is called once beforehand.
+        repeats: number of calls in a row that are timed together.
+        rounds: number of turns of each variant.
+
+    Returns:
+        Seconds of one call of each variant: the median over the rounds.
     """
     for call in variants.values():
         call()
@@ -33,11 +36,23 @@ def alternate(variants: Mapping[str, Callable[[], object]], repeats: int, rounds
 
 
 def write_figures(folder: Path, bench: str, figures: Mapping[str, float]) -> Path:
-    """Put a benchmark's figures into the folder's benchmark.json, beside those of other benchmarks."""
+    """Write a benchmark's figures to the folder's benchmark.json, beside those of other benchmarks.
+
+    Args:
+        folder: folder of the file; made if there is none.
+        bench: name of the benchmark.
+        figures: figures by name.
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: the file has something else.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "benchmark.json"
-    known = read_json(file) if file.exists() else {}
-    if not isinstance(known, dict):
+    content = read_json(file) if file.exists() else {}
+    if not isinstance(content, dict):
         raise UserError(f"{file}: not figures of benchmarks; delete it")
-    file.write_text(json.dumps(known | {bench: dict(figures)}, indent=1) + "\n")
+    file.write_text(json.dumps(content | {bench: dict(figures)}, indent=1) + "\n")
     return file

@@ -24,10 +24,11 @@ from multas_ray.cli import Parser, run_job
 from multas_ray.terminal import terminal
 
 THREADS = 1
+"""Number of CPU threads of PyTorch in this process."""
 
 
 def loss(arguments: argparse.Namespace) -> dict[str, float]:
-    """The detection loss against the published way and its floor; the step of the paper's preset against ours."""
+    """Measure the detection loss against the published way and its floor, and a step of both presets."""
     from benchmarks.losses import SIZE, STEP_BATCH, compare_losses, compare_presets
 
     figures: dict[str, float] = {}
@@ -57,14 +58,14 @@ def loss(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def teachers(arguments: argparse.Namespace) -> dict[str, float]:
-    """The cost of teachers to a student."""
+    """Measure the cost of teachers to a student."""
     from benchmarks.teachers import measure_teachers
 
     return measure_teachers(arguments.out, shared_folder(), arguments.overrides)
 
 
 def data(arguments: argparse.Namespace) -> dict[str, float]:
-    """The data stream against a DataLoader, and the wait of a training for it."""
+    """Measure the data stream against a DataLoader, and the wait of a training for its data."""
     from benchmarks import loading
     from benchmarks.placements import prepare_images
     from multas_ray.ray_setup import start_ray
@@ -85,7 +86,7 @@ def data(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def overhead(arguments: argparse.Namespace) -> dict[str, float]:
-    """The cost of Ray to a training, and the gain by a second worker."""
+    """Measure the overhead of Ray in a training, and the gain by a second worker."""
     from benchmarks.overhead import BATCH, compare_rates, overhead_figures
     from benchmarks.placements import prepare_images
 
@@ -103,7 +104,7 @@ def overhead(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def memory(arguments: argparse.Namespace) -> dict[str, float]:
-    """Memory of a training on a data set that outgrows it, and its wait at the start of an epoch."""
+    """Measure the memory of a training on a data set that outgrows it, and its wait at the start of an epoch."""
     from benchmarks import memory as out_of_core
     from multas_ray.ray_setup import start_ray
 
@@ -138,11 +139,12 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def shared_folder() -> Path:
-    """Folder of the real images."""
+    """Return the folder of the real images."""
     return Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
 
 
 def main() -> None:
+    """Parse the command line, run its benchmark, and write the figures."""
     common = Parser(add_help=False)
     common.add_argument("--out", type=Path, default=Path("runs/benchmark"), help="folder of benchmark.json")
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

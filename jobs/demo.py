@@ -24,12 +24,14 @@ ARMS = {"det": ["det"], "seg": ["seg"], "mtl": ["det", "seg"], "kd": ["det", "se
 """Tasks of each arm. The first two are the teachers of the last."""
 TRAIN_SCENES, VAL_SCENES = 1600, 200
 SIZE = 96
-"""Side of a scene in pixels, and of the networks' input."""
+"""Side of the scenes and of the networks' input in pixels."""
 TEACHER_STEPS, STUDENT_STEPS = 280, 440
 PICTURES = 8
+"""Number of validation scenes in the overlays."""
 
 
 def main() -> None:
+    """Parse the command line, make the data, train the arms, and write table, report and overlays."""
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder, made anew (default runs/demo)")
     out: Path = parser.parse_args().out
@@ -61,7 +63,7 @@ def make_data(path: Path) -> None:
 
 
 def arm(out: Path, name: str) -> Config:
-    """The configuration of an arm."""
+    """Configure an arm."""
     from multas_ray.config_file import load_config
 
     steps = TEACHER_STEPS if name in ("det", "seg") else STUDENT_STEPS
@@ -79,7 +81,7 @@ def arm(out: Path, name: str) -> Config:
 
 
 def train_side_by_side(configs: Sequence[Config]) -> dict[str, dict[str, Any]]:
-    """Train runs at the same time, each with its own Ray Train workers; results by arm."""
+    """Train runs at the same time, each with its own Ray Train workers; return the results by arm."""
     from multas_ray.console import follow
     from multas_ray.train.run import train
 
@@ -89,7 +91,7 @@ def train_side_by_side(configs: Sequence[Config]) -> dict[str, dict[str, Any]]:
 
 
 def summary(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Each arm's final metrics and seconds."""
+    """Return each arm's final metrics and seconds."""
     return {name: {**result["final"], "seconds": result["seconds"]} for name, result in results.items()}
 
 
@@ -135,17 +137,17 @@ def draw_overlays(out: Path) -> None:
     index = read_index(str(out / "data"), "val")
     networks = {name: load_network(str(out / name)) for name in ARMS}
     palette = Palette(scenes.CLASSES, ["background", *scenes.CLASSES])
-    found = {
+    predictions = {
         name: [prediction for _, prediction in predict_rows(network, index, range(PICTURES), SIZE, EvaluateConfig())]
         for name, (network, _) in networks.items()
     }
     rows = []
     for row in range(PICTURES):
-        single = {**found["det"][row], **found["seg"][row]}
-        shown = [single, found["mtl"][row], found["kd"][row]]
+        single = {**predictions["det"][row], **predictions["seg"][row]}
+        shown = [single, predictions["mtl"][row], predictions["kd"][row]]
         _, sample = read_sample(index, row)
-        found_in = [draw_prediction(sample["image"], prediction, palette) for prediction in shown]
-        rows.append([draw_truth(sample, palette), *found_in])
+        drawn = [draw_prediction(sample["image"], prediction, palette) for prediction in shown]
+        rows.append([draw_truth(sample, palette), *drawn])
     titles = ["ground truth", "single-task (det, seg)", "multi-task (mtl)", "distilled (kd)"]
     (out / "overlays.png").write_bytes(grid(rows, titles, palette))
 

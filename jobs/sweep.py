@@ -1,6 +1,6 @@
-"""Search for the best values of any configuration keys with Ray Tune.
+r"""Search for the best values of any configuration keys with Ray Tune.
 
-python jobs/sweep.py --config jobs/configs/animals_kd.yaml --scheduler asha --trials 16 --out runs/sweep \\
+python jobs/sweep.py --config jobs/configs/animals_kd.yaml --scheduler asha --trials 16 --out runs/sweep \
     --search 'optim.lr=loguniform(1e-4,1e-2)' 'distill.det.weight=choice(0.5,1,2)' -- evaluate.every_steps=250
 
 The same command goes on with a search that was cut short. The best configuration is best.yaml, which train.py takes.
@@ -12,6 +12,7 @@ from multas_ray.cli import Parser, at_least, run_job
 
 
 def main() -> None:
+    """Parse the command line, search, and print the trials."""
     from multas_ray.config_file import apply_overrides
     from multas_ray.documents import read_yaml
     from multas_ray.stop import GOES_ON, on_stop

@@ -33,7 +33,7 @@ class Part:
     """(b,) uint64: seeds of the rows' augmentation."""
 
     def at(self, places: Sequence[int]) -> "Part":
-        """The part with the rows at these places only."""
+        """Select the rows at some places of the part, 0..b-1."""
         chosen = np.array(places, np.int64)
         columns = {name: getattr(self, name)[chosen] for name in ("rows", "epochs", "views", "seeds")}
         return replace(self, **columns)

@@ -1,9 +1,9 @@
-"""A checkpoint's metrics on any split: network actors score its batches, the driver merges what they counted."""
+"""Evaluation of a checkpoint on any split: actors score batches, and the driver merges the states of their metrics."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,20 @@ from multas_ray.storage import StoragePath
 RESULT, REPORT, WORST = "result.json", "report.html", "worst.png"
 
 
+class Evaluation(TypedDict):
+    """Content of result.json."""
+
+    checkpoint: str
+    data: str
+    split: str
+    protocol: Protocol
+    images: int
+    """Number of images that were scored."""
+    rejected: list[dict[str, str]]
+    """Rows that cannot be used, see `RejectedRow`."""
+    metrics: dict[str, float]
+
+
 def score_checkpoint(
     checkpoint: str,
     data: str,
@@ -44,37 +58,38 @@ def score_checkpoint(
     workers: Workers = ONE,
     worst: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Score a network on a split, and write result.json, report.html and worst.png into a folder.
 
     Args:
-        checkpoint: a run folder (its best checkpoint), a checkpoint folder or an export.
-        data, split: a data set with the network's classes.
-        protocol: of average precision; default: the training run's.
-        worst: images in the gallery of those that the network does worst on: with the lowest mean, over the tasks that
-            an image is annotated for, of its own det/AP and seg/mIoU.
-        progress: told of the images that are scored, and of all.
+        checkpoint: run folder, whose best checkpoint is taken, checkpoint folder or export.
+        data: data set with the network's classes.
+        split: split of the data set.
+        out: folder of the results.
+        protocol: definition of average precision; by default that of the training run.
+        workers: actors that hold the network.
+        worst: number of images in the gallery of the worst predictions, those with the lowest `image_score`.
+        progress: function that is called with the number of images that are done, and of all images.
 
     Returns:
-        What result.json holds: checkpoint, data, split, protocol, images, rejected, metrics.
+        Content of result.json.
 
     Raises:
         UserError: checkpoint or data cannot be used, or do not fit.
     """
     chosen = find_checkpoint(checkpoint)
-    own = Predictor(chosen, "cpu")
+    predictor = Predictor(chosen, "cpu")
     info = read_info(data)
-    check_classes(own.network, info, checkpoint, data)
-    place = StoragePath(data).uri
-    plan = EvaluationPlan(read_index(place, split), own.settings.batch_size, own.size)
-    protocol = protocol or own.settings.protocol
+    check_classes(predictor.network, info, checkpoint, data)
+    plan = EvaluationPlan(read_index(StoragePath(data).uri, split), predictor.settings.batch_size, predictor.size)
+    protocol = protocol or predictor.settings.protocol
     workers.start()
     parallel = data_tasks()
     batches = stream(plan, 1, parallel=parallel, resources=Resources())
     scored = batches.map_batches(Scorer, fn_constructor_args=(chosen.uri, workers), **workers.options())
     scored.context.execution_options = stream_options(plan, 1, parallel)
 
-    by_task = new_metrics(own.network, own.settings.model_copy(update={"protocol": protocol}))
+    by_task = new_metrics(predictor.network, predictor.settings.model_copy(update={"protocol": protocol}))
     rows: list[int] = []
     scores: list[float] = []
     rejected: list[dict[str, str]] = []
@@ -89,15 +104,20 @@ def score_checkpoint(
         progress(len(rows) + len(rejected), len(plan.index))
     metrics = computed(by_task)
     if not metrics:
-        raise UserError(f"{data}: split '{split}' has nothing annotated for {' or '.join(own.network.tasks)}")
+        raise UserError(f"{data}: split '{split}' has nothing annotated for {' or '.join(predictor.network.tasks)}")
 
-    result = {
-        **{"checkpoint": str(chosen), "data": str(StoragePath(data)), "split": split, "protocol": protocol},
-        **{"images": len(rows), "rejected": rejected, "metrics": metrics | {"score": score(metrics)}},
+    result: Evaluation = {
+        "checkpoint": str(chosen),
+        "data": str(StoragePath(data)),
+        "split": split,
+        "protocol": protocol,
+        "images": len(rows),
+        "rejected": rejected,
+        "metrics": metrics | {"score": score(metrics)},
     }
     folder = StoragePath(out)
     order = [int(place) for place in np.argsort(scores) if not np.isnan(scores[place])][:worst]
-    gallery = draw_worst(own, plan, [(rows[place], scores[place]) for place in order])
+    gallery = draw_worst(predictor, plan, [(rows[place], scores[place]) for place in order])
     (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
     (folder / WORST).write_bytes(gallery)
     (folder / REPORT).write_text(_report(result, gallery))
@@ -105,10 +125,16 @@ def score_checkpoint(
 
 
 def check_classes(network: MultiTaskNet, info: DatasetInfo, checkpoint: str, data: str) -> None:
-    """Refuse a data set whose classes are not the network's.
+    """Check that a data set has the network's classes.
+
+    Args:
+        network: network of the checkpoint.
+        info: description of the data set.
+        checkpoint: name of the checkpoint in errors.
+        data: name of the data set in errors.
 
     Raises:
-        UserError: names both.
+        UserError: classes of a task differ; names both lists.
     """
     for task, names in network.classes.items():
         if list(names) != info.classes[task]:
@@ -120,37 +146,43 @@ def check_classes(network: MultiTaskNet, info: DatasetInfo, checkpoint: str, dat
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """An evaluation batch after it was scored."""
+    """Scores of an evaluation batch."""
 
     states: Mapping[Task, dict[str, np.ndarray]]
-    """Of the metrics."""
+    """State of each task's metric."""
     rows: list[int]
     """Rows of the split."""
     scores: list[float]
-    """Each row's own score; NaN where there is nothing to score."""
+    """`image_score` of each row."""
     rejected: tuple[RejectedRow, ...]
 
 
 class Scorer:
-    """An actor that holds the network and counts what it gets right."""
+    """Actor that holds the network and scores its predictions."""
 
     def __init__(self, checkpoint: str, workers: Workers) -> None:
+        """Load the network.
+
+        Args:
+            checkpoint: checkpoint folder or export.
+            workers: threads and device of the actor.
+        """
         torch.set_num_threads(workers.threads)
         self.predictor = Predictor(checkpoint, workers.device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A `ScoredBatch` for each evaluation batch of a chunk; a `Failure` stays one."""
+        """Turn each evaluation batch of a chunk into a `ScoredBatch`; a `Failure` stays one."""
         return pack([batch if isinstance(batch, Failure) else self._score(batch) for batch in unpack(table)])
 
     def _score(self, batch: EvalBatch) -> ScoredBatch:
-        own = self.predictor
-        metrics = new_metrics(own.network, own.settings)
-        images = torch.tensor(batch.images, device=own.device)
-        predictions = predict(own.network, images, own.settings) if len(images) else []
+        network, settings = self.predictor.network, self.predictor.settings
+        metrics = new_metrics(network, settings)
+        images = torch.tensor(batch.images, device=self.predictor.device)
+        predictions = predict(network, images, settings) if len(images) else []
         scores = []
         for row, prediction in enumerate(predictions):
             # An image's own score is COCO's, whatever the protocol.
-            alone = new_metrics(own.network, own.settings.model_copy(update={"protocol": "coco"}))
+            alone = new_metrics(network, settings.model_copy(update={"protocol": "coco"}))
             add(batch, row, prediction, alone)
             scores.append(image_score(computed(alone)))
             for task, metric in metrics.items():
@@ -160,26 +192,32 @@ class Scorer:
 
 
 def image_score(metrics: dict[str, float]) -> float:
-    """The mean of one image's own det/AP and seg/mIoU, of the tasks that it can be scored for; NaN without any."""
+    """Return the score of one image from its own metrics, in percent.
+
+    It is the mean of det/AP and seg/mIoU over the tasks for which the image is annotated; NaN without any.
+    """
     values = [metrics[key] for key in TASK_METRIC.values() if key in metrics]
     return sum(values) / len(values) if values else float("nan")
 
 
-def draw_worst(own: Predictor, plan: EvaluationPlan, chosen: Sequence[tuple[int, float]]) -> bytes:
-    """A PNG with a row an image: ground truth and prediction.
+def draw_worst(predictor: Predictor, plan: EvaluationPlan, chosen: Sequence[tuple[int, float]]) -> bytes:
+    """Draw a PNG with a row an image: ground truth and prediction.
 
     Args:
+        predictor: network to predict with.
+        plan: plan of the split.
         chosen: rows of the split, with their scores.
     """
-    samples = draw_samples(own.network, plan.index.take([row for row, _ in chosen]), plan.size, own.settings)
+    index = plan.index.take([row for row, _ in chosen])
+    samples = draw_samples(predictor.network, index, plan.size, predictor.settings)
     pictures = [
-        [captioned(truth, name), captioned(found, f"score {score:.1f}")]
-        for (truth, found), name, (_, score) in zip(samples.rows, samples.image_ids, chosen, strict=True)
+        [captioned(truth, name), captioned(prediction, f"score {score:.1f}")]
+        for (truth, prediction), name, (_, score) in zip(samples.rows, samples.image_ids, chosen, strict=True)
     ]
     return grid(pictures, COLUMNS, samples.palette)
 
 
-def _report(result: dict[str, Any], gallery: bytes) -> str:
+def _report(result: Evaluation, gallery: bytes) -> str:
     columns = {result["split"]: result["metrics"]}
     intro = f"{result['checkpoint']}\n{result['images']} images of {result['data']}, protocol {result['protocol']}"
     if result["rejected"]:

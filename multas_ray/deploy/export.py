@@ -1,4 +1,4 @@
-"""A trained network on its own: weights and description, and an ONNX graph that is checked against PyTorch."""
+"""Export of a trained network: weights and description, and an ONNX graph that is checked against PyTorch."""
 
 import contextlib
 import importlib.util
@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,25 +25,26 @@ from multas_ray.tasks.detection.anchors import decode
 ONNX = "model.onnx"
 OPSET = 18
 TOLERANCE = 1e-3
-"""Largest absolute difference between the graph's outputs and PyTorch's."""
+"""Largest absolute difference allowed between the graph's outputs and PyTorch's."""
 OUTPUTS: dict[Task, list[str]] = {"det": ["scores", "boxes"], "seg": ["logits"]}
 """Names of a graph's outputs, in order."""
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Graph(nn.Module):
-    """The network as ONNX has it: everything but non-maximum suppression.
+    """Network as an ONNX graph: everything but non-maximum suppression.
 
     Inputs:
         images: (B, 3, size, size) uint8 RGB, resized as in evaluation (bilinear, antialiased, not keeping the aspect).
 
-    Outputs, of the tasks that the network has:
-        scores: (B, A, C) probability of each detection class, every class by itself.
+    Outputs, for the tasks that the network has:
+        scores: (B, A, C) probability of each detection class, independent of the other classes.
         boxes: (B, A, 4) x1 y1 x2 y2 as fractions of the image's width and height, in [0, 1].
         logits: (B, C', size/s, size/s); brought to the image's size (bilinear), the largest is the pixel's class.
     """
 
     def __init__(self, network: MultiTaskNet, size: int) -> None:
+        """Wrap a network for inputs of a side of `size` pixels."""
         super().__init__()
         self.network = network
         self.anchors: Tensor
@@ -51,11 +52,11 @@ class Graph(nn.Module):
 
     @property
     def outputs(self) -> list[str]:
-        """Names, in order."""
+        """Names of the outputs, in order."""
         return [name for task in self.network.tasks for name in OUTPUTS[task]]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """Compute the outputs for (B, 3, size, size) uint8 RGB."""
         outputs: list[Tensor] = []
         for task, output in self.network(images).items():
             if task == "det":
@@ -66,16 +67,18 @@ class Graph(nn.Module):
 
 
 def export(checkpoint: Location, out: Location, *, onnx: bool = True) -> dict[str, Any]:
-    """Write a folder that `multas_ray.load` takes, and other programs: model.safetensors, meta.json, model.onnx and a
-    manifest of checksums. There is no teacher, optimiser or adapter in it.
+    """Write a folder for `multas_ray.load` and for other programs.
+
+    It has model.safetensors, meta.json, model.onnx and a manifest of checksums, but no teacher, optimiser or adapter.
 
     Args:
-        checkpoint: a run folder (its best checkpoint), a checkpoint folder or an export.
-        out: the folder; what it holds of an earlier export is replaced.
+        checkpoint: run folder, whose best checkpoint is taken, checkpoint folder or export.
+        out: folder of the export; an earlier export in it is replaced.
+        onnx: whether the ONNX graph is made.
 
     Returns:
-        parameters, size, and `difference` of the ONNX graph, if made: the largest, absolute, between its outputs and
-        PyTorch's.
+        `parameters` (their number), `size` (side of the input in pixels) and, with the ONNX graph, `difference` (the
+        largest absolute difference between its outputs and PyTorch's).
 
     Raises:
         UserError: there is no whole checkpoint, packages for ONNX are missing, or the folder holds something else.
@@ -95,29 +98,36 @@ def export(checkpoint: Location, out: Location, *, onnx: bool = True) -> dict[st
         MODEL: lambda stream: stream.write(safetensors.torch.save(weights)),
         META: lambda stream: stream.write(meta.model_dump_json(indent=1).encode()),
     }
-    told: dict[str, Any] = {"parameters": count_parameters(network), "size": meta.size}
+    facts: dict[str, Any] = {"parameters": count_parameters(network), "size": meta.size}
     if onnx:
         graph = Graph(network, meta.size).eval()
         model = to_onnx(graph, meta.size)
-        told["difference"] = difference(graph, model, meta.size)
-        if not told["difference"] <= TOLERANCE:
-            raise RunError(f"ONNX: outputs differ from PyTorch's by {told['difference']:.2g}, allowed is {TOLERANCE}")
+        facts["difference"] = difference(graph, model, meta.size)
+        if not facts["difference"] <= TOLERANCE:
+            raise RunError(f"ONNX: outputs differ from PyTorch's by {facts['difference']:.2g}, allowed is {TOLERANCE}")
         files[ONNX] = lambda stream: stream.write(model)
     write_files(folder, files)
-    return told
+    return facts
 
 
 def to_onnx(graph: Graph, size: int) -> bytes:
-    """The graph as an ONNX model with a batch of any size, that of its inputs and outputs called `batch`.
+    """Convert the graph to an ONNX model for batches of any size; the axis of the batch is named `batch`.
 
     Its metadata are JSON: size (pixels), det_classes and seg_classes (lists of names), and stride (input pixels along
     a pixel of the logits; null without the task seg).
+
+    Args:
+        graph: graph in evaluation mode.
+        size: side of the input in pixels.
+
+    Returns:
+        Serialised model.
     """
     import onnx
 
     network = graph.network
     stream = io.BytesIO()
-    # Two images: a batch of one would be taken for a constant.
+    # Two images: the exporter takes a batch of one for a constant.
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     with _quiet():
         program = torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -128,7 +138,7 @@ def to_onnx(graph: Graph, size: int) -> bytes:
             output_names=graph.outputs,
             opset_version=OPSET,
             external_data=False,
-            # What runs the graph optimises it for its own device.
+            # Runtimes optimise the graph for their own device.
             optimize=False,
             verbose=False,
         )
@@ -138,19 +148,30 @@ def to_onnx(graph: Graph, size: int) -> bytes:
         for axis in value.type.tensor_type.shape.dim[:1]:
             if axis.dim_param:
                 axis.dim_param = "batch"
-    facts = {
+    metadata = {
         "size": size,
         "det_classes": list(network.det_classes),
         "seg_classes": list(network.seg_classes),
         "stride": network.head("seg").stride if "seg" in network.tasks else None,
     }
-    onnx.helper.set_model_props(model, {name: json.dumps(fact) for name, fact in facts.items()})
-    return model.SerializeToString()
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+    return bytes(model.SerializeToString())
 
 
 def difference(graph: Graph, model: bytes, size: int) -> float:
-    """The largest absolute difference between outputs of ONNX Runtime on the CPU and PyTorch's, for one image and for
-    three."""
+    """Compare ONNX Runtime on the CPU with PyTorch on random images, in batches of one and of three.
+
+    Args:
+        graph: graph in evaluation mode.
+        model: serialised ONNX model of the graph.
+        size: side of the input in pixels.
+
+    Returns:
+        Largest absolute difference between the outputs; infinite if one is not finite.
+
+    Raises:
+        RunError: an output has another shape.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -160,18 +181,18 @@ def difference(graph: Graph, model: bytes, size: int) -> float:
         images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=random)
         with torch.inference_mode():
             expected = graph(images)
-        found = session.run(graph.outputs, {"images": images.numpy()})
-        for own, theirs in zip(found, expected, strict=True):
-            if own.shape != tuple(theirs.shape):
-                raise RunError(f"ONNX: an output is {own.shape}, PyTorch's {tuple(theirs.shape)}")
-            apart = float(np.abs(own - theirs.numpy()).max())
-            worst = max(worst, apart if np.isfinite(apart) else np.inf)
+        outputs = session.run(graph.outputs, {"images": images.numpy()})
+        for output, reference in zip(outputs, expected, strict=True):
+            if output.shape != tuple(reference.shape):
+                raise RunError(f"ONNX: an output is {output.shape}, PyTorch's {tuple(reference.shape)}")
+            largest = float(np.abs(output - reference.numpy()).max())
+            worst = max(worst, largest if np.isfinite(largest) else np.inf)
     return worst
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Without the exporter's chatter."""
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's warnings and log."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from multas_ray.tasks.detection.postprocess import Detections
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
-"""Called with the number of images that are done, and of all."""
+"""Function that is called with the number of images that are done, and of all images."""
 
 PREDICTIONS, MASKS, OVERLAYS, REJECTED = "predictions.json", "masks", "overlays", "rejected.jsonl"
 
@@ -46,25 +47,30 @@ def predict_images(
     follow_links: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> dict[str, int]:
-    """Write what a network finds in images into a folder.
+    """Write a network's predictions for images into a folder.
 
     Args:
-        checkpoint: a run folder, checkpoint folder or export.
-        source, split, follow_links: see `find_images`.
-        out: gets predictions.json (COCO), masks/<image>.png (class ids), overlays/<image>.png, and rejected.jsonl with
-            images that cannot be decoded and files that were not tried.
-        score: the least of a detection in predictions.json and the overlays, 0 to 1; None: the file has all, the
-            overlays those of SHOWN_SCORE and up.
-        progress: told of every image.
+        checkpoint: run folder, whose best checkpoint is taken, checkpoint folder or export.
+        source: images, see `find_images`.
+        out: folder of predictions.json (COCO), masks/<image>.png (class ids), overlays/<image>.png, and rejected.jsonl
+            with images that cannot be decoded and files that were not tried.
+        split: split of a data set, see `find_images`.
+        workers: actors that hold the network.
+        batch_size: number of images that the network takes at a time.
+        overlays: whether overlays are written.
+        score: least score of a detection in predictions.json and the overlays, 0 to 1. None: the file has all
+            detections, the overlays those of SHOWN_SCORE and more.
+        follow_links: whether links may lead out of the source's folder.
+        progress: called after every image.
 
     Returns:
-        images, detections and rejected: how many.
+        Numbers of images, detections and rejected images under `images`, `detections` and `rejected`.
 
     Raises:
         UserError: checkpoint, images or score cannot be used, or no image can be decoded.
     """
     check_score(score or 0)
-    # The actors must all load the same one.
+    # Found once, so that all actors load the same checkpoint.
     chosen = find_checkpoint(checkpoint)
     network, meta = load_network(chosen)
     palette = Palette(network.det_classes, network.seg_classes)
@@ -76,12 +82,11 @@ def predict_images(
     if images.left_out:
         lines = [_problem(reject.image_id, reject) + "\n" for reject in images.left_out]
         (folder / REJECTED).write_text("".join(lines))
+    writer = PredictionWriter(folder.uri, meta.size, palette, overlays, score)
     counts = {"images": 0, "detections": 0, "rejected": 0}
 
-    def found() -> Iterator[Row]:
-        writing = partial(write, out=folder.uri, size=meta.size, palette=palette, overlays=overlays, score=score)
-        done = _job(images, chosen.uri, meta.size, workers, batch_size, writing)
-        for row in done.iter_rows():
+    def decoded() -> Iterator[Row]:
+        for row in _job(images, chosen.uri, workers, batch_size, writer).iter_rows():
             if row["error"]:
                 counts["rejected"] += 1
                 (folder / REJECTED).append_text(row["error"] + "\n")
@@ -92,33 +97,37 @@ def predict_images(
             progress(counts["images"] + counts["rejected"], images.count)
 
     progress(0, images.count)
-    write_coco(folder / PREDICTIONS, network.det_classes, found())
+    write_coco(folder / PREDICTIONS, network.det_classes, decoded())
     if not counts["images"]:
         raise UserError(f"{source}: none of {counts['rejected']} images can be decoded, see {folder / REJECTED}")
     return counts
 
 
 def _job(
-    images: Images,
-    checkpoint: str,
-    size: int,
-    workers: Workers,
-    batch_size: int,
-    writing: Callable[[Row], Row],
+    images: Images, checkpoint: str, workers: Workers, batch_size: int, writer: "PredictionWriter"
 ) -> ray.data.Dataset:
-    """One row an image, as `write` leaves it."""
+    """Lay out the job; its result has a row for each image, see `PredictionWriter`."""
     return (
-        # Not a number of blocks, which would wait for all images.
+        # Rows of a block, not a number of blocks: that would wait for all images.
         images.rows.repartition(target_num_rows_per_block=batch_size)
-        .map_batches(partial(read, size=size), batch_size=None, batch_format="pyarrow", num_cpus=CPUS_PER_TASK)
+        .map_batches(partial(read, size=writer.size), batch_size=None, batch_format="pyarrow", num_cpus=CPUS_PER_TASK)
         .map_batches(PredictActor, fn_constructor_args=(checkpoint, workers), **workers.options())
-        .map(writing, num_cpus=CPUS_PER_TASK)
+        .map(writer, num_cpus=CPUS_PER_TASK)
     )
 
 
 def read(table: pa.Table, size: int) -> pa.Table:
-    """The images' bytes, height and width, and the network's input: `pixels`, the bytes of (3, size, size) uint8. A row
-    that cannot be read has an `error`, JSON, and a black image."""
+    """Read and decode images.
+
+    Args:
+        table: rows of `Images.rows`.
+        size: side of the network's input in pixels.
+
+    Returns:
+        Rows with `image_id`, `file_name`, the encoded `image`, its `height` and `width` in pixels, and the network's
+        input `pixels`, the bytes of (3, size, size) uint8. A row that cannot be read has a black input, and in `error`
+        its line of rejected.jsonl; `error` is empty otherwise.
+    """
     torch.set_num_threads(1)
     rows = [_read(row, size) for row in table.to_pylist()]
     types = {"height": pa.int32(), "width": pa.int32(), "pixels": pa.binary(), "error": pa.string()}
@@ -150,41 +159,47 @@ def _bytes_of(row: Row) -> bytes:
         raise Reject("broken Parquet file", row["problem"])
     if row["image"] is None:
         raise Reject("broken image", "image is null")
-    return row["image"]
+    image: bytes = row["image"]
+    return image
 
 
 def _problem(image_id: str, reject: Reject) -> str:
-    """A line of rejected.jsonl."""
+    """Return a line of rejected.jsonl."""
     return json.dumps({"image_id": image_id, "reason": reject.reason, "detail": reject.detail})
 
 
 class PredictActor:
-    """An actor that holds the network."""
+    """Actor that holds the network."""
 
     def __init__(self, checkpoint: str, workers: Workers) -> None:
+        """Load the network.
+
+        Args:
+            checkpoint: checkpoint folder or export.
+            workers: threads and device of the actor.
+        """
         torch.set_num_threads(workers.threads)
         self.predictor = Predictor(checkpoint, workers.device)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The rows with what the network says instead of its input: `boxes` (N * 4) fractions of the sides, `labels`,
-        `scores`, and `logits`, the bytes of (C, h, w) float32."""
-        own = self.predictor
-        pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), np.uint8).reshape(-1, 3, own.size, own.size)
-        predictions = predict(own.network, torch.tensor(pixels, device=own.device), own.settings)
-        columns: dict[str, list[Any]] = {name: [] for name in FOUND.names}
+        """Replace the network's input in rows of `read` by its predictions, see PREDICTED."""
+        predictor, size = self.predictor, self.predictor.size
+        pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), np.uint8).reshape(-1, 3, size, size)
+        predictions = predict(predictor.network, torch.tensor(pixels, device=predictor.device), predictor.settings)
+        columns: dict[str, list[Any]] = {name: [] for name in PREDICTED.names}
         for prediction in predictions:
-            found, logits = prediction.get("det"), prediction.get("seg")
-            columns["boxes"].append(None if found is None else found.boxes.flatten().tolist())
-            columns["labels"].append(None if found is None else found.labels.tolist())
-            columns["scores"].append(None if found is None else found.scores.tolist())
+            detections, logits = prediction.get("det"), prediction.get("seg")
+            columns["boxes"].append(None if detections is None else detections.boxes.flatten().tolist())
+            columns["labels"].append(None if detections is None else detections.labels.tolist())
+            columns["scores"].append(None if detections is None else detections.scores.tolist())
             columns["logits"].append(None if logits is None else logits.float().cpu().numpy().tobytes())
-            columns["stride"].append(0 if logits is None else own.size // logits.shape[-1])
-        for name in FOUND.names:
-            table = table.append_column(FOUND.field(name), pa.array(columns[name], FOUND.field(name).type))
+            columns["stride"].append(0 if logits is None else size // logits.shape[-1])
+        for name in PREDICTED.names:
+            table = table.append_column(PREDICTED.field(name), pa.array(columns[name], PREDICTED.field(name).type))
         return table.drop_columns(["pixels"])
 
 
-FOUND = pa.schema(
+PREDICTED = pa.schema(
     {
         "boxes": pa.list_(pa.float32()),
         "labels": pa.list_(pa.int64()),
@@ -193,29 +208,52 @@ FOUND = pa.schema(
         "stride": pa.int32(),
     }
 )
+"""Columns of a prediction: boxes (N * 4) x1 y1 x2 y2 as fractions of the sides, labels (N) and scores (N), null without
+the task det; logits, the bytes of (C, h, w) float32, null without the task seg, and their stride in pixels."""
 
 
-def write(row: Row, out: str, size: int, palette: Palette, overlays: bool, score: float | None) -> Row:
-    """Write an image's files; what is left is its line of the JSON: boxes (N * 4) in its pixels, labels, scores."""
-    result: Row = {name: row[name] for name in ("file_name", "height", "width", "error")}
-    found = Annotation(None, None, None, None)
-    if not row["error"]:
-        found = annotation(_prediction(row, size), row["height"], row["width"], score or 0)
-        name = safe_name(row["image_id"])
-        if found.mask is not None:
-            (StoragePath(out) / MASKS / f"{name}.png").write_bytes(label_png(found.mask))
-        if overlays:
-            shown = SHOWN_SCORE if score is None else score
-            picture = overlay_png(decode_rgb(row["image"], upright=True), found, palette, shown)
-            (StoragePath(out) / OVERLAYS / f"{name}.png").write_bytes(picture)
-    for name in ("boxes", "labels", "scores"):
-        values = getattr(found, name)
-        result[name] = [] if values is None else values.ravel().tolist()
-    return result
+@dataclass(frozen=True)
+class PredictionWriter:
+    """Writing task of the job."""
+
+    out: str
+    """Folder of the results."""
+    size: int
+    """Side of the network's input in pixels."""
+    palette: Palette
+    overlays: bool
+    """Whether overlays are written."""
+    score: float | None
+    """Least score of a detection, see `predict_images`."""
+
+    def __call__(self, row: Row) -> Row:
+        """Write the mask and the overlay of an image, and return its part of predictions.json.
+
+        Args:
+            row: row of `PredictActor`.
+
+        Returns:
+            file_name, height and width in pixels, error; boxes (N * 4) x1 y1 x2 y2 in pixels, labels (N), scores (N).
+        """
+        result: Row = {name: row[name] for name in ("file_name", "height", "width", "error")}
+        predicted = Annotation(None, None, None, None)
+        if not row["error"]:
+            predicted = annotation(_prediction(row, self.size), row["height"], row["width"], self.score or 0)
+            name = safe_name(row["image_id"])
+            if predicted.mask is not None:
+                (StoragePath(self.out) / MASKS / f"{name}.png").write_bytes(label_png(predicted.mask))
+            if self.overlays:
+                shown = SHOWN_SCORE if self.score is None else self.score
+                picture = overlay_png(decode_rgb(row["image"], upright=True), predicted, self.palette, shown)
+                (StoragePath(self.out) / OVERLAYS / f"{name}.png").write_bytes(picture)
+        for name in ("boxes", "labels", "scores"):
+            values = getattr(predicted, name)
+            result[name] = [] if values is None else values.ravel().tolist()
+        return result
 
 
 def _prediction(row: Row, size: int) -> Prediction:
-    """A row of `PredictActor` as it was."""
+    """Restore the prediction in a row of `PredictActor`."""
     prediction: dict[Task, Any] = {}
     if row["scores"] is not None:
         boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)

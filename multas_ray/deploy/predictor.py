@@ -1,4 +1,4 @@
-"""A trained network as its users want it: images of any size in, boxes and masks in their own pixels out."""
+"""Inference with a trained network: images of any size in, boxes and masks in the images' own pixels out."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,18 +21,18 @@ from multas_ray.evaluate.evaluator import predict
 from multas_ray.storage import Location
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
-"""A file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8 RGB."""
+"""Image as a file, a Pillow image, an array (H, W, 3) or a tensor (3, H, W) of uint8 RGB."""
 
 
 class Predictor:
-    """A checkpoint's or an export's network, ready for images."""
+    """Network of a checkpoint or an export, ready for images."""
 
     def __init__(self, path: Location, device: str | torch.device | None = None) -> None:
-        """Load it.
+        """Load a network.
 
         Args:
-            path: a run folder (its best checkpoint is taken), a checkpoint folder or an export.
-            device: default: a GPU if there is one.
+            path: run folder, whose best checkpoint is taken, checkpoint folder or export.
+            device: PyTorch device; by default a GPU if there is one.
 
         Raises:
             UserError: there is no whole checkpoint.
@@ -43,7 +43,7 @@ class Predictor:
         self.det_classes, self.seg_classes = network.det_classes, network.seg_classes
         self.size, self.settings = meta.size, meta.evaluate
 
-    # A str is a sequence of str too: here, always a file.
+    # A str is a sequence of str too, so that the overloads overlap; here it is always one file.
     @overload
     def predict(self, images: ImageLike, batch_size: int = 16, score: float = 0) -> Annotation: ...  # type: ignore[overload-overlap]
 
@@ -53,19 +53,22 @@ class Predictor:
     def predict(
         self, images: ImageLike | Sequence[ImageLike], batch_size: int = 16, score: float = 0
     ) -> Annotation | list[Annotation]:
-        """Boxes, labels, scores and mask of an image of any size, or, for a list of images, a list of them.
+        """Predict boxes, labels, scores and mask of an image, or of each image of a list.
 
         Args:
-            images: one, or several of any sizes.
-            batch_size: images at a time.
-            score: the least of a detection, 0 to 1. Those of 0 are all that the evaluation of the training run would
-                score (`evaluate.score_threshold`, `nms`, `max_detections`).
+            images: one image, or several, of any sizes.
+            batch_size: number of images that the network takes at a time.
+            score: least score of a detection, 0 to 1. With 0, all detections that the evaluation of the training run
+                scores (`evaluate.score_threshold`, `nms`, `max_detections`).
+
+        Returns:
+            Prediction of the image, or a list with that of each image.
 
         Raises:
             UserError: a file is not an image, an array is not uint8 RGB, or the score is out of range.
         """
         check_score(score)
-        # What is no sequence of images is refused as an image.
+        # Anything but a sequence is taken for an image, and refused if it is none.
         if isinstance(images, ImageLike | bytes) or not isinstance(images, Sequence):
             return next(self._annotations([images], 1, score))
         return list(self._annotations(images, batch_size, score))
@@ -73,32 +76,33 @@ class Predictor:
     def _annotations(self, images: Sequence[ImageLike], batch_size: int, score: float) -> Iterator[Annotation]:
         for start in range(0, len(images), batch_size):
             pixels = [read_image(image) for image in images[start : start + batch_size]]
-            inputs = torch.stack([network_input(each, self.size) for each in pixels])
+            inputs = torch.stack([network_input(image, self.size) for image in pixels])
             predictions = predict(self.network, inputs.to(self.device), self.settings)
-            for each, prediction in zip(pixels, predictions, strict=True):
-                yield annotation(prediction, each.shape[-2], each.shape[-1], score)
+            for image, prediction in zip(pixels, predictions, strict=True):
+                yield annotation(prediction, image.shape[-2], image.shape[-1], score)
 
 
 def network_input(image: Tensor, size: int) -> Tensor:
-    """(3, H, W) uint8 as the network takes it, (3, size, size), resized as in evaluation."""
-    return resize({"image": tv_tensors.Image(image)}, size)["image"].as_subclass(Tensor)
+    """Resize an image (3, H, W) uint8 to the network's input (3, size, size) uint8, as in evaluation."""
+    resized: Tensor = resize({"image": tv_tensors.Image(image)}, size)["image"].as_subclass(Tensor)
+    return resized
 
 
 def check_score(score: float) -> None:
-    """Refuse what no detection's score can be.
+    """Check a least score of detections.
 
     Raises:
-        UserError
+        UserError: it is not between 0 and 1.
     """
     if not 0 <= score <= 1:
         raise UserError(f"score: {score}, but detections have scores from 0 to 1")
 
 
 def read_image(image: ImageLike) -> Tensor:
-    """(3, H, W) uint8 RGB of whatever an image may be given as; files and Pillow's images upright, as EXIF says.
+    """Read an image as (3, H, W) uint8 RGB. Files and Pillow's images are turned upright by their EXIF orientation.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not an image.
     """
     if isinstance(image, str | Path):
         try:

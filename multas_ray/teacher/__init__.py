@@ -1,4 +1,4 @@
-"""Frozen teachers and how their soft targets reach a worker.
+"""Teachers, and the ways of their soft targets to a training worker.
 
 A kind of teacher is a module with `describe`, called in the driver before anything starts, and `load`, called where the
 teacher answers. `LOADERS` is the only registry.
@@ -12,28 +12,33 @@ from multas_ray.teacher.teacher import Description, StudentTerms, Teacher, Teach
 
 
 class Loader(Protocol):
-    """A kind of teacher."""
+    """Module of one kind of teacher."""
 
     def describe(self, source: str, task: Task, terms: StudentTerms) -> Description:
-        """Find a teacher and see that it fits its student.
+        """Find a teacher, and check that it fits its student.
+
+        Args:
+            source: name of the teacher in the configuration, such as a run folder.
+            task: task that it is to answer for.
+            terms: form of the answers that its student needs.
 
         Raises:
             UserError: there is no such teacher, or it does not fit.
         """
 
     def load(self, spec: TeacherSpec, device: str) -> Teacher:
-        """The teacher, on a device.
+        """Load a teacher onto a PyTorch device.
 
         Raises:
-            UserError: it cannot be loaded, or is not what was described.
+            UserError: it cannot be loaded, or differs from its description.
         """
 
 
 LOADERS: dict[str, Loader] = {"": own}
-"""By the scheme that a source begins with, `hf` of `hf:owner/name`, say; without a known one it is a folder or URI of
-our own checkpoints."""
+"""Loaders by the scheme of a source, such as `hf` in `hf:owner/name`. A source without a known scheme is a folder or
+URI of this project's own checkpoints, the loader under the empty name."""
 
 
 def loader_of(source: str) -> Loader:
-    """The loader of a teacher."""
+    """Return the loader of a teacher's source."""
     return LOADERS.get(source.partition(":")[0] if ":" in source else "", LOADERS[""])

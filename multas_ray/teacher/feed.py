@@ -1,4 +1,4 @@
-"""Batches with their soft targets: asked for ahead of time, checked to be of the very pixels they came for."""
+"""Batches with their soft targets: requested ahead of time, and checked by digests of the batch's pixels."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,21 +16,26 @@ from multas_ray.teacher.teacher import SoftTargets, Teacher, digests
 
 
 class Teachers(Protocol):
-    """Where soft targets come from: `PoolClient`, `InlineTeachers` or `StoredTargets`."""
+    """Source of soft targets: `PoolClient`, `InlineTeachers` or `StoredTargets`."""
 
     def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
-        """Ask for soft targets of the rows `batch.distil`; the call that is returned waits for them."""
+        """Request the soft targets of the rows `batch.distil`.
+
+        Returns:
+            A function that waits for the soft targets and returns them.
+        """
         ...
 
 
 class InlineTeachers:
-    """Teachers inside the worker: computed when they are asked for, on the worker's device."""
+    """Teachers inside the worker, on its device."""
 
     def __init__(self, teachers: Mapping[Task, Teacher]) -> None:
+        """Take the loaded teacher of each distilled task."""
         self.teachers = teachers
 
     def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
-        """See `Teachers`; the work is done by the call that is returned."""
+        """Return a function that computes the soft targets: nothing is computed ahead."""
 
         def collect() -> SoftTargets:
             return {task: self.teachers[task](batch.images[rows]) for task, rows in batch.distil.items() if len(rows)}
@@ -39,31 +44,37 @@ class InlineTeachers:
 
 
 class StoredTargets:
-    """Soft targets that came with the batch, out of a store."""
+    """Soft targets from a store, which came with the batch."""
 
     def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
-        """See `Teachers`."""
+        """Return a function that takes the soft targets out of the batch."""
         return lambda: {task: batch.soft[task] for task, rows in batch.distil.items() if len(rows)}
 
 
 @dataclass
 class Fed:
-    """A batch with its soft targets."""
+    """Batch with its soft targets."""
 
     batch: TrainBatch
     soft: SoftTargets
     data_wait: float
-    """Seconds that the training waited for data since the batch before."""
+    """Seconds that the training waited for data since the previous batch."""
     teacher_wait: float
-    """Seconds that it waited for this batch's soft targets."""
+    """Seconds that the training waited for this batch's soft targets."""
 
 
 def with_soft_targets(batches: Iterable[TrainBatch], teachers: Teachers, ahead: int) -> Iterator[Fed]:
-    """Batches with their soft targets, in order. The requests of the next `ahead` batches are always under way, and
-    none is waited for before its batch is due.
+    """Add the soft targets to batches, and keep their order.
 
-    With `ahead` above 0 all this is the work of a thread, one batch before the training: what passes through Ray then
-    costs the training no time.
+    The requests of the next `ahead` batches are always under way, and none is waited for before its batch is due.
+
+    With `ahead` above 0 a thread does all this, one batch before the training: transport through Ray then costs the
+    training no time.
+
+    Args:
+        batches: batches of the training stream.
+        teachers: source of the soft targets.
+        ahead: number of batches that are requested ahead, from 0 on.
 
     Raises:
         RunError: soft targets are of other pixels than the batch's.
@@ -94,8 +105,10 @@ def _feed(source: Iterator[TrainBatch], teachers: Teachers, ahead: int) -> Itera
 
 
 def _one_ahead(feed: Iterator[Fed]) -> Iterator[Fed]:
-    """The feed, made by a thread while the one who takes it is at work. What is left to wait is shared between data and
-    teachers as the thread's own time was."""
+    """Compute the feed in a thread, one batch ahead of its consumer.
+
+    The consumer's remaining wait is divided between data and teachers in proportion to the thread's own waits.
+    """
     maker = ThreadPoolExecutor(1)
     try:
         coming = maker.submit(next, feed, None)
@@ -105,14 +118,18 @@ def _one_ahead(feed: Iterator[Fed]) -> Iterator[Fed]:
             if fed is None:
                 return
             coming = maker.submit(next, feed, None)
-            part = (perf_counter() - started) / max(fed.data_wait + fed.teacher_wait, 1e-9)
-            yield replace(fed, data_wait=part * fed.data_wait, teacher_wait=part * fed.teacher_wait)
+            share = (perf_counter() - started) / max(fed.data_wait + fed.teacher_wait, 1e-9)
+            yield replace(fed, data_wait=share * fed.data_wait, teacher_wait=share * fed.teacher_wait)
     finally:
         maker.shutdown(wait=False, cancel_futures=True)
 
 
 def check_digests(batch: TrainBatch, soft: SoftTargets) -> None:
-    """Stop before training on targets that are missing, or are another image's."""
+    """Check that every row to distil has a soft target for the batch's own pixels.
+
+    Raises:
+        RunError: soft targets are missing, or are another image's.
+    """
     for task, rows in batch.distil.items():
         if not len(rows):
             continue

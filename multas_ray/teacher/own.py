@@ -1,4 +1,4 @@
-"""Our own networks as teachers: a checkpoint of a training run."""
+"""Networks of this project as teachers: checkpoints of training runs."""
 
 import numpy as np
 import torch
@@ -14,10 +14,12 @@ from multas_ray.teacher.teacher import Answer, Description, StudentTerms, Teache
 
 
 def describe(source: str, task: Task, terms: StudentTerms) -> Description:
-    """Find a teacher and see that it fits, before anything starts.
+    """Find a teacher, and check that it fits its student, before anything starts.
 
     Args:
-        source: a run folder (its best checkpoint is taken) or a checkpoint folder.
+        source: run folder, whose best checkpoint is taken, or checkpoint folder.
+        task: task that the teacher is to answer for.
+        terms: form of the answers that its student needs.
 
     Raises:
         UserError: there is no checkpoint, it was not trained for the task, has other classes, or other anchors.
@@ -38,7 +40,7 @@ def describe(source: str, task: Task, terms: StudentTerms) -> Description:
 
 
 def load(spec: TeacherSpec, device: str) -> "NetworkTeacher":
-    """The teacher, on a device.
+    """Load a teacher onto a PyTorch device.
 
     Raises:
         UserError: its checkpoint cannot be read, was not trained for the task, or has other classes.
@@ -49,30 +51,35 @@ def load(spec: TeacherSpec, device: str) -> "NetworkTeacher":
 
 def _load(source: str, task: Task, terms: StudentTerms) -> MultiTaskNet:
     network, _ = load_network(source)
-    where = f"teachers.{task}.checkpoint {source}"
+    place = f"teachers.{task}.checkpoint {source}"
     if task not in network.tasks:
-        raise UserError(f"{where}: trained for {', '.join(network.tasks)}, not {task}")
+        raise UserError(f"{place}: trained for {', '.join(network.tasks)}, not {task}")
     classes = network.classes[task]
     if classes != terms.classes:
-        raise UserError(f"{where}: its classes are {', '.join(classes)}; the data set's are {', '.join(terms.classes)}")
+        raise UserError(f"{place}: its classes are {', '.join(classes)}; the data set's are {', '.join(terms.classes)}")
     return network
 
 
 class NetworkTeacher:
-    """A network that answers for one task, in evaluation mode, without gradients."""
+    """Network that answers for one task, in evaluation mode, without gradients."""
 
     def __init__(self, spec: TeacherSpec, network: MultiTaskNet) -> None:
-        """Args: network, which may have other tasks too."""
+        """Wrap a network.
+
+        Args:
+            spec: task and form of the answers.
+            network: network on its device; it may have other tasks too.
+        """
         self.spec = spec
         self.network = network
         self.device = network.mean.device
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> Answer:
-        """Answers for images (n, 3, size, size) uint8.
+        """Answer for images (n, 3, size, size) uint8.
 
         Raises:
-            UserError: it answers with values that are not finite.
+            UserError: an answer has values that are not finite.
         """
         task, terms = self.spec.task, self.spec.terms
         with autocast(self.device, terms.precision):
@@ -82,8 +89,12 @@ class NetworkTeacher:
 
 
 def ema_teachers(config: Config, average: MultiTaskNet) -> dict[Task, NetworkTeacher]:
-    """The moving average of a network's weights, which goes on being updated, as teacher of the distilled tasks
-    (Tarvainen and Valpola, NeurIPS 2017)."""
+    """Make a network's moving average the teacher of the distilled tasks (Tarvainen and Valpola, NeurIPS 2017).
+
+    Args:
+        config: configuration of the run.
+        average: moving average, which is updated while it teaches.
+    """
     teachers = {}
     for task in config.distilled_tasks():
         terms = StudentTerms(average.classes[task], average.config.anchor_base, average.levels, config.train.precision)

@@ -1,4 +1,10 @@
-"""The teacher pool: Ray actors that answer the requests of any number of training workers, of one run or of several."""
+"""Teacher pool: Ray actors that answer the requests of any number of training workers, of one run or of several.
+
+Plain actors, not Ray Serve, which has not been measured here. The pool relies on futures that fetch an answer as soon
+as it is there (Serve's `DeploymentResponse` has none in Ray 2.60, only `result` and `await`), on one copy of a batch's
+images for all teachers, on named pools that outlive a run, and on the comparison of every replica's teacher with the
+run's own.
+"""
 
 import asyncio
 import random
@@ -23,48 +29,56 @@ from multas_ray.errors import UserError
 from multas_ray.teacher.teacher import Answer, SoftTargets, Teacher
 
 Handles = dict[Task, list[ActorHandle]]
+"""Replicas of each task's teacher."""
 
 NAMESPACE = "multas-ray teachers"
-"""Of the actors of named pools: `<pool>/<task>/<number>`."""
+"""Namespace of the actors of named pools; an actor's name is `<pool>/<task>/<number>`."""
 RECENT_SECONDS = 30.0
-"""Over which rates and latencies are taken."""
+"""Seconds over which rates and latencies are averaged."""
 
 
 class Served(Protocol):
-    """A dataclass that a replica serves: `TeacherSpec`, or what a benchmark puts in its place."""
+    """Dataclass that describes a replica's teacher: `TeacherSpec`, or a simulated teacher of a benchmark."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def load(self, device: str) -> Teacher:
-        """Called once, where the replica runs."""
+        """Load the teacher onto a PyTorch device; called once, in the replica."""
         ...
 
 
 @dataclass
 class ReplicaStatus:
-    """What a replica says of itself."""
+    """State of a replica, as it reports it."""
 
     instance: str
-    """Another one after a restart."""
+    """Id of the replica's process: another one after a restart."""
     queue: int
-    """Requests that wait or are being answered."""
+    """Number of requests that wait or are being answered."""
     images: int
-    """Answered since its start."""
+    """Number of images answered since the start of the process."""
     images_per_s: float
-    """Recently."""
+    """Images a second over the last RECENT_SECONDS."""
     latency_s: float
-    """From a request's arrival to its answer, the mean of the recent ones; 0 without any."""
+    """Mean seconds from a request's arrival to its answer over the last RECENT_SECONDS; 0 without requests."""
 
 
 @ray.remote
 class TeacherActor:
-    """A replica of one teacher. It answers requests one after another, and questions about itself at once."""
+    """Replica of one teacher. It answers requests one after another, and questions about its state at once."""
 
-    def __init__(self, source: Served, threads: int, tags: Mapping[str, str]) -> None:
-        # One thread computes, and its setting is the one that counts.
+    def __init__(self, spec: Served, threads: int, tags: Mapping[str, str]) -> None:
+        """Load the teacher.
+
+        Args:
+            spec: description of the teacher.
+            threads: number of CPU threads that compute an answer.
+            tags: tags of the replica's metrics in Ray.
+        """
+        # PyTorch's number of threads is a setting of the thread that computes.
         self.compute = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,))
-        self.spec = source
-        self.teacher = self.compute.submit(source.load, "cuda" if ray.get_gpu_ids() else "cpu").result()
+        self.spec = spec
+        self.teacher = self.compute.submit(spec.load, "cuda" if ray.get_gpu_ids() else "cpu").result()
         self.instance = uuid4().hex
         self.started = time()
         self.queue = self.images = 0
@@ -82,7 +96,15 @@ class TeacherActor:
         starts.inc()
 
     async def soft_targets(self, images: np.ndarray, rows: np.ndarray) -> Answer:
-        """Soft targets of some rows of images (n, 3, size, size) uint8."""
+        """Compute the soft targets of some rows of images.
+
+        Args:
+            images: (n, 3, size, size) uint8.
+            rows: (m,) int64, ascending.
+
+        Returns:
+            Answer for the m rows.
+        """
         counter, gauge, histogram = self.metrics
         arrived = time()
         self.queue += 1
@@ -108,7 +130,7 @@ class TeacherActor:
             self.recent.popleft()
 
     async def status(self) -> ReplicaStatus:
-        """How it fares."""
+        """Report the replica's state."""
         now = time()
         self._forget(now)
         span = max(min(RECENT_SECONDS, now - self.started), 1e-3)
@@ -117,44 +139,48 @@ class TeacherActor:
         return ReplicaStatus(self.instance, self.queue, self.images, rate, latency)
 
     async def serves(self) -> Served:
-        """What it was started with; answers once the teacher is loaded."""
+        """Return the description of the teacher, once it is loaded."""
         return self.spec
 
 
-def start_pool(config: TeachersConfig, sources: Mapping[Task, Served]) -> Handles:
+def start_pool(config: TeachersConfig, specs: Mapping[Task, Served]) -> Handles:
     """Start `config.replicas` actors of each teacher, or attach to those of the named pool; wait until all are loaded.
 
-    A pool without a name lives as long as its handles and the process that called this: through restarts of the
-    training workers. A named one (`config.pool`) lives until `stop_pool`; who comes later gets the replicas that are
-    there, and starts those that are missing.
+    A pool without a name lives as long as its handles and the calling process: through restarts of the training
+    workers. A named pool (`config.pool`) lives until `stop_pool`; a later call gets its replicas, and starts those that
+    are missing.
+
+    Args:
+        config: name of the pool, number of replicas, and reservation and threads of each.
+        specs: teacher of each distilled task.
 
     Raises:
         UserError: the named pool serves another teacher, or answers otherwise.
     """
     options: dict[str, Any] = config.resources.options() | {"max_restarts": -1, "max_task_retries": -1}
-    # Within a trial of a study they would else be put into its own placement group, which has no room for them.
+    # In a trial of a study, Ray would put them into the trial's own placement group, which has no room for them.
     options |= {"scheduling_strategy": "DEFAULT"}
     handles: Handles = {}
-    for task, source in sources.items():
-        there = _numbers(config.pool, task)
-        # Before any is added to a pool that serves something else.
-        _check(config.pool, task, [ray.get_actor(f"{config.pool}/{task}/{n}", NAMESPACE) for n in there], source)
+    for task, spec in specs.items():
+        running = _numbers(config.pool, task)
+        # Before a replica is added to a pool that serves another teacher.
+        _check(config.pool, task, [ray.get_actor(f"{config.pool}/{task}/{n}", NAMESPACE) for n in running], spec)
         handles[task] = []
-        for number in sorted({*range(config.replicas), *there}):
+        for number in sorted({*range(config.replicas), *running}):
             if config.pool is not None:
                 name = f"{config.pool}/{task}/{number}"
-                # At once, so that two runs that start together do not make two pools.
+                # Look-up and start in one call: two runs that start together make one pool.
                 options |= {"name": name, "namespace": NAMESPACE, "lifetime": "detached", "get_if_exists": True}
             tags = {"pool": config.pool or "", "task": task, "replica": str(number)}
             actor = TeacherActor.options(**options)  # type: ignore[attr-defined]
-            handles[task].append(actor.remote(source, config.threads, tags))
-    for task, source in sources.items():
-        _check(config.pool, task, handles[task], source)
+            handles[task].append(actor.remote(spec, config.threads, tags))
+    for task, spec in specs.items():
+        _check(config.pool, task, handles[task], spec)
     return handles
 
 
 def _check(pool: str | None, task: Task, replicas: Sequence[ActorHandle], wanted: Served) -> None:
-    """Wait for replicas, and refuse those of another teacher."""
+    """Wait until replicas have loaded, and check that they serve the wanted teacher."""
     for served in ray.get([replica.serves.remote() for replica in replicas]):
         difference = _difference(served, wanted)
         if difference is not None:
@@ -165,7 +191,11 @@ def _check(pool: str | None, task: Task, replicas: Sequence[ActorHandle], wanted
 
 
 def stop_pool(name: str) -> int:
-    """End the actors of a named pool; how many there were."""
+    """End the actors of a named pool.
+
+    Returns:
+        Number of actors.
+    """
     actors = _named(name)
     for actor in actors:
         ray.kill(ray.get_actor(actor, NAMESPACE))
@@ -173,46 +203,51 @@ def stop_pool(name: str) -> int:
 
 
 def pool_status() -> list[dict[str, Any]]:
-    """Every replica of every named pool: pool, task, replica, state (Ray's, e.g. ALIVE or RESTARTING), restarts, and
-    where it answers within a few seconds, queue, images, images_per_s and latency_s."""
-    # Else it would look for a cluster on this machine, of which there may be several.
+    """Describe every replica of every named pool.
+
+    Returns:
+        A row for each replica: pool, task, replica (its number), state (Ray's, such as ALIVE or RESTARTING), restarts,
+        and, if it answers within five seconds, queue, images, images_per_s and latency_s of its `ReplicaStatus`.
+    """
+    # Without the address, Ray looks for a cluster on this machine, of which there may be several.
     address = ray.get_runtime_context().gcs_address
-    chosen = [("ray_namespace", "=", NAMESPACE), ("state", "!=", "DEAD")]
-    known = list_actors(address, chosen, detail=True, limit=10_000)
-    asked = {}
+    filters = [("ray_namespace", "=", NAMESPACE), ("state", "!=", "DEAD")]
+    actors = list_actors(address, filters, detail=True, limit=10_000)
+    requests = {}
     rows = []
-    for actor in sorted(known, key=lambda actor: actor.name):
+    for actor in sorted(actors, key=lambda actor: actor.name):
         pool, task, number = actor.name.rsplit("/", 2)
         rows.append({"pool": pool, "task": task, "replica": int(number), "state": actor.state})
         rows[-1]["restarts"] = int(actor.num_restarts or 0)
         if actor.state == "ALIVE":
-            asked[ray.get_actor(actor.name, NAMESPACE).status.remote()] = rows[-1]
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=5) if asked else ([], [])
-    for answer in answered:
+            requests[ray.get_actor(actor.name, NAMESPACE).status.remote()] = rows[-1]
+    answers, _ = ray.wait(list(requests), num_returns=len(requests), timeout=5) if requests else ([], [])
+    for answer in answers:
         status = ray.get(answer)
-        asked[answer] |= {field.name: getattr(status, field.name) for field in fields(status)[1:]}
+        requests[answer] |= {field.name: getattr(status, field.name) for field in fields(status)[1:]}
     return rows
 
 
 def _named(pool: str) -> list[str]:
-    everyone = ray.util.list_named_actors(all_namespaces=True)
-    return [a["name"] for a in everyone if a["namespace"] == NAMESPACE and a["name"].rsplit("/", 2)[0] == pool]
+    """List the names of a pool's actors."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return [a["name"] for a in actors if a["namespace"] == NAMESPACE and a["name"].rsplit("/", 2)[0] == pool]
 
 
 def _numbers(pool: str | None, task: Task) -> list[int]:
-    """Of the replicas of a task that a named pool has."""
+    """List the numbers of a pool's replicas for a task; none without a name."""
     parts = [name.rsplit("/", 2) for name in _named(pool)] if pool is not None else []
-    return [int(number) for _, of, number in parts if of == task]
+    return [int(number) for _, served, number in parts if served == task]
 
 
 def _difference(served: Served, wanted: Served) -> str | None:
-    """The first field in which two teachers differ; the source may, if its weights do not."""
-    there, asked = _facts(served), _facts(wanted)
-    return next((name for name in asked if name != "source" and there.get(name) != asked[name]), None)
+    """Find the first field in which two teachers differ; the source may differ, its weights must not."""
+    actual, expected = _facts(served), _facts(wanted)
+    return next((name for name in expected if name != "source" and actual.get(name) != expected[name]), None)
 
 
 def _facts(record: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name, those of its dataclasses among them."""
+    """List the fields of a dataclass by name, with those of the dataclasses in it."""
     facts: dict[str, Any] = {}
     for field in fields(record):
         value = getattr(record, field.name)
@@ -221,28 +256,36 @@ def _facts(record: Any) -> dict[str, Any]:
 
 
 class PoolClient:
-    """A worker's view of the pool. Each request goes to the replica with the fewest of this worker's in flight; of
-    equals, to each in turn, beginning anywhere, so that many workers do not all begin with the same one."""
+    """Access of one worker to the pool.
+
+    Each request goes to the replica with the fewest requests of this worker in flight. Replicas with equally few take
+    turns from a random one on, so that many workers do not all begin with the same replica.
+    """
 
     def __init__(self, handles: Handles) -> None:
+        """Take the replicas of each task."""
         self.handles = handles
-        self.in_flight: dict[Task, list[set[Future]]] = {task: [set() for _ in h] for task, h in handles.items()}
+        self.in_flight: dict[Task, list[set[Future[Answer]]]] = {
+            task: [set() for _ in replicas] for task, replicas in handles.items()
+        }
         self.turn = {task: random.randrange(len(replicas)) for task, replicas in handles.items()}
 
     def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
-        """Send the images of the rows `batch.distil` to their teachers; the call that is returned waits for the
-        answers.
+        """Send the images of the rows `batch.distil` to their teachers.
 
-        The images that some teacher needs enter the object store once, for all.
+        The images enter the object store once, for all teachers.
+
+        Returns:
+            A function that waits for the answers and returns them.
         """
-        wanted = {task: rows for task, rows in batch.distil.items() if len(rows)}
-        if not wanted:
+        distil = {task: rows for task, rows in batch.distil.items() if len(rows)}
+        if not distil:
             return dict
         images = batch.images
-        needed = np.unique(np.concatenate(list(wanted.values())))
+        needed = np.unique(np.concatenate(list(distil.values())))
         shared = ray.put(images if len(needed) == len(images) else images[needed])
-        answers: dict[Task, Future] = {}
-        for task, rows in wanted.items():
+        answers: dict[Task, Future[Answer]] = {}
+        for task, rows in distil.items():
             replica = self._least_busy(task)
             places = np.flatnonzero(np.isin(needed, rows))
             request = self.handles[task][replica].soft_targets.remote(shared, places)
@@ -266,29 +309,34 @@ class PoolClient:
 
 
 class PoolMonitor:
-    """A pool's figures for a run's log, asked for without waiting."""
+    """Reader of a pool's figures for a run's log, which never waits for a replica."""
 
     def __init__(self, handles: Handles) -> None:
+        """Take the replicas of each task."""
         self.handles = handles
-        self.asked: dict[ray.ObjectRef, tuple[Task, int]] = {}
-        self.known: dict[tuple[Task, int], ReplicaStatus] = {}
+        self.requests: dict[ray.ObjectRef, tuple[Task, int]] = {}
+        self.statuses: dict[tuple[Task, int], ReplicaStatus] = {}
         self.restarts = dict.fromkeys(handles, 0)
 
     def read(self) -> dict[str, float]:
-        """What was answered since the last call, and ask again: of each task `teacher/<task>/replicas` that answered,
-        `queue`, `images_per_s` (their sums), `latency_s` (their mean) and `restarts` since the run's start."""
-        if self.asked:
-            done, _ = ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)
-            for answer in done:
-                self._note(self.asked.pop(answer), answer)
-        under_way = set(self.asked.values())
+        """Collect the answers to the last call's requests, and send new ones.
+
+        Returns:
+            For each task, over the replicas that have answered so far: `teacher/<task>/replicas` (their number),
+            `queue` and `images_per_s` (sums), `latency_s` (mean) and `restarts` (since the run's start).
+        """
+        if self.requests:
+            answers, _ = ray.wait(list(self.requests), num_returns=len(self.requests), timeout=0)
+            for answer in answers:
+                self._note(self.requests.pop(answer), answer)
+        under_way = set(self.requests.values())
         for task, replicas in self.handles.items():
             for number, handle in enumerate(replicas):
                 if (task, number) not in under_way:
-                    self.asked[handle.status.remote()] = (task, number)
+                    self.requests[handle.status.remote()] = (task, number)
         figures: dict[str, float] = {}
         for task in self.handles:
-            statuses = [status for (of, _), status in self.known.items() if of == task]
+            statuses = [status for (served, _), status in self.statuses.items() if served == task]
             if statuses:
                 figures[f"teacher/{task}/replicas"] = len(statuses)
                 figures[f"teacher/{task}/queue"] = sum(status.queue for status in statuses)
@@ -299,6 +347,6 @@ class PoolMonitor:
 
     def _note(self, replica: tuple[Task, int], answer: ray.ObjectRef) -> None:
         status = ray.get(answer)
-        before = self.known.get(replica)
+        before = self.statuses.get(replica)
         self.restarts[replica[0]] += before is not None and before.instance != status.instance
-        self.known[replica] = status
+        self.statuses[replica] = status

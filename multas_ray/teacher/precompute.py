@@ -1,4 +1,4 @@
-"""Fill a store of soft targets: a Ray Data job over the training rows that are distilled, some augmentations each."""
+"""Job that fills a store of soft targets: some augmentations of each training row that is distilled."""
 
 import logging
 import math
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -38,22 +38,33 @@ from multas_ray.teacher.store import (
 from multas_ray.teacher.teacher import TeacherSpec, digests
 
 BATCH = 32
-"""Images that a teacher answers at a time."""
+"""Number of images that a teacher answers at a time."""
 
 Progress = Callable[[int, int], None]
-"""Called with the number of files that are written, and of all."""
+"""Function that is called with the number of written files, and of all files to write."""
 
 
-def precompute(config: Config, views: int, progress: Progress = lambda done, total: None) -> dict[str, Any]:
-    """Fill `config.teachers.store`, or what is missing of it.
+class Precomputed(TypedDict):
+    """Summary of a job that filled a store."""
+
+    files: int
+    """Number of files that the job wrote."""
+    images: int
+    """Number of images in these files."""
+    views: int
+    """Number of augmentations of each row in the whole store."""
+    kb_per_image: float
+    """Mean size of an image's answers in kB."""
+    seconds: float
+
+
+def precompute(config: Config, views: int, progress: Progress = lambda done, total: None) -> Precomputed:
+    """Write the missing files of `config.teachers.store`.
 
     Args:
-        config: of the run that is to train with the store, with any placement.
-        views: augmentations of each row. A store that has fewer is added to.
-        progress: told of every file.
-
-    Returns:
-        files (written now), images (answered for), views (of the store), kb_per_image, seconds.
+        config: configuration of the run that is to train with the store, with any placement.
+        views: number of augmentations of each row. A store that has fewer is added to.
+        progress: called after every file.
 
     Raises:
         UserError: configuration, data or teachers cannot be used, or the store was made of something else.
@@ -71,8 +82,8 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
         if before.teachers.keys() != info.teachers.keys():
             tasks = ", ".join(sorted(before.teachers))
             raise UserError(f"teachers.store {path}: holds the teachers' answers of {tasks}; name just these")
-        kept = {"seed": before.seed, "views": max(before.views, views), "teachers": before.teachers}
-        info = info.model_copy(update=kept)
+        stored = {"seed": before.seed, "views": max(before.views, views), "teachers": before.teachers}
+        info = info.model_copy(update=stored)
     todo = missing_files(path, index, info)
     write_store_info(path, info)
 
@@ -96,9 +107,9 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
 def _job(
     config: Config, index: Index, info: StoreInfo, specs: Mapping[Task, TeacherSpec], todo: Sequence[tuple[int, int]]
 ) -> ray.data.Dataset:
-    """One row for each file: images, bytes, and the `UserError` that kept it from being written, if any."""
+    """Lay out the job; its result has a row for each file: images, bytes, and the `UserError` that stopped it or ""."""
     set_data_context()
-    # Prints every job's plan.
+    # The logger prints the execution plan of every job.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     teachers = config.teachers
     assert teachers.store is not None
@@ -131,9 +142,19 @@ def make_views(
     wanted: Mapping[Task, np.ndarray],
     info: StoreInfo,
 ) -> Any:
-    """The images of the files `chunk["id"]`, each packed with its view and row group: the rows of the group that need a
-    target, augmented as the training will augment them when it comes to this view."""
-    # Not imported above, see `make_chunk`.
+    """Make the images of some files: the rows that need a target, augmented as the training will augment them.
+
+    Args:
+        chunk: `id`, numbers of files in `todo`.
+        todo: view and row group of each file.
+        index: index of the training split.
+        wanted: (N,) bool for each task: rows of the split that need its teacher's answer.
+        info: description of the store.
+
+    Yields:
+        View, row group and `TrainBatch` of a file, packed.
+    """
+    # Imported here, see `make_chunk`.
     import torch
 
     from multas_ray.data.collate import make_train_batch
@@ -151,9 +172,16 @@ def make_views(
 
 
 class Writer:
-    """An actor of the job: the teachers, whose answers it writes."""
+    """Actor of the job: holds the teachers, and writes their answers."""
 
     def __init__(self, specs: Mapping[Task, TeacherSpec], threads: int, path: str) -> None:
+        """Load the teachers.
+
+        Args:
+            specs: teacher of each distilled task.
+            threads: number of CPU threads.
+            path: folder of the store.
+        """
         import torch
 
         torch.set_num_threads(threads)
@@ -162,24 +190,24 @@ class Writer:
         self.path = path
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Write the file of one packed batch of `make_views`."""
+        """Write the file of one packed batch of `make_views`; return its row of the job's result."""
         try:
             [(view, block, batch)] = unpack(table)
             size = self._write(view, block, batch)
         except UserError as error:
-            # Raised here it would reach the job as Ray Data's, without its own type.
+            # Raised here, it would reach the job as an error of Ray Data, without its own type.
             return pa.table({"images": [0], "bytes": [0], "error": [str(error)]})
         return pa.table({"images": [len(batch.images)], "bytes": [size], "error": [""]})
 
     def _write(self, view: int, block: int, batch: TrainBatch) -> int:
-        """Bytes of the file."""
+        """Write the file of a batch, and return its size in bytes."""
         images = batch.images
         columns: dict[str, list[Any]] = {task: [None] * len(images) for task in TASKS}
         for task, teacher in self.teachers.items():
             rows = batch.distil[task]
             for start in range(0, len(rows), BATCH):
-                some = rows[start : start + BATCH]
-                for row, packed in zip(some, teacher(images[some]).packed or (), strict=True):
+                chosen = rows[start : start + BATCH]
+                for row, packed in zip(chosen, teacher(images[chosen]).packed or (), strict=True):
                     columns[task][row] = packed
         columns |= {
             "image_id": list(batch.ids),

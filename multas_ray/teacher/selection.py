@@ -1,4 +1,7 @@
-"""Which rows are distilled: decided once, where a batch is made; the store and the plan go by the same rule."""
+"""Selection of the rows that are distilled.
+
+It is made once, where a batch is made; the store of soft targets and the plan use the same rule.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -9,18 +12,26 @@ from multas_ray.data.batch import TrainBatch
 
 
 def select_rows(on: DistilledOn, annotated: np.ndarray) -> np.ndarray:
-    """(n,) bool: the rows that are distilled, of those that are annotated for the task or not (n,) bool."""
+    """Select the rows that are distilled.
+
+    Args:
+        on: rows to select: with missing annotation, with annotation, or all.
+        annotated: (n,) bool, whether each row is annotated for the task.
+
+    Returns:
+        (n,) bool.
+    """
     return {"missing": ~annotated, "annotated": annotated, "all": np.ones_like(annotated)}[on]
 
 
 @dataclass(frozen=True)
 class SelectDistilled:
-    """Adds to the batches of the training stream which rows each task is distilled on."""
+    """Addition to the training stream: selects the rows of a batch on which each task is distilled."""
 
     config: Config
 
     def __call__(self, batch: TrainBatch) -> TrainBatch:
-        """The batch with `distil`."""
+        """Return the batch with `distil`."""
         distil = self.config.distill
         # A row without an id stands in where no row of the part can be decoded.
         real = np.array([image_id != "" for image_id in batch.ids], bool)

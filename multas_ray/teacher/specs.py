@@ -1,4 +1,4 @@
-"""The teachers that a configuration names."""
+"""Teachers of a configuration, found and described."""
 
 from multas_ray.config import Config, Task
 from multas_ray.data.schema import DatasetInfo, read_info
@@ -8,8 +8,14 @@ from multas_ray.teacher.teacher import StudentTerms, TeacherSpec
 
 
 def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
-    """The teachers of the distilled tasks, as configured, for the classes of the data set; none where the network
-    teaches itself.
+    """Find the configured teachers of the distilled tasks.
+
+    Args:
+        config: configuration of a run.
+        data: data set, whose classes the teachers must have.
+
+    Returns:
+        Teacher of each distilled task; empty where the network teaches itself.
 
     Raises:
         UserError: a teacher cannot be found, or does not fit its student.
@@ -34,10 +40,10 @@ def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
 
 
 def require_teacher_specs(config: Config) -> dict[Task, TeacherSpec]:
-    """The teachers of the distilled tasks (see `teacher_specs`), for what is done for teachers alone.
+    """Find the configured teachers for a job that is about teachers alone, see `teacher_specs`.
 
     Raises:
-        UserError: also where no task is distilled, or there is no data set.
+        UserError: there is no data set, no task is distilled, or a teacher cannot be found or does not fit.
     """
     specs = teacher_specs(config, read_info(config.data.path))
     if not specs:

@@ -1,8 +1,8 @@
-"""Stored soft targets: what they are of, where they lie, and how a run reads them.
+"""Store of soft targets: its description, its files, and its reader in the training stream.
 
 A store is a folder (local, or any URI that pyarrow writes) with `store.json` and, for each view and each row group of
 the data set's split, `view=000/000012.parquet`: image_id, view, seed of the augmentation, digest of the pixels, and the
-packed answers det and seg, null where a row needs none. A file is there whole or not at all.
+packed answers det and seg, null where a row needs none. A file is whole or missing.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from multas_ray.teacher.teacher import Answer, TeacherSpec
 
 INFO = "store.json"
 CODEC = f"zstd {LEVEL}, seen {SEEN}, block {BLOCK}, step {STEP}"
-"""Says how targets were packed."""
+"""Parameters of the packing."""
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -47,12 +47,12 @@ SCHEMA = pa.schema(
 
 
 class StoredTeacher(BaseModel):
-    """The answers of one teacher."""
+    """Teacher whose answers a store holds."""
 
     model_config = ConfigDict(extra="forbid")
 
     digest: str
-    """Of its weights."""
+    """Digest of its weights."""
     classes: list[str]
     precision: str
     on: DistilledOn
@@ -60,7 +60,7 @@ class StoredTeacher(BaseModel):
 
 
 class StoreInfo(BaseModel):
-    """`store.json`: all that decides the content, but the number of views."""
+    """Content of `store.json`: everything that the stored answers depend on, and the number of views."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,18 +74,25 @@ class StoreInfo(BaseModel):
     """Version of the augmentation."""
     codec: str
     seed: int = Field(ge=0, lt=2**64)
-    """From which the augmentations' seeds are derived."""
+    """Seed from which the augmentations' seeds are derived."""
     views: int = Field(ge=1, le=100_000)
-    """Of each row."""
+    """Number of stored augmentations of each row."""
     teachers: dict[Task, StoredTeacher]
 
     def replay(self) -> Replay:
-        """The augmentations that a run must take."""
+        """Return the augmentations that a run must use."""
         return Replay(self.seed, self.views)
 
 
 def describe_store(config: Config, specs: Mapping[Task, TeacherSpec], index: Index, views: int) -> StoreInfo:
-    """What a store of this configuration's soft targets is of."""
+    """Describe the store that a configuration needs; `check_store` compares it with store.json field by field.
+
+    Args:
+        config: configuration of the run.
+        specs: teacher of each distilled task.
+        index: index of the training split.
+        views: number of augmentations of each row.
+    """
     return StoreInfo(
         dataset=index.digest,
         split=config.data.train,
@@ -108,10 +115,10 @@ def describe_store(config: Config, specs: Mapping[Task, TeacherSpec], index: Ind
 
 
 def read_store_info(path: str) -> StoreInfo | None:
-    """`store.json` of a store, None if there is none yet.
+    """Read `store.json`; None if the folder has none yet.
 
     Raises:
-        UserError: it is not of a store that this version reads.
+        UserError: it is broken, or of a version that cannot be read.
     """
     file = StoragePath(path) / INFO
     try:
@@ -123,10 +130,10 @@ def read_store_info(path: str) -> StoreInfo | None:
 
 
 def _existing(path: str) -> StoreInfo:
-    found = read_store_info(path)
-    if found is None:
+    info = read_store_info(path)
+    if info is None:
         raise UserError(f"teachers.store {path}: no store here ({INFO} is missing); fill one with jobs/precompute.py")
-    return found
+    return info
 
 
 def write_store_info(path: str, info: StoreInfo) -> None:
@@ -135,32 +142,39 @@ def write_store_info(path: str, info: StoreInfo) -> None:
 
 
 def check_store(path: str, wanted: StoreInfo) -> StoreInfo:
-    """A store's description, if a run's targets can come from it; seed and views are the store's.
+    """Check that a run can take its targets from a store.
+
+    Args:
+        path: folder of the store.
+        wanted: description of the store that the run needs. Its seed and views do not count.
+
+    Returns:
+        Description of the store.
 
     Raises:
         UserError: there is no store, or it was made of something else.
     """
-    found = _existing(path)
-    for name, value, expected in _facts(found, wanted):
+    info = _existing(path)
+    for name, value, expected in _facts(info, wanted):
         if name.endswith(".on") and value == "all":
             continue
         if value != expected:
             raise UserError(f"teachers.store {path}: made with {name} {value}, but this run has {expected}")
-    return found
+    return info
 
 
-def _facts(found: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
-    """Name, value found and value wanted of all that must agree."""
+def _facts(info: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
+    """List everything that must agree: name, value in the store, value that is wanted."""
     facts = [
-        ("data.path", found.dataset, wanted.dataset),
-        ("data.train", found.split, wanted.split),
-        ("data.size", found.size, wanted.size),
-        ("data.augment", found.augment.model_dump(), wanted.augment.model_dump()),
-        ("transform version", found.transforms, wanted.transforms),
-        ("codec", found.codec, wanted.codec),
+        ("data.path", info.dataset, wanted.dataset),
+        ("data.train", info.split, wanted.split),
+        ("data.size", info.size, wanted.size),
+        ("data.augment", info.augment.model_dump(), wanted.augment.model_dump()),
+        ("transform version", info.transforms, wanted.transforms),
+        ("codec", info.codec, wanted.codec),
     ]
     for task, teacher in wanted.teachers.items():
-        stored = found.teachers.get(task)
+        stored = info.teachers.get(task)
         facts.append((f"teachers.{task}", "absent" if stored is None else "present", "present"))
         if stored is not None:
             facts += [
@@ -173,42 +187,46 @@ def _facts(found: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
 
 
 def needs(index: Index, info: StoreInfo) -> dict[Task, np.ndarray]:
-    """(N,) bool of each teacher: rows of the split that have its answer."""
+    """Compute for each teacher the rows of the split that have its answer, (N,) bool."""
     return {task: select_rows(teacher.on, index.annotated(task)) for task, teacher in info.teachers.items()}
 
 
 def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, int]]:
-    """View and row group of every file that is not there yet, view after view."""
+    """List view and row group of every missing file, view after view."""
     needed = np.logical_or.reduce(list(needs(index, info).values()))
     blocks = np.unique(index.block[needed]).tolist()
-    there = {v: set((StoragePath(path) / f"view={v:03d}").names()) for v in range(info.views)}
-    return [(v, b) for v in range(info.views) for b in blocks if f"{b:06d}.parquet" not in there[v]]
+    written = {v: set((StoragePath(path) / f"view={v:03d}").names()) for v in range(info.views)}
+    return [(v, b) for v in range(info.views) for b in blocks if f"{b:06d}.parquet" not in written[v]]
 
 
 def file_of(path: str, view: int, block: int) -> StoragePath:
-    """Where the answers for a row group in a view lie."""
+    """Return the file of the answers for a row group in a view."""
     return StoragePath(path) / f"view={view:03d}" / f"{block:06d}.parquet"
 
 
 def write_file(path: str, view: int, block: int, table: pa.Table) -> int:
-    """Write the answers for a row group in a view; their size in bytes."""
+    """Write the answers for a row group in a view.
+
+    Returns:
+        Size of the file in bytes.
+    """
     sink = pa.BufferOutputStream()
     # The answers are compressed already.
     pq.write_table(table, sink, compression="none", write_page_checksum=True)
     data = sink.getvalue()
     file_of(path, view, block).write_bytes(data)
-    return data.size
+    return int(data.size)
 
 
 class StoreReader:
-    """Adds stored soft targets to the batches of a stream, for the rows that are distilled."""
+    """Addition to the training stream: stored soft targets for the rows that are distilled."""
 
     def __init__(self, path: str, index: Index) -> None:
-        """Read what the store is of.
+        """Read the store's description.
 
         Args:
-            path: of a store that `check_store` has found to fit.
-            index: of the split.
+            path: folder of a store that has passed `check_store`.
+            index: index of the training split.
 
         Raises:
             UserError: there is no store.
@@ -218,10 +236,10 @@ class StoreReader:
         self.info = _existing(path)
 
     def __call__(self, batch: TrainBatch) -> TrainBatch:
-        """The batch with `soft`.
+        """Return the batch with `soft`.
 
         Raises:
-            UserError: a file of the store is gone or broken, or lacks a row.
+            UserError: a file of the store is missing or broken, or lacks a row.
         """
         soft: dict[Task, Answer] = {}
         for task, rows in batch.distil.items():
@@ -247,11 +265,12 @@ class StoreReader:
 
 
 AGAIN = "delete the file and run jobs/precompute.py again"
+"""Advice on a file that cannot be used."""
 
 
 @lru_cache(maxsize=32)
 def _read_file(path: str, view: int, block: int) -> tuple[pa.Table, dict[str, int]]:
-    """The answers for a row group in a view, and the place of each image. Kept, as the row groups of a data set are."""
+    """Read the answers for a row group in a view, and the row of each image. Cached, as a data set's row groups are."""
     try:
         table = read_parquet(file_of(path, view, block), SCHEMA, _answers)
     except FileNotFoundError:
@@ -262,7 +281,7 @@ def _read_file(path: str, view: int, block: int) -> tuple[pa.Table, dict[str, in
 
 
 def _answers(file: pq.ParquetFile) -> pa.Table:
-    # Refuses nulls where there may be none.
+    # `validate` refuses nulls in columns that may have none.
     table = file.read(columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
     table.validate(full=True)
     return table

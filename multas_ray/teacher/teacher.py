@@ -1,4 +1,4 @@
-"""The contract of a teacher: a batch of images in, an answer in its students' terms out, wherever it is placed."""
+"""Contract of a teacher: a batch of images in, an answer in its student's terms out, in every placement."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -16,55 +16,55 @@ from multas_ray.tasks import PARTS
 
 @dataclass(frozen=True)
 class Answer:
-    """A teacher's soft targets for n images, in their order: dense or packed."""
+    """Soft targets of a teacher for n images, in their order: dense or packed."""
 
     digests: np.ndarray
-    """(n,) uint64, the `digests` of the images."""
+    """(n,) uint64: `digests` of the images."""
     dense: Any = None
-    """The answer of its task (see `TaskNetwork.answer`) as float16 arrays."""
+    """Output of the task's head as float16 arrays, see `TaskNetwork.answer`; None in a packed answer."""
     packed: tuple[bytes, ...] | None = None
-    """One for each image, see `TaskNetwork.pack`."""
+    """Packed answer of each image, see `TaskNetwork.pack`; None in a dense answer."""
 
 
 SoftTargets = Mapping[Task, Answer]
 """Answers for the rows of a batch that each task is distilled on; a task without rows has none."""
 Teacher = Callable[[np.ndarray], Answer]
-"""Answers for images (n, 3, size, size) uint8, n >= 1."""
+"""Function that answers for images (n, 3, size, size) uint8, n >= 1."""
 
 
 @dataclass(frozen=True)
 class StudentTerms:
-    """What a student expects of a teacher's answer."""
+    """Form of the answers that a student needs."""
 
     classes: tuple[str, ...]
-    """What the student tells apart."""
+    """Classes of the student, in its order."""
     anchor_base: float
-    """See `ModelConfig`."""
+    """Side of the student's smallest anchors in pixels, see `ModelConfig`."""
     levels: int
-    """Of the student's pyramid."""
+    """Number of levels of the student's pyramid."""
     precision: str = "float32"
     """Type of the teacher's autocast."""
     features: bool = False
-    """Whether features are compared, too."""
+    """Whether the answer has features too."""
     packed: bool = False
     """Whether answers are packed."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """A teacher, as its loader describes it before anything starts."""
+    """Teacher, as its loader describes it before anything starts."""
 
     source: str
-    """What names it from any process, started in any folder."""
+    """Name that leads to the teacher from any process, in any working folder."""
     digest: str
-    """Of its weights."""
+    """Digest of its weights."""
     feature_width: int | None = None
-    """Channels of its features, where it has any that a student can be compared with."""
+    """Number of channels of its features; None if it has none for a student to be compared with."""
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """A teacher and how it answers: two of the same description and terms answer alike."""
+    """Teacher and the form of its answers. Two with the same description and terms answer alike."""
 
     task: Task
     description: Description
@@ -72,35 +72,44 @@ class TeacherSpec:
 
     @property
     def digest(self) -> str:
-        """Of the teacher's weights."""
+        """Digest of the teacher's weights."""
         return self.description.digest
 
     def load(self, device: str) -> Teacher:
-        """The teacher itself.
+        """Load the teacher onto a PyTorch device.
 
         Raises:
             UserError: it cannot be loaded, or does not fit its student.
         """
-        # Loaders know this module.
+        # Imported here: the loaders import this module.
         from multas_ray.teacher import loader_of
 
         return loader_of(self.description.source).load(self, device)
 
 
 def digests(images: np.ndarray) -> np.ndarray:
-    """(n,) uint64: a digest of each image's pixels, by which a target is known to be that image's."""
-    each = [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest() for image in images]
-    return np.frombuffer(b"".join(each), np.uint64)
+    """Compute a digest of each image's pixels, by which a target is known to be that image's.
+
+    Args:
+        images: (n, 3, size, size) uint8.
+
+    Returns:
+        (n,) uint64.
+    """
+    hashes = [hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest() for image in images]
+    return np.frombuffer(b"".join(hashes), np.uint64)
 
 
 def to_answer(spec: TeacherSpec, images: np.ndarray, output: Any) -> Answer:
-    """A teacher's output for images (n, 3, size, size) uint8 as it travels.
+    """Convert a teacher's output to the form in which it is sent and stored.
 
     Args:
-        output: in the student's terms, as `TaskNetwork.answer` returns it.
+        spec: teacher and form of its answers.
+        images: (n, 3, size, size) uint8.
+        output: output for the images in the student's terms, as `TaskNetwork.answer` returns it.
 
     Raises:
-        UserError: it is not finite.
+        UserError: the output is not finite.
     """
     network, source = PARTS[spec.task].network, spec.description.source
     if not all(bool(value.isfinite().all()) for value in arrays_of(output)):
@@ -111,13 +120,13 @@ def to_answer(spec: TeacherSpec, images: np.ndarray, output: Any) -> Answer:
 
 
 def arrays_of(output: Any) -> list[Any]:
-    """The tensors, or arrays, of an output or answer."""
+    """List the tensors, or arrays, of an output or answer."""
     values = output if isinstance(output, tuple) else (output,)
     return [value for value in values if value is not None]
 
 
 def to_tensors(soft: SoftTargets, device: torch.device) -> dict[Task, Any]:
-    """Answers as the losses take them: float32, of the tasks that are there."""
+    """Convert answers to the form that the losses take: float32 tensors on a device, by task."""
     return {task: _to_tensors(task, answer, device) for task, answer in soft.items()}
 
 

@@ -1,4 +1,4 @@
-"""The training loop of a Ray Train worker: resume, then step, log, evaluate and checkpoint to the plan's last step."""
+"""Training loop of a Ray Train worker: resume, then step, log, evaluate and checkpoint to the plan's last step."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from time import time
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import ray
 import ray.train
@@ -38,41 +38,46 @@ from multas_ray.train.trainer import Trainer
 
 Batch = TypeVar("Batch", TrainBatch, EvalBatch)
 MIN_STEPS_PER_CHECKPOINT = 50
-"""Steps that an epoch must have for a checkpoint at its end; of shorter ones, steps between two checkpoints."""
+"""Least number of steps between the checkpoints at the ends of epochs."""
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""Errors of storage that a restart would meet again."""
+"""Errors of storage that would occur again after a restart."""
 MAX_IMAGES_NAMED = 20
-"""Images named in an error."""
+"""Largest number of images that an error names."""
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """The driver's order to every worker of a run."""
+    """Order of the driver to every worker of a run."""
 
     config: Config
     attempt: Mapping[str, Any]
-    """See `describe_attempt`."""
+    """Description of this start, see `describe_attempt`."""
     began: float
-    """Seconds of the wall clock, moved back by what earlier attempts took."""
+    """Time of the start in seconds since 1970, moved back by the duration of earlier attempts."""
     classes: Mapping[Task, Sequence[str]]
     """Names of each task's classes."""
     steps_per_epoch: float
     samples: Index
-    """The validation rows to draw."""
+    """Validation rows to draw."""
     teachers: Mapping[Task, TeacherSpec]
-    """Of the distilled tasks."""
+    """Teacher of each distilled task."""
     pool: Handles | None
-    """The teachers' actors; None without a pool."""
+    """Actors of the teachers; None without a pool."""
 
 
-def train_worker(job: WorkerJob) -> dict[str, Any]:
+class WorkerResult(TypedDict):
+    """Result of a worker."""
+
+    final: dict[str, float]
+    """Metrics of the last evaluation."""
+    steps: int
+
+
+def train_worker(job: WorkerJob) -> WorkerResult:
     """Train as one worker of a run.
 
-    Returns:
-        final (metrics of the last evaluation), steps.
-
     Raises:
-        RunError: the run cannot go on: too many bad steps, storage that cannot be written, a worker that hangs.
+        RunError: the run cannot continue: too many bad steps, storage that cannot be written, a worker that hangs.
     """
     config = job.config
     context = ray.train.get_context()
@@ -81,7 +86,7 @@ def train_worker(job: WorkerJob) -> dict[str, Any]:
     try:
         return _train(job, group)
     except RuntimeError as error:
-        # What `torch.distributed` raises.
+        # The type of all errors of `torch.distributed`.
         reason = group.explain(error)
         if reason is None:
             raise
@@ -92,7 +97,7 @@ def train_worker(job: WorkerJob) -> dict[str, Any]:
         raise RunError(f"{config.train.run} cannot be written ({error}); its older checkpoints are intact") from error
 
 
-def _train(job: WorkerJob, group: WorkerGroup) -> dict[str, Any]:
+def _train(job: WorkerJob, group: WorkerGroup) -> WorkerResult:
     config, folder = job.config, StoragePath(job.config.train.run)
     progress = Progress(folder, writes=group.rank == 0)
     progress.starting("first batch")
@@ -105,7 +110,7 @@ def _train(job: WorkerJob, group: WorkerGroup) -> dict[str, Any]:
     nodes = group.gather(worker_location())
     with RunTracker(folder, config, start, job.attempt) if group.rank == 0 else Tracker() as tracker:
         tracker.workers(nodes)
-        run = _Run(job, folder, group, trainer, tracker, rejected)
+        run = _Run(job, group, trainer, tracker, rejected)
         metrics: dict[str, float] = {}
         step = start
         for fed in with_soft_targets(batches, teachers, ahead):
@@ -125,14 +130,14 @@ def _train(job: WorkerJob, group: WorkerGroup) -> dict[str, Any]:
             if saves:
                 run.save(step, metrics if evaluates else {})
         if not metrics:
-            # Trained to its end before, but not concluded.
+            # An earlier attempt trained to the last step, but did not conclude.
             metrics = read_meta(step_folder(folder, step)).metrics or run.evaluate(step)
         tracker.table("final", metrics)
     return {"final": metrics, "steps": step}
 
 
 def _resumed_trainer(job: WorkerJob, folder: StoragePath, start: int) -> Trainer:
-    """The trainer as it is at step `start`: new, or out of the run's checkpoint of that step."""
+    """Build the trainer at step `start`: new, or from the run's checkpoint of that step."""
     config, device = job.config, get_device()
     if start:
         config = config.model_copy(update={"model": config.model.model_copy(update={"pretrained": False})})
@@ -145,10 +150,10 @@ def _resumed_trainer(job: WorkerJob, folder: StoragePath, start: int) -> Trainer
 
 
 def _teachers(job: WorkerJob, trainer: Trainer) -> tuple[Teachers, int]:
-    """Where this worker's soft targets come from, and how many batches ahead they are asked for."""
+    """Return the source of this worker's soft targets, and the number of batches that are requested ahead."""
     if job.pool is not None:
         return PoolClient(job.pool), job.config.teachers.prefetch
-    # Inline teachers are not asked ahead: their work would take the step's threads, or its GPU, from it.
+    # Nothing is requested ahead of inline teachers: their work would take the step's threads, or its GPU, from it.
     if job.config.teachers.placement == "inline" and job.teachers:
         return InlineTeachers({task: spec.load(str(trainer.device)) for task, spec in job.teachers.items()}), 0
     if job.config.teachers.placement == "ema":
@@ -157,33 +162,32 @@ def _teachers(job: WorkerJob, trainer: Trainer) -> tuple[Teachers, int]:
 
 
 class _Run:
-    """The work of a run beside its steps. Every worker calls every method."""
+    """Work of a run beside its steps. Every worker calls every method."""
 
     def __init__(
-        self,
-        job: WorkerJob,
-        folder: StoragePath,
-        group: WorkerGroup,
-        trainer: Trainer,
-        tracker: Tracker,
-        rejected: "_Rejected",
+        self, job: WorkerJob, group: WorkerGroup, trainer: Trainer, tracker: Tracker, rejected: "_Rejected"
     ) -> None:
-        self.job, self.config, self.folder = job, job.config, folder
+        """Start to measure."""
+        self.job, self.config, self.folder = job, job.config, StoragePath(job.config.train.run)
         self.group, self.trainer, self.tracker, self.rejected = group, trainer, tracker, rejected
         self.monitor = PoolMonitor(job.pool or {} if group.rank == 0 else {})
         self.meter = Meter()
 
     def note_bad_step(self, step: int, ids: list[str], finite: bool) -> None:
-        """Log a step that was skipped, and stop if there have been too many.
+        """Log a step that was skipped.
 
         Args:
+            step: number of steps so far, with this one.
             ids: this worker's images.
-            finite: whether this worker's losses were.
+            finite: whether this worker's losses were finite.
+
+        Raises:
+            RunError: more steps were skipped than allowed.
         """
         per_rank = self.group.gather((ids, finite))
         # Images of the ranks whose own loss was not finite; of all ranks if only the gradient was not.
         suspects = [images for images, fine in per_rank if not fine] or [images for images, _ in per_rank]
-        images = [image for each in suspects for image in each]
+        images = list(chain.from_iterable(suspects))
         self.tracker.bad_step(step, images)
         count, allowed = self.trainer.bad_steps, self.config.train.max_bad_steps
         if count > allowed:
@@ -195,7 +199,7 @@ class _Run:
             )
 
     def log(self, step: int) -> None:
-        """Write a line of metrics over the steps since the last one."""
+        """Log the metrics of the steps since the last line."""
         meter, trainer = self.meter, self.trainer
         losses = named_losses(meter.losses(self.group.workers, trainer.device), trainer.weights) if meter.taken else {}
         per_rank = self.group.gather((meter.local_s, self.rejected.take()))
@@ -217,7 +221,7 @@ class _Run:
         """Score the moving average on the validation split, log the metrics and draw samples."""
         network = self.trainer.ema.model
         if dist.is_initialized():
-            # Workers' batch statistics differ between steps: rank 0's count.
+            # Workers' batch statistics differ between steps: those of rank 0 are scored.
             for value in network.state_dict().values():
                 dist.broadcast(value, 0)
         batches = self.rejected.watch(read_batches(ray.train.get_dataset_shard("val")))
@@ -234,9 +238,9 @@ class _Run:
         return metrics
 
     def save(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write a checkpoint, and delete those that it makes superfluous: the work of rank 0."""
+        """Write a checkpoint, and delete those that it makes superfluous, on rank 0; restart the clock on all ranks."""
         if self.group.rank == 0:
-            # A run that resumes here must find the curve up to here.
+            # A run that resumes from this step needs the curve up to it.
             self.tracker.flush()
             network = self.trainer.network
             meta = Meta(
@@ -256,25 +260,34 @@ class _Run:
 
 
 class _Rejected:
-    """Rows that this worker's streams left out since they were asked for last."""
+    """Rows that this worker's streams have left out since the last `take`."""
 
     def __init__(self) -> None:
+        """Start with none."""
         self.rows: list[dict[str, str]] = []
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, after a look at what they leave out."""
+        """Yield the batches, and collect the rows that they leave out."""
         for batch in batches:
             self.rows += [row._asdict() for row in batch.rejected]
             yield batch
 
     def take(self) -> list[dict[str, str]]:
-        """The rows, each told once."""
+        """Return the collected rows, and forget them."""
         rows, self.rows = self.rows, []
         return rows
 
 
 def first_step(batches: Iterator[TrainBatch], total: int) -> tuple[Iterator[TrainBatch], int]:
-    """The stream, and the step that its first batch belongs to: the plan decides where a run goes on."""
+    """Find the step from which a run resumes: that of the stream's first batch, as `start_step` has decided.
+
+    Args:
+        batches: training stream.
+        total: number of steps of the run: the step to resume from if the stream is empty.
+
+    Returns:
+        The whole stream, and the step.
+    """
     first = next(batches, None)
     if first is None:
         return batches, total
@@ -282,7 +295,11 @@ def first_step(batches: Iterator[TrainBatch], total: int) -> tuple[Iterator[Trai
 
 
 def check_position(batch: TrainBatch, step: int, rank: int) -> None:
-    """Stop before training on a batch that is another step's or another worker's."""
+    """Check that a batch is that of this step and worker.
+
+    Raises:
+        RuntimeError: it is another's.
+    """
     part = batch.part
     if part.step != step or part.rank != rank:
         raise RuntimeError(
@@ -296,12 +313,19 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def checkpoint_due(step: int, steps_per_epoch: float, every: int | None) -> bool:
-    """Whether an epoch has just ended, or `every` steps; an epoch counts as MIN_STEPS_PER_CHECKPOINT steps at least."""
+    """Return whether a checkpoint is due after a step.
+
+    Args:
+        step: number of steps so far.
+        steps_per_epoch: length of an epoch; a checkpoint is due at its end. Shorter ones than MIN_STEPS_PER_CHECKPOINT
+            count as that long.
+        every: number of steps after which a checkpoint is due too; None for none.
+    """
     epoch = max(steps_per_epoch, MIN_STEPS_PER_CHECKPOINT)
     return int(step / epoch) > int((step - 1) / epoch) or _due(step, every)
 
 
 def worker_location() -> dict[str, Any]:
-    """Where this worker runs."""
+    """Return the place of this worker: address and id of its node, and process id."""
     context = ray.get_runtime_context()
     return {"node": ray.util.get_node_ip_address(), "node_id": context.get_node_id(), "pid": os.getpid()}

@@ -1,4 +1,4 @@
-"""The driver of a training run: checks everything first, then lets Ray Train do the work and writes the result."""
+"""Driver of a training run: checks everything first, then lets Ray Train do the work and writes the result."""
 
 import contextlib
 import json
@@ -36,17 +36,17 @@ from multas_ray.teacher.selection import SelectDistilled, select_rows
 from multas_ray.teacher.specs import teacher_specs
 from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
 from multas_ray.teacher.teacher import TeacherSpec
-from multas_ray.train.loop import WorkerJob, train_worker
+from multas_ray.train.loop import WorkerJob, WorkerResult, train_worker
 from multas_ray.train.provenance import describe_attempt, record_attempt
 from multas_ray.train.resume import prepare_folder, start_step, trained_precision
 from multas_ray.train.tracking import Progress, log_error
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Train as configured, or go on with what the run folder holds; a finished run is not run again.
+    """Train as configured, or resume the run in the run folder; a finished run is not run again.
 
     Returns:
-        What `result.json` holds: final and best metrics, steps, seconds, checkpoint.
+        Content of `result.json`, see `run_folder.Result`.
 
     Raises:
         UserError: configuration, data, teachers or run folder cannot be used.
@@ -58,8 +58,8 @@ def train(config: Config) -> dict[str, Any]:
     check_student(config, info)
     precise = resolve_precision(config, trained_precision(run, config))
     specs = teacher_specs(precise, info)
-    # The run folder keeps `auto` where that was asked, and which teachers it came to.
-    asked, config = (resolve_networks(each, specs) for each in (config, precise))
+    # The run folder has the precision as the user wrote it, `auto` too, and the teachers that were found.
+    written, config = (resolve_networks(each, specs) for each in (config, precise))
     plan = plan_run(config, specs)
     validation = EvaluationPlan(
         read_index(config.data.path, config.data.val), config.evaluate.batch_size, config.data.eval_size
@@ -67,7 +67,7 @@ def train(config: Config) -> dict[str, Any]:
     for task in config.model.tasks:
         if not len(validation.index.rows([task, "both"])):
             raise UserError(f"data.val: split '{config.data.val}' has no row annotated for {task}, which is trained")
-    finished = prepare_folder(run, asked)
+    finished = prepare_folder(run, written)
     if finished is not None:
         return finished
     warn_if_passing("train.run", config.train.run)
@@ -75,7 +75,7 @@ def train(config: Config) -> dict[str, Any]:
     newest, _ = newest_checkpoint(run)
     before = None if newest is None else read_meta(newest)
     start = 0 if before is None else before.step
-    # The wall clock, as workers on other nodes read it too.
+    # Wall clock, which workers on other nodes read too.
     began = time() - (0 if before is None else before.seconds)
     attempt = describe_attempt(start, {"train": plan.index, "val": validation.index}, specs, config.train.precision)
     if start:
@@ -86,9 +86,9 @@ def train(config: Config) -> dict[str, Any]:
     check_placement(asks(config))
     record_attempt(run, attempt)
     for task in specs:
-        whole = config.distill.of(task).needs_dense()
-        if config.distill.targets == "packed" and whole:
-            print(f"distill.targets: {task} stays dense, which distill.{task}.{whole[0]} needs", flush=True)
+        dense = config.distill.of(task).needs_dense()
+        if config.distill.targets == "packed" and dense:
+            print(f"distill.targets: {task} stays dense, which distill.{task}.{dense[0]} needs", flush=True)
     pooled = specs and config.teachers.placement == "pool"
     if pooled:
         progress.starting("teachers")
@@ -108,10 +108,14 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
-    """The plan of the configured run, over the rows that its losses can use.
+    """Lay the plan of the configured run, over the rows that its losses can use.
+
+    Args:
+        config: configuration of the run.
+        specs: teacher of each distilled task.
 
     Raises:
-        UserError: no row is of use, or the store of soft targets does not fit or is not whole.
+        UserError: no row is usable, or the store of soft targets does not fit or is incomplete.
     """
     index = read_index(config.data.path, config.data.train)
     return lay_plan(
@@ -129,6 +133,7 @@ def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
 
 
 def _stored_views(config: Config, specs: Mapping[Task, TeacherSpec], index: Index) -> Replay | None:
+    """Return the augmentations of the store of soft targets; None without a store."""
     path = config.teachers.store
     if config.teachers.placement != "stored" or path is None:
         return None
@@ -140,7 +145,7 @@ def _stored_views(config: Config, specs: Mapping[Task, TeacherSpec], index: Inde
 
 
 def _is_usable(config: Config, annotated: Collection[Task]) -> bool:
-    """Whether some loss can use rows that are annotated for these tasks."""
+    """Return whether some loss can use rows that are annotated for these tasks."""
     supervised = any(task in annotated for task in config.model.tasks)
     distilled = any(
         select_rows(config.distill.of(task).on, np.array([task in annotated])).all()
@@ -150,18 +155,21 @@ def _is_usable(config: Config, annotated: Collection[Task]) -> bool:
 
 
 def check_student(config: Config, info: DatasetInfo) -> None:
-    """Refuse a network that cannot be built, before anything is started.
+    """Check that the network can be built, before anything starts.
 
     Raises:
-        UserError: there is no such network, or its weak annotation cannot be made of these classes.
+        UserError: there is no such network, or its weak annotation cannot be made from these classes.
     """
     MultiTaskNet(config.model, info.classes)
     WeakAnnotations(config, info)
 
 
 def resolve_networks(config: Config, specs: Mapping[Task, TeacherSpec]) -> Config:
-    """The configuration with what follows from the teachers: their checkpoints' folders, which all actors must load,
-    also those that start in another folder, and the width of the student's adapters."""
+    """Return the configuration with the settings that follow from the teachers.
+
+    These are the folders of their checkpoints, which all actors must load, also those that start in another folder, and
+    the width of the student's adapters.
+    """
     teachers: dict[str, TeacherConfig] = {}
     for task, spec in specs.items():
         teachers[task] = TeacherConfig(checkpoint=spec.description.source)
@@ -175,17 +183,18 @@ def resolve_networks(config: Config, specs: Mapping[Task, TeacherSpec]) -> Confi
 
 
 def cpus_needed(config: Config) -> int:
-    """Logical CPUs that a run asks of Ray."""
+    """Return the number of logical CPUs that a run reserves."""
     teachers = len(config.distilled_tasks()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
-    asked = (
+    reserved = (
         config.train.most_workers * config.train.resources.cpu,
         teachers * config.teachers.resources.cpu,
         (config.data.workers or data_tasks()) * config.data.resources.cpu,
     )
-    return math.ceil(sum(asked))
+    return math.ceil(sum(reserved))
 
 
 def _trainer(job: WorkerJob, info: DatasetInfo, plan: Plan, validation: EvaluationPlan) -> Callable[[], TorchTrainer]:
+    """Return a function that makes the trainer of Ray Train: one serves for a single start of the controller."""
     config = job.config
     run = StoragePath(config.train.run)
     parallel = config.data.workers or data_tasks()
@@ -211,7 +220,7 @@ def _trainer(job: WorkerJob, info: DatasetInfo, plan: Plan, validation: Evaluati
                 | resources.custom,
                 label_selector=resources.labels or None,
             ),
-            # Ray Train hands them on to `PlannedData` as they are.
+            # Ray Train passes them on to `PlannedData` unchanged.
             datasets=streams,
             dataset_config=PlannedData(parallel, config.data.resources),
             run_config=RunConfig(
@@ -227,11 +236,12 @@ def _trainer(job: WorkerJob, info: DatasetInfo, plan: Plan, validation: Evaluati
     return build
 
 
-def _fit(build: Callable[[], TorchTrainer], retries: int) -> dict[str, Any]:
+def _fit(build: Callable[[], TorchTrainer], retries: int) -> WorkerResult:
     """Run to the end. Ray restarts workers; a controller that died is started again here."""
     for attempt in range(retries + 1):
         try:
-            return build().fit().return_value
+            result: WorkerResult = build().fit().return_value
+            return result
         except (ControllerError, ray.exceptions.ActorDiedError) as error:
             if attempt == retries or isinstance(root_cause(error), NOT_RETRYABLE):
                 raise
@@ -249,28 +259,33 @@ NOT_RETRYABLE = (
     AssertionError,
     ArithmeticError,
 )
-"""What a restart cannot change: what was found to be so, and mistakes in the program."""
+"""Errors that would occur again after a restart: of the run's input, and mistakes in the program."""
 
 
 class ReportAndFailFast(UserCallback):
-    """Reports on a run while it goes on, puts workers' failures on record, and ends what a restart would not help."""
+    """Callback of Ray Train's controller: writes a report, logs failures, ends a run that a restart would not help."""
 
     def __init__(self, run: StoragePath) -> None:
+        """Take the run folder."""
         self.run = run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called in Ray Train's controller after an evaluation: a report is there while the run goes on."""
-        # What cannot be written now, the workers find out too, who can say it.
+        """Write the report of the unfinished run after an evaluation."""
+        # Best effort: a full disk is reported by the workers.
         with contextlib.suppress(OSError):
             run_report(self.run)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called in Ray Train's controller, which ends the run if this raises."""
+        """Log the failures of workers.
+
+        Raises:
+            Exception: a failure that would occur again, which ends the run.
+        """
         final = None
         for rank, error in sorted(worker_exceptions.items()):
             cause = root_cause(error)
             headline = f"rank {rank}: {type(cause).__name__}: {first_line(cause)}"
-            # A full disk must not hide what has happened.
+            # A full disk must not hide the failure.
             with contextlib.suppress(OSError):
                 log_error(self.run, headline, "".join(traceback.format_exception(cause)))
             if isinstance(cause, NOT_RETRYABLE) and not isinstance(final, UserError | RunError):
@@ -279,13 +294,16 @@ class ReportAndFailFast(UserCallback):
             raise final
 
 
-def conclude(run: StoragePath, outcome: dict[str, Any], seconds: float) -> dict[str, Any]:
+def conclude(run: StoragePath, outcome: WorkerResult, seconds: float) -> dict[str, Any]:
     """Write `result.json` and `report.html` of a finished run.
 
     Args:
-        run: its folder.
-        outcome: what `train_worker` returns.
-        seconds: wall time of all its attempts, up to an interrupted one's last checkpoint.
+        run: run folder.
+        outcome: result of the workers.
+        seconds: wall time of all attempts; an interrupted one counts up to its last checkpoint.
+
+    Returns:
+        Content of `result.json`, see `run_folder.Result`.
     """
     best = read_meta(find_checkpoint(run))
     scored = [line for line in read_metrics(run) if "score" in line]

@@ -1,4 +1,4 @@
-"""One training step's loss: of any mixture of task masks, divided by counts of the whole global batch."""
+"""Loss of a training step: for any mixture of task masks, divided by counts of the whole global batch."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -20,13 +20,14 @@ from multas_ray.tasks.terms import Term
 def loss_terms(
     model: nn.Module, batch: TrainBatch, soft: Mapping[Task, Any], config: Config, device: torch.device
 ) -> dict[str, Term]:
-    """Forward pass and this worker's share of every loss. Heads run only on rows that some loss uses.
+    """Run the forward pass, and compute this worker's share of every loss. Heads run only on rows that a loss uses.
 
     Args:
-        model: a `MultiTaskNet`, wrapped for DDP or not.
-        batch: of the data stream.
-        soft: the teachers' answers for the rows `batch.distil`, as tensors; none of a task without such rows.
-        device: the model's.
+        model: `MultiTaskNet`, wrapped for DDP or not.
+        batch: batch of the training stream.
+        soft: answers of each task's teacher for the rows `batch.distil`, as tensors; absent without such rows.
+        config: configuration of the run.
+        device: device of the model.
 
     Raises:
         UserError: a teacher's answer has another shape than the student's.
@@ -56,10 +57,11 @@ def loss_terms(
 
 
 def _used_rows(batch: TrainBatch, task: Task) -> np.ndarray:
-    """(n,) int64: the rows of a batch that some loss of a task uses."""
+    """Return the rows of a batch that some loss of a task uses, (n,) int64."""
     weak = [batch.weak[task].rows] if task in batch.weak else []
     distilled = [batch.distil[task]] if task in batch.distil else []
-    return reduce(np.union1d, (*weak, *distilled), batch.truth[task].rows)
+    rows: np.ndarray = reduce(np.union1d, (*weak, *distilled), batch.truth[task].rows)
+    return rows
 
 
 def _on_device(some: Some[Any], device: torch.device) -> Some[Any]:
@@ -67,7 +69,7 @@ def _on_device(some: Some[Any], device: torch.device) -> Some[Any]:
 
 
 def term_weights(config: Config) -> dict[str, float]:
-    """Weight of each published loss in the total."""
+    """Return the weight of each published loss in the total."""
     return {
         "det_box": config.loss.det,
         "det_cls": config.loss.det,
@@ -81,18 +83,26 @@ def term_weights(config: Config) -> dict[str, float]:
 
 
 def public_name(term: str) -> str:
-    """The name a term is published under: kd_det_guided_cls, say, is part of kd_det."""
+    """Return the name under which a term is published: kd_det_guided_cls, for instance, is part of kd_det."""
     return "_".join(term.split("_")[:2]) if term.startswith(("kd_", "weak_")) else term
 
 
 def total_loss(
     terms: Mapping[str, Term], weights: Mapping[str, float], workers: int
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The loss to run backward from, each term's share of its global value, and the number of workers one of whose
-    terms is not finite.
+    """Add up the terms, each divided by its count over all workers; all workers call it.
 
-    Every term is this worker's sum divided by the count over all workers. DDP takes the mean of the workers'
-    gradients, so the total is multiplied by their number: the result is the gradient of the whole batch's loss.
+    DDP takes the mean of the workers' gradients, so the total is multiplied by their number: the result is the gradient
+    of the whole batch's loss.
+
+    Args:
+        terms: this worker's terms.
+        weights: weight of each published loss.
+        workers: number of workers.
+
+    Returns:
+        Loss to run backward from; each term's share of its global value, without gradient; number of workers with a
+        term that is not finite.
     """
     # Every worker has the same terms in the same order: the configuration alone decides.
     counts = [at_least_float32(term.count.detach()).reshape(-1) for term in terms.values()]
@@ -107,8 +117,13 @@ def total_loss(
 
 
 def named_losses(shares: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """The total, and the losses that make it up under their published names."""
-    losses: dict[str, Any] = {"loss/total": sum(weights[public_name(name)] * value for name, value in shares.items())}
+    """Return the total, and the losses that make it up under their published names.
+
+    Args:
+        shares: value of each term.
+        weights: weight of each published loss.
+    """
+    losses: dict[str, float] = {"loss/total": sum(weights[public_name(name)] * value for name, value in shares.items())}
     for name, value in shares.items():
         public = f"loss/{public_name(name)}"
         losses[public] = losses.get(public, 0.0) + value

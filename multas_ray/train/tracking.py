@@ -1,4 +1,4 @@
-"""Metrics, pictures and troubles of a run, written while it trains: to its folder and to Weights & Biases.
+"""Metrics, pictures and problems of a run, written while it trains: to its folder and to Weights & Biases.
 
 Rank 0 only.
 """
@@ -41,9 +41,10 @@ REWRITE_S = 15.0
 
 
 class Tracker:
-    """The tracker of every rank but 0: it writes nothing."""
+    """Tracker of every rank but 0: it writes nothing."""
 
     def __init__(self) -> None:
+        """Start with no rejected rows."""
         self.rejected: dict[str, Mapping[str, Any]] = {}
         """Rows that cannot be used, by image id."""
 
@@ -51,16 +52,16 @@ class Tracker:
         """Write one line of metrics."""
 
     def workers(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Write where each rank runs."""
+        """Write the place of each worker, by rank."""
 
     def bad_step(self, step: int, images: Iterable[str]) -> None:
-        """Write that a step was skipped, and the images that may be why."""
+        """Write that a step was skipped, and the images that may be the cause."""
 
     def reject(self, rows: Iterable[Mapping[str, str]]) -> None:
-        """Write rows that cannot be decoded, each image once."""
+        """Write rows that cannot be used, each image once."""
 
     def samples(self, step: int, draw: "Callable[[], Samples]") -> None:
-        """Draw the pictures of an evaluation and write them: as one PNG and, in W&B, as a table with a row an image."""
+        """Draw the pictures of an evaluation and write them: as one PNG, and in W&B as a table with a row an image."""
 
     def table(self, name: str, metrics: Mapping[str, float]) -> None:
         """Write metrics as the W&B run's summary and as a table."""
@@ -69,18 +70,19 @@ class Tracker:
         """Write all lines of metrics that wait."""
 
     def __enter__(self) -> "Tracker":
+        """Return the tracker."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        pass
+        """Close nothing."""
 
 
 class RunTracker(Tracker):
-    """The tracker of rank 0: it appends to a run's metrics file and, unless disabled, to its W&B run.
+    """Tracker of rank 0: it appends to a run's metrics file and, unless disabled, to its W&B run.
 
-    A run that resumes from step `start` keeps its lines up to there and drops later ones: one curve.
+    A run that resumes from step `start` drops the lines after it, so that there is one curve.
     """
 
     def __init__(self, run: StoragePath, config: Config, start: int, attempt: Mapping[str, Any]) -> None:
@@ -105,12 +107,12 @@ class RunTracker(Tracker):
             self.wandb.log({"step": step, **metrics}, step=step)
 
     def workers(self, nodes: Sequence[Mapping[str, Any]]) -> None:
-        """Log where each worker runs, by rank."""
+        """Write the place of each worker, by rank, to workers.jsonl."""
         lines = [json.dumps({"rank": rank, **node}) for rank, node in enumerate(nodes)]
         (self.run / WORKERS).write_text("\n".join(lines) + "\n")
 
     def bad_step(self, step: int, images: Iterable[str]) -> None:
-        """Log a step that was not taken, and the images that may be the cause."""
+        """Log a step that was skipped, and the images that may be the cause."""
         self.bad_steps.add({"step": step, "images": sorted(images)})
         self.bad_steps.flush()
 
@@ -123,7 +125,7 @@ class RunTracker(Tracker):
         (self.run / REJECTED).append_text("".join(json.dumps(row) + "\n" for row in new.values()))
 
     def samples(self, step: int, draw: "Callable[[], Samples]") -> None:
-        """See `Tracker`."""
+        """Draw the pictures of an evaluation, and write them to the run folder and to W&B."""
         samples = draw()
         picture = samples.picture()
         if picture is None:
@@ -136,7 +138,7 @@ class RunTracker(Tracker):
             from multas_ray.report.pictures import with_legend
 
             rows = [
-                [name, *(wandb.Image(with_legend(each, samples.palette).permute(1, 2, 0).numpy()) for each in row)]
+                [name, *(wandb.Image(with_legend(cell, samples.palette).permute(1, 2, 0).numpy()) for cell in row)]
                 for name, row in zip(samples.image_ids, samples.rows, strict=True)
             ]
             self.wandb.log({"samples": wandb.Table(columns=["image", *COLUMNS], data=rows)}, step=step)
@@ -152,7 +154,7 @@ class RunTracker(Tracker):
             )
 
     def flush(self) -> None:
-        """See `Tracker`."""
+        """Write all lines of metrics that wait."""
         self.metrics.flush()
 
     def __exit__(
@@ -216,19 +218,24 @@ class Progress:
     """
 
     def __init__(self, run: StoragePath, writes: bool = True) -> None:
-        """Args: writes, false on every rank but 0."""
+        """Open the file.
+
+        Args:
+            run: run folder.
+            writes: whether this process writes; false on every rank but 0.
+        """
         self.writes = writes
         self.file = run / PROGRESS
         self.every = 1.0 if run.local else REWRITE_S
         self.written = 0.0
 
     def starting(self, what: str) -> None:
-        """Write what is being started."""
+        """Write the name of the part that is being started."""
         if self.writes:
             self._write({"starting": what})
 
     def step(self, step: int, first: bool = False) -> None:
-        """Write down a step that has been taken, unless another has been just now; the first one in any case."""
+        """Write the number of a step that has been taken, unless one was just written; the first one in any case."""
         if self.writes and (first or monotonic() - self.written >= self.every):
             self._write({"step": step})
 

@@ -1,4 +1,4 @@
-"""The network and all that changes with it from step to step. Plain PyTorch, in one process or in several."""
+"""Network, optimiser and moving average, and their step. Plain PyTorch, in one process or in several."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,21 +22,21 @@ from multas_ray.train.step import loss_terms, term_weights, total_loss
 
 @dataclass
 class StepOutcome:
-    """What one step did on this worker."""
+    """Outcome of a step on this worker."""
 
     shares: dict[str, Tensor]
-    """Each loss's share (see `total_loss`)."""
+    """Share of each loss, see `total_loss`."""
     status: Literal["taken", "rescaled", "bad"]
-    """`bad` where the loss of some worker or the gradient was not finite: nothing has changed then, on any worker.
-    `rescaled` where the gradient overflowed float16: the step is skipped too, and the scaler lowers its scale."""
+    """`bad`: the loss of some worker or the gradient was not finite, and nothing has changed on any worker. `rescaled`:
+    the gradient overflowed float16; the step is skipped too, and the scaler lowers its scale."""
     finite: bool
     """Whether this worker's own losses were finite."""
     forward_s: float
-    """Seconds of the work that waits for no other worker."""
+    """Seconds of the forward pass and the losses, in which a worker waits for no other."""
 
 
 class Trainer:
-    """Network, optimiser, moving average and their step."""
+    """Network, optimiser, loss scaler and moving average of a run."""
 
     def __init__(
         self,
@@ -48,14 +48,17 @@ class Trainer:
         """Build everything from the configuration's seed.
 
         Args:
-            wrap: moves the network to the device and, where there are several workers, makes it a DDP module.
+            config: configuration of the run.
+            classes: names of each task's classes.
+            device: device of the training.
+            wrap: function that moves the network to the device and, with several workers, makes it a DDP module.
         """
         self.config = config
         self.device = device
         torch.manual_seed(config.train.seed)
         network = MultiTaskNet(config.model, classes)
         self.model = wrap(network)
-        # DDP keeps the network that it wraps as `module`.
+        # DDP has the wrapped network as `module`.
         self.network: MultiTaskNet = network if self.model is network else self.model.module  # type: ignore[assignment]
         self.network.config.pretrained = False
         self.optimizer = build_optimizer(self.network, config.optim)
@@ -63,10 +66,10 @@ class Trainer:
         self.ema = Ema(self.network, config.optim)
         self.weights = term_weights(config)
         self.bad_steps = 0
-        """Steps so far that were not taken."""
+        """Number of steps so far that were skipped as bad."""
 
     def state(self) -> dict[str, Any]:
-        """All that a run needs to go on."""
+        """Return everything that a run needs to resume."""
         return {
             "model": self.network.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -76,20 +79,24 @@ class Trainer:
         }
 
     def load(self, state: Mapping[str, Any], source: str) -> None:
-        """Go on from a `state`.
+        """Resume from a state.
+
+        Args:
+            state: result of `state`.
+            source: name of the state in errors.
 
         Raises:
-            UserError: it is of another network or optimiser, or broken; names the source.
+            UserError: the state is broken, or of another network or optimiser; names the source.
         """
-        own = self.state()
-        lacking = sorted(own.keys() - state.keys())
-        if lacking:
-            raise UserError(f"{source}: not a run's state: lacks {', '.join(lacking)}")
+        current = self.state()
+        missing = sorted(current.keys() - state.keys())
+        if missing:
+            raise UserError(f"{source}: not a run's state: lacks {', '.join(missing)}")
         load_weights(self.network, state["model"], source)
         load_weights(self.ema.model, state["ema"], source)
         load_optimizer(self.optimizer, state["optimizer"], source)
         scaler, bad_steps = state["scaler"], state["bad_steps"]
-        if not isinstance(scaler, dict) or scaler.keys() != own["scaler"].keys() or not _counts(*scaler.values()):
+        if not isinstance(scaler, dict) or scaler.keys() != current["scaler"].keys() or not _counts(*scaler.values()):
             raise UserError(f"{source}: its loss scale is none, or of another train.precision")
         if not _counts(bad_steps):
             raise UserError(f"{source}: bad_steps is no number: {quoted(bad_steps)}")
@@ -100,9 +107,10 @@ class Trainer:
         """Take one optimiser step on this worker's part of a global batch; all workers call it.
 
         Args:
-            batch: of the data stream.
-            soft: the soft targets of the rows `batch.distil`.
-            step: counted from 0.
+            batch: batch of the training stream.
+            soft: soft targets of the rows `batch.distil`.
+            step: number of the step, counted from 0.
+            workers: number of workers.
         """
         clock = _Clock(self.device)
         optim = self.config.optim
@@ -117,10 +125,10 @@ class Trainer:
         self.scaler.scale(total).backward()
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
-        # Of gradients that all workers share: all come to the same decision.
+        # The gradients are those of all workers by now, so all workers decide alike.
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        own = torch.stack([share.isfinite().all() for share in shares.values()]).all()
-        finite, loss_ok, gradient_ok = torch.stack([own, bad_workers == 0, norm.isfinite()]).tolist()
+        local_ok = torch.stack([share.isfinite().all() for share in shares.values()]).all()
+        finite, loss_ok, gradient_ok = torch.stack([local_ok, bad_workers == 0, norm.isfinite()]).tolist()
         status: Literal["taken", "rescaled", "bad"] = "taken"
         if loss_ok and gradient_ok:
             if optim.clip_norm is not None:
@@ -140,7 +148,7 @@ class Trainer:
 
     @torch.no_grad()
     def _forget_statistics(self) -> None:
-        """Put batch statistics that a bad forward pass has spoilt back to their moving average."""
+        """Reset batch statistics that are not finite after a bad forward pass to their moving average."""
         average = dict(self.ema.model.named_buffers())
         for name, buffer in self.network.named_buffers():
             if not buffer.isfinite().all():
@@ -148,24 +156,26 @@ class Trainer:
 
 
 def _counts(*values: object) -> bool:
-    """Whether these are numbers from 0 on."""
+    """Return whether all values are finite numbers from 0 on."""
     return all(isinstance(value, int | float) and 0 <= value < math.inf for value in values)
 
 
 class _Clock:
-    """Takes the time of work on a device, without waiting for it."""
+    """Clock for work on a device, which never waits for the work."""
 
     def __init__(self, device: torch.device) -> None:
+        """Start the clock."""
         self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device.type == "cuda" else []
         self.began = self.ended = perf_counter()
         for event in self.events[:1]:
             event.record()
 
     def stop(self) -> None:
+        """Stop the clock."""
         self.ended = perf_counter()
         for event in self.events[1:]:
             event.record()
 
     def seconds(self) -> float:
-        """What lay between start and stop; on a GPU, after something else has waited for both."""
+        """Return the seconds between start and stop. On a GPU, both must have been reached: something waits before."""
         return self.events[0].elapsed_time(self.events[1]) / 1000 if self.events else self.ended - self.began
