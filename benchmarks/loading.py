@@ -22,7 +22,7 @@ from multas_ray.data.packing import pack
 from multas_ray.data.plan import Plan, lay_plan, mix
 from multas_ray.data.read import decode, read_row
 from multas_ray.data.schema import TASK_MASKS
-from multas_ray.data.stream import read_batches, stream, stream_options
+from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
 from multas_ray.data.transforms import Augment, Sample
 from multas_ray.errors import RunError
 from multas_ray.run_folder import read_metrics
@@ -84,7 +84,7 @@ def _one_thread(_: int) -> None:
 
 def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
     """Numbers of images of the training stream's batches, as a worker reads them."""
-    dataset = stream(plan, 1, augment=augment, parallel=PROCESSES, resources=Resources(cpu=0.25))
+    dataset = stream(PlannedStream(plan, augment=augment), 1, parallel=PROCESSES, resources=Resources(cpu=0.25))
     dataset.context.execution_options = stream_options(plan, 1, PROCESSES)
     (shard,) = dataset.streaming_split(1, equal=True)
     for batch in read_batches(shard):
