@@ -14,8 +14,8 @@ from multas_ray.tasks.detection.matching import overlaps
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.rows import UnitBoxes
 
-SURE, SEPARATE = 0.5, 0.5
-"""Lowest probability of a prediction that counts, and its largest IoU with a surer one of its class."""
+MIN_PROBABILITY, MAX_IOU = 0.5, 0.5
+"""Lowest probability of a prediction that counts, and its largest IoU with a more confident one of its class."""
 MAX_PREDICTIONS = 50
 """Largest number of predictions of an image."""
 MIN_CONTAINED = 0.8
@@ -63,9 +63,9 @@ def sure_boxes(cls: Tensor, box: Tensor, anchors: Tensor) -> tuple[Tensor, Tenso
     places, labels = pairs // classes, pairs % classes
     codes = box.float().gather(1, places[..., None].expand(-1, -1, 4))
     boxes = decode(codes.flatten(0, 1), anchors[places.flatten()]).clamp(0, 1).unflatten(0, places.shape)
-    rows, columns = torch.nonzero(scores > SURE, as_tuple=True)
+    rows, columns = torch.nonzero(scores > MIN_PROBABILITY, as_tuple=True)
     groups = rows * classes + labels[rows, columns]
-    separate = batched_nms(boxes[rows, columns], scores[rows, columns], groups, SEPARATE)
+    separate = batched_nms(boxes[rows, columns], scores[rows, columns], groups, MAX_IOU)
     sure = torch.zeros_like(scores, dtype=torch.bool)
     sure[rows[separate], columns[separate]] = True
     return boxes, labels.masked_fill(~sure, -1)
