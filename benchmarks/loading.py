@@ -25,7 +25,7 @@ from multas_ray.data.packing import pack
 from multas_ray.data.plan import Plan, lay_plan, mix
 from multas_ray.data.read import decode, read_row
 from multas_ray.data.schema import TASK_MASKS
-from multas_ray.data.stream import read_batches, stream, stream_options
+from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
 from multas_ray.data.transforms import Augment, Sample
 from multas_ray.errors import RunError
 from multas_ray.run_folder import read_metrics
@@ -81,7 +81,7 @@ def plain_batches(dataset: PlainDataset) -> Iterator[int]:
     )
     while True:
         for batch in loader:
-            yield len(batch["images"])
+            yield len(batch.images)
 
 
 def _one_thread(_: int) -> None:
@@ -90,11 +90,11 @@ def _one_thread(_: int) -> None:
 
 def stream_batches(plan: Plan, augment: AugmentConfig) -> Iterator[int]:
     """Load batches of the training stream as a worker does; yield the number of images of each."""
-    dataset = stream(plan, 1, augment=augment, parallel=PROCESSES, resources=Resources(cpu=0.25))
+    dataset = stream(PlannedStream(plan, augment=augment), 1, parallel=PROCESSES, resources=Resources(cpu=0.25))
     dataset.context.execution_options = stream_options(plan, 1, PROCESSES)
     (shard,) = dataset.streaming_split(1, equal=True)
     for batch in read_batches(shard):
-        yield len(batch["images"])
+        yield len(batch.images)
 
 
 def images_per_s(start: Callable[[], Iterator[int]]) -> float:

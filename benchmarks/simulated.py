@@ -28,7 +28,7 @@ from multas_ray.config import AugmentConfig, Resources, Task, TeachersConfig
 from multas_ray.data.batch import TrainBatch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import lay_plan
-from multas_ray.data.stream import read_batches, stream, stream_options
+from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
 from multas_ray.tasks.detection.anchors import anchors
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.teacher.feed import with_soft_targets
@@ -138,7 +138,8 @@ def simulate(path: str, size: int, workers: int, cases: Sequence[Case], parallel
         sizes=[size],
         window=16,
     )
-    source = partial(stream, plan, workers, augment=AugmentConfig(), parallel=parallel, resources=Resources(cpu=0.25))
+    planned = PlannedStream(plan, augment=AugmentConfig())
+    source = partial(stream, planned, workers, parallel=parallel, resources=Resources(cpu=0.25))
     # Not `asdict`, which would copy the actors' handles.
     settings = {"cases": [vars(case) for case in cases]}
     with TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ from multas_ray.cli import Parser, run_job
 
 
 def main() -> None:
+    """Run a study, and write what it found."""
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the study")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, and what they need")

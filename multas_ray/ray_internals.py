@@ -1,6 +1,6 @@
-"""Everything that touches Ray's internals: names that Ray documents nowhere and may change in any release.
+"""All uses of Ray's internals: names that Ray does not document and may change in any release.
 
-tests/test_ray_internals.py uses each of them for real, and says what to do where a release has changed one.
+tests/test_ray_internals.py uses each of them for real, and tells what to do if a release has changed one.
 """
 
 import logging
@@ -19,39 +19,44 @@ from ray.data._internal.execution.backpressure_policy import (
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"
-"""Name of the logger that reports at every start that the local Ray wants a token, which nobody has to type."""
+"""Name of the logger that reports at every start that the local Ray wants a token, which no user has to type."""
 
 
 def silence_ray() -> None:
-    """Hide what Ray prints in a driver at its start and on behalf of its raylets; to be called before `ray.init`."""
+    """Silence Ray's messages in a driver, at its start and on behalf of its raylets; to be called before `ray.init`."""
     logging.getLogger(TOKEN_LOGGER).setLevel(logging.ERROR)
-    # Shows what raylets tell every driver, such as how many processes they have started.
+    # It prints messages that raylets send to every driver, such as how many processes they have started.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def set_data_context() -> None:
-    """Set Ray Data up for this project's streams, in the process that starts one: its scheduler must neither take a
-    core from the training nor run ahead."""
+    """Set Ray Data up for this project's streams, in the process that starts one.
+
+    Its scheduler must neither take a core from the training nor run ahead.
+    """
     context = DataContext.get_current()
     context.enable_progress_bars = False
-    # Whatever its size, a row is a block of its own: blocks are what workers get in turns.
+    # A row is a block of its own, whatever its size: blocks are dealt to the workers in turns.
     context.target_max_block_size = 1
     context.custom_execution_callback_classes = [IdleBackoff]
     context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*ENABLED_BACKPRESSURE_POLICIES, QueueLimit])
 
 
 class IdleBackoff(ExecutionCallback):
-    """A pause of Ray Data's scheduling loop after each turn that changed nothing, twice as long from turn to turn:
-    while the stream is held back, the loop would else spin and take a third of a core from the training."""
+    """Pause of Ray Data's scheduling loop after each turn that changed nothing, twice as long from turn to turn.
+
+    Without it the loop spins while the stream is held back, and takes a third of a core from the training.
+    """
 
     SHORTEST_S, LONGEST_S = 0.005, 0.2
 
     def __init__(self) -> None:
+        """Begin with the shortest pause."""
         self.progress = -1
         self.pause = self.SHORTEST_S
 
     def on_execution_step(self, executor: Any) -> None:
-        """Pause where no operator has got or given anything since the last call; Ray Data calls it after every turn."""
+        """Pause if no operator has made progress since the last call; Ray Data calls it after every turn."""
         operators = executor._topology
         progress = sum(op.metrics.num_tasks_submitted + op.metrics.num_task_outputs_generated for op in operators)
         if progress != self.progress:
@@ -62,14 +67,16 @@ class IdleBackoff(ExecutionCallback):
 
 
 class QueueLimit(BackpressurePolicy):
-    """A limit to the blocks that wait behind an operator: it is read no further while there are many. Ray Data only
-    counts their bytes: it would list all of a long run's chunks in the first minutes, at the price of a fifth of a core
-    and of memory that grows with the run."""
+    """Limit of the number of blocks in an operator's output queue.
+
+    Ray Data limits only their bytes: it would list all of a long run's chunks in the first minutes, at the price of a
+    fifth of a core and of memory that grows with the run.
+    """
 
     BLOCKS = 256
 
     def max_task_output_bytes_to_read(self, op: Any) -> int | None:
-        """0 while the operator's queue is full, else None: no limit."""
+        """Return 0 while the operator's queue is full, else None: no limit."""
         return 0 if self._topology[op].output_queue.num_blocks >= self.BLOCKS else None
 
 

@@ -1,4 +1,4 @@
-"""One batch: rows of a split read, decoded, augmented and collated."""
+"""Making of one batch: rows of a split are read, decoded, augmented and collated."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,16 +17,24 @@ from multas_ray.data.transforms import Augment, Sample, resize
 from multas_ray.tasks import PARTS
 
 Row = Mapping[str, Any]
-"""A row as `read_row` returns it."""
+"""Row as `read_row` returns it."""
 STAND_IN: Row = {"image_id": "", "has_det": False, "has_seg": False}
+"""Row of the black image in a batch without a usable row."""
 
 
 def make_train_batch(index: Index, part: Part, augment: AugmentConfig) -> TrainBatch:
-    """Read, decode, augment and collate one part. A row that cannot be used is left out and named; where that leaves
-    none, a black image without an id or annotation stands in.
+    """Read, decode, augment and collate one part.
+
+    Rows that cannot be used are left out and listed in `rejected`. If none is left, the batch is one black image
+    without id or annotation.
+
+    Args:
+        index: index of the split.
+        part: rows, seeds and image size of the batch.
+        augment: configuration of the augmentation.
 
     Raises:
-        UserError: a file of the data set is no longer there, or no longer what it was.
+        UserError: a file of the data set is missing, or has changed since the run began.
     """
     usable, rows, samples, rejected = _read(index, part)
     if rejected and not rows:
@@ -50,8 +58,12 @@ def make_train_batch(index: Index, part: Part, augment: AugmentConfig) -> TrainB
 def make_eval_batch(index: Index, part: Part) -> EvalBatch:
     """Read, decode and collate one part, without the rows that cannot be used.
 
+    Args:
+        index: index of the split.
+        part: rows and image size of the batch.
+
     Raises:
-        UserError: a file of the data set is no longer there, or no longer what it was.
+        UserError: a file of the data set is missing, or has changed since the run began.
     """
     usable, rows, samples, rejected = _read(index, part)
     truth = {}
@@ -69,7 +81,7 @@ def make_eval_batch(index: Index, part: Part) -> EvalBatch:
 
 
 def _read(index: Index, part: Part) -> tuple[Part, list[Row], list[Sample], tuple[RejectedRow, ...]]:
-    """The part without the rows that cannot be used, its rows, each with its sample, and why the others cannot."""
+    """Read a part: the part of its usable rows, these rows, their samples, and the rejected rows."""
     places: list[int] = []
     rows: list[Row] = []
     samples: list[Sample] = []
@@ -87,10 +99,11 @@ def _read(index: Index, part: Part) -> tuple[Part, list[Row], list[Sample], tupl
 
 
 def _annotated(rows: Sequence[Row], task: str) -> np.ndarray:
+    """Number the rows with annotation of a task: (k,) int64."""
     return np.flatnonzero([row[f"has_{task}"] for row in rows])
 
 
 def _images(samples: Sequence[Sample], size: int) -> np.ndarray:
-    """(b, 3, size, size) uint8."""
+    """Stack the images of b samples: (b, 3, size, size) uint8."""
     images = [sample["image"].numpy() for sample in samples]
     return np.stack(images) if images else np.zeros((0, 3, size, size), np.uint8)

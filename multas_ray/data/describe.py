@@ -1,4 +1,4 @@
-"""Description of a split: rows by task mask, objects and pixels by class, and a choice of rows to look at."""
+"""Description of a split: rows by task mask, objects and pixels by class, and a selection of rows to show."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask
 from multas_ray.tasks.segmentation.rows import decode_mask
 
 NO_MASK = np.zeros(0, np.uint8)
+"""Mask of a row without one: no pixels."""
 COLUMNS = [name for name in SCHEMA.names if name != "image"]
+"""Columns that are counted."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> Sp
 
 
 def choose(index: Index, samples: int, seed: int, masks: Sequence[TaskMask] = TASK_MASKS) -> list[int]:
-    """Draw rows to look at.
+    """Draw rows to show.
 
     Args:
         index: index of the split.

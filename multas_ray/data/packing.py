@@ -1,7 +1,7 @@
-"""Objects as one Arrow row: batches travel through Ray Data whole, and their arrays are read without a copy.
+"""Packing of objects into one Arrow row: batches pass through Ray Data whole, their arrays are read without a copy.
 
-They are pickled, with their large arrays beside the pickle. Such a table is made and read by processes of one run and
-lives in Ray's object store, where everything is pickled; it is never written into a file.
+Objects are pickled, with their large arrays beside the pickle. Such a table is made and read by processes of one run
+and lives in Ray's object store, where everything is pickled; it is never written into a file.
 """
 
 import pickle
@@ -12,23 +12,23 @@ import numpy as np
 import pyarrow as pa
 
 PICKLE = "pickle"
-"""The column of the objects without their arrays."""
+"""Column of the objects without their large arrays."""
 LARGE = 65_536
-"""Bytes from which an array gets a column of its own. A column costs more than copying a smaller one."""
+"""Smallest size in bytes of an array with a column of its own. A column costs more than copying a smaller array."""
 
 
 def pack(objects: Sequence[object]) -> pa.Table:
-    """A one-row table that holds objects; their large arrays are not copied."""
+    """Pack objects into a table of one row; their large arrays are not copied."""
     arrays: list[memoryview] = []
 
-    def keep_inside(buffer: pickle.PickleBuffer) -> bool:
+    def in_pickle(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
         if raw.nbytes < LARGE:
             return True
         arrays.append(raw)
         return False
 
-    pickled = pickle.dumps(list(objects), protocol=5, buffer_callback=keep_inside)
+    pickled = pickle.dumps(list(objects), protocol=5, buffer_callback=in_pickle)
     columns = {PICKLE: _cell(memoryview(pickled))}
     columns |= {str(number): _cell(array) for number, array in enumerate(arrays)}
     return pa.table(columns)
@@ -41,7 +41,7 @@ def _cell(data: memoryview) -> pa.Array:
 
 
 def unpack(table: pa.Table) -> list[Any]:
-    """The objects of a table made by `pack`; their large arrays are views of its memory."""
+    """Unpack the objects of a table made by `pack`; their large arrays are views of its memory."""
     pickled, *arrays = map(_content, table.columns)
     objects: list[Any] = pickle.loads(pickled, buffers=arrays)
     return objects

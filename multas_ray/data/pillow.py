@@ -1,4 +1,4 @@
-"""Images as Pillow opens them: format, orientation, masks of class ids, encoding. Free of PyTorch."""
+"""Images by Pillow: format, orientation, masks of class ids, encoding. Free of PyTorch."""
 
 import io
 import warnings
@@ -14,10 +14,10 @@ Image.init()
 FORMATS: list[str] = [
     name for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "JPEG2000") if name in Image.OPEN
 ]
-"""Formats that are read, whatever a file's name says. Pillow knows more: EPS, for example, it gives to another program.
-The pictures of several frames that cameras write (MPO) begin with a JPEG and count as JPEG."""
-MOST_PIXELS = 178_956_970
-"""Largest number of pixels of an image: beyond it Pillow suspects a small file made to fill the memory."""
+"""Formats that are read, whatever the file's name. Pillow knows more, but hands EPS, for example, to another program.
+Pictures of several frames that cameras write (MPO) begin with a JPEG and count as JPEG."""
+MAX_PIXELS = 178_956_970
+"""Largest number of pixels of an image: above it Pillow suspects a small file made to exhaust the memory."""
 # Pillow warns of files that it reads all the same.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -35,13 +35,13 @@ def opened(data: bytes, reason: str = "broken image") -> Iterator[Image.Image]:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             yield image
     except Reject:
         raise
     except Image.DecompressionBombError:
-        most = MOST_PIXELS // 1_000_000
+        most = MAX_PIXELS // 1_000_000
         raise Reject("too large", f"more than {most} million pixels; cut it into tiles or shrink it") from None
     except UnidentifiedImageError:
         raise Reject(reason, f"{_kind(data)}; readable are {', '.join(FORMATS)}") from None
@@ -51,6 +51,7 @@ def opened(data: bytes, reason: str = "broken image") -> Iterator[Image.Image]:
 
 
 def _kind(data: bytes) -> str:
+    """Describe bytes that are no image."""
     if not data:
         return "an empty file"
     return f"no image that is known here: it begins with {data[:8]!r}"
@@ -93,10 +94,16 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def turned(image: Image.Image) -> Image.Image:
+    """Turn an image by its EXIF orientation."""
     return ImageOps.exif_transpose(image)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB; 16-bit grey by its upper eight bits.
+
+    Raises:
+        Reject: the mode has no RGB meaning.
+    """
     if image.mode.startswith("I;16"):
         # The upper eight bits, as OpenCV takes them; Pillow would clip to 0..255.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
@@ -129,6 +136,16 @@ def decode_labels(data: bytes, *, size: tuple[int, int] | None = None) -> np.nda
 
 
 def check_size(image: Image.Image, size: tuple[int, int] | None, what: str) -> None:
+    """Compare an image's size with the size that its row gives.
+
+    Args:
+        image: opened image.
+        size: height and width in pixels; None for any.
+        what: name of the image in the message.
+
+    Raises:
+        Reject: the sizes differ.
+    """
     if size is not None and (image.height, image.width) != size:
         pixels = f"it has {image.width}x{image.height} pixels"
         raise Reject(f"{what} of another size", f"{pixels}, its row says {size[1]}x{size[0]}")

@@ -1,4 +1,4 @@
-"""Training augmentation and evaluation resize, of pixels, boxes and mask alike (torchvision.transforms.v2)."""
+"""Augmentation for training and resize for evaluation, of pixels, boxes and mask alike (torchvision.transforms.v2)."""
 
 import math
 from collections.abc import Mapping
@@ -13,14 +13,15 @@ from torchvision.transforms import InterpolationMode, v2
 from multas_ray.config import AugmentConfig
 
 VERSION = 2
-"""Of what `Augment` makes of a sample and a seed. It grows with every change of pixels: stored soft targets of other
-pixels are worthless."""
+"""Version of the pixels that `Augment` makes from a sample and a seed. Every change of the pixels raises it: stored
+soft targets for other pixels are worthless."""
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 """Weights of red, green and blue in brightness."""
 YIQ = torch.stack([LUMA, torch.tensor([0.5959, -0.2746, -0.3213]), torch.tensor([0.2115, -0.5227, 0.3112])])
-"""From RGB to brightness and the two axes of colour of NTSC television."""
+"""Matrix from RGB to brightness and the two axes of colour of NTSC television."""
 RGB = YIQ.inverse()
+"""Matrix from YIQ to RGB."""
 
 Sample = dict[str, Any]
 """image: tv Image uint8 (3,H,W); optional boxes: tv BoundingBoxes (N,4) XYXY pixels with labels (N,) and difficult
@@ -28,7 +29,7 @@ Sample = dict[str, Any]
 
 
 def to_sample(image: Tensor, annotation: Mapping[str, np.ndarray]) -> Sample:
-    """An image (3, H, W) uint8 with its annotation: boxes with labels and difficult, a mask, both or neither."""
+    """Wrap an image (3, H, W) uint8 and its annotation: boxes with labels and difficult, a mask, both or neither."""
     sample: Sample = {"image": tv_tensors.Image(image)}
     for name, values in annotation.items():
         sample[name] = torch.from_numpy(values)
@@ -48,6 +49,7 @@ class Augment:
     """
 
     def __init__(self, config: AugmentConfig) -> None:
+        """Build the transforms with the configured probabilities."""
         self.config = config
         # 255 in a mask is "ignore": padding teaches segmentation nothing.
         fill = {tv_tensors.Image: (124, 116, 104), tv_tensors.Mask: 255}
@@ -59,7 +61,7 @@ class Augment:
         )
 
     def __call__(self, sample: Sample, size: int, seed: int) -> Sample:
-        """The augmented sample, `size` x `size` pixels. The same sample, size and seed give the same pixels."""
+        """Augment a sample to `size` x `size` pixels. The same sample, size and seed give the same pixels."""
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: for the GPU's sake it takes a stack trace each time.
             torch.default_generator.manual_seed(seed)
@@ -73,11 +75,12 @@ class Augment:
             return sample
         # Apart from the mask, whose rows torchvision would take for one entry a box.
         boxes = {key: sample[key] for key in ("boxes", "labels", "difficult")}
-        return sample | self.sanitize(boxes)
+        large_enough: Sample = self.sanitize(boxes)
+        return sample | large_enough
 
 
 def distort_colours(image: tv_tensors.Image) -> tv_tensors.Image:
-    """Random brightness, saturation, hue and contrast, each with probability 1/2."""
+    """Change brightness, saturation, hue and contrast at random, each with probability 1/2."""
     chosen = torch.rand(4) < 0.5
     changes = torch.empty(4).uniform_(-1, 1) * torch.tensor([0.25, 0.4, 0.04, 0.4]) * chosen
     return change_colours(image, *changes.tolist())
@@ -93,7 +96,10 @@ def change_colours(
 
     Args:
         image: uint8 (3, H, W).
-        hue: of a full turn.
+        brightness: -1 (black) to 1 (twice as bright).
+        saturation: -1 (grey) to 1 (twice as saturated).
+        hue: fraction of a full turn.
+        contrast: -1 (uniform) to 1 (twice the contrast).
     """
     turn = torch.eye(3)
     cosine, sine = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
@@ -108,10 +114,12 @@ def change_colours(
 
 
 def free_crop(sample: Sample, size: int) -> Sample:
-    """A resized crop where no box guides it, of about the IoU crop's range of scales and aspect ratios."""
-    return v2.RandomResizedCrop((size, size), scale=(0.3, 1.0), ratio=(0.5, 2.0), antialias=True)(sample)
+    """Crop and resize a sample without boxes, in about the IoU crop's range of scales and aspect ratios."""
+    cropped: Sample = v2.RandomResizedCrop((size, size), scale=(0.3, 1.0), ratio=(0.5, 2.0), antialias=True)(sample)
+    return cropped
 
 
 def resize(sample: Sample, size: int) -> Sample:
-    """The sample stretched to `size` x `size` pixels: bilinear with antialiasing; nearest for the mask."""
-    return v2.Resize((size, size), InterpolationMode.BILINEAR, antialias=True)(sample)
+    """Stretch a sample to `size` x `size` pixels: bilinear with antialiasing; nearest for the mask."""
+    resized: Sample = v2.Resize((size, size), InterpolationMode.BILINEAR, antialias=True)(sample)
+    return resized

@@ -1,4 +1,4 @@
-"""Write a data set: check every row, stream the good ones into Parquet shards, keep account of the rest."""
+"""Writing of a data set: every row is checked; good ones are streamed into Parquet shards, the others recorded."""
 
 import io
 import itertools
@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     from multas_ray.formats.source import Source, Split
 
 ROW_GROUP, GROUP_BYTES = 64, 8_000_000
-"""The most rows of a row group, and the bytes of images that fill one: the unit that training reads and shuffles. With
-large images too, a window of groups that are shuffled together fits what a data task keeps in memory."""
+"""Largest number of rows of a row group, and the bytes of images that fill one: the unit that training reads and
+shuffles. With large images too, a window of groups that are shuffled together fits into a data task's cache."""
 SHARD_GROUPS = 16
-"""Row groups of a Parquet file."""
+"""Number of row groups of a Parquet file."""
 REJECTED = "rejected.jsonl"
+"""Name of the file of rejected rows."""
 
 
 @dataclass
@@ -50,9 +51,9 @@ class Summary:
     examples: dict[str, str] = field(default_factory=dict)
     """Id and detail of the first rejected row by reason."""
     notes: dict[str, Counter[str]] = field(default_factory=dict)
-    """Counts by split of what was mended, left out or taken for something."""
+    """Counts by split of repairs, omissions and interpretations of annotation."""
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
-    """(256,) int64 pixels of masks by value, by split."""
+    """(256,) int64 number of mask pixels by value, by split."""
 
 
 def write_dataset(
@@ -65,19 +66,19 @@ def write_dataset(
     add: bool = False,
     advance: Callable[[str], None] = lambda split: None,
 ) -> Summary:
-    """Write a data set, or add splits, or rows to splits, to one that has the same classes.
+    """Write a data set, or add splits, or rows to splits, to one with the same classes.
 
-    All is written into a folder beside `path` and moved there at the end: a job that fails or is killed leaves no half
-    a data set. Memory holds a row group and the ids seen, whatever the number of rows.
+    Everything is written into a folder beside `path` and moved there at the end: a job that fails or is killed leaves
+    no partial data set. Memory holds a row group and the ids seen, whatever the number of rows.
 
     Args:
         path: local folder of the data set.
-        source: the images, read once and in order.
-        command: the command line that makes it.
+        source: images and annotation, read once and in order.
+        command: command line of the job, recorded in dataset.json.
         max_rejected: largest share of rejected rows, 0..1.
-        overwrite: replace a data set that is there, with all its splits.
-        add: rows may be added to a split that is there.
-        advance: called with the name of the split whenever an item of it was read.
+        overwrite: replace a data set at `path`, with all its splits.
+        add: allow rows to be added to an existing split.
+        advance: called with the name of the split for every item that was read.
 
     Raises:
         UserError: `path` cannot be written to, a class has no name, too many rows were rejected, or a split has none
@@ -117,6 +118,7 @@ def write_dataset(
 
 
 def _local(path: str | Path) -> Path:
+    """Resolve `--out` to a local path, or raise a UserError."""
     if "://" in str(path):
         raise UserError(f"--out {path}: a data set is written to a local folder; copy it to the store afterwards")
     try:
@@ -124,16 +126,16 @@ def _local(path: str | Path) -> Path:
         out.exists()
         str(out).encode()
         return out
-    # The home of nobody, a NUL, a name that is too long or no UTF-8.
+    # The home of an unknown user, a NUL, a name that is too long or not UTF-8.
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"--out {quoted(str(path))}: no usable path ({one_line(error, 100)})") from None
 
 
 def _present(out: Path, source: "Source", overwrite: bool, add: bool) -> DatasetInfo | None:
-    """The data set at `out` that is to be added to, if any.
+    """Read the description of the data set at `out` that splits or rows are added to; None for a new one.
 
     Raises:
-        UserError: what is there may be neither replaced nor added to, or a split's name is no folder name.
+        UserError: `out` may be neither replaced nor added to, or a split's name is no folder name.
     """
     for split in source.splits:
         if (
@@ -151,11 +153,11 @@ def _present(out: Path, source: "Source", overwrite: bool, add: bool) -> Dataset
     if overwrite:
         return None
     info = read_info(str(out))
-    again = [split for split in source.splits if split in info.splits]
-    if again and not add:
+    repeated = [split for split in source.splits if split in info.splits]
+    if repeated and not add:
         raise UserError(
-            f"--out {out}: this data set already has {', '.join(again)}; --add adds rows to it, --overwrite replaces "
-            "the data set"
+            f"--out {out}: this data set already has {', '.join(repeated)}; --add adds rows to it, --overwrite "
+            "replaces the data set"
         )
     if info.det_classes != list(source.classes["det"]) or info.seg_classes != list(source.classes["seg"]):
         raise UserError(f"--out {out}: this data set has other classes ({', '.join(info.det_classes)})")
@@ -163,7 +165,7 @@ def _present(out: Path, source: "Source", overwrite: bool, add: bool) -> Dataset
 
 
 def _folder_beside(out: Path) -> Path:
-    """A new, empty folder on the same file system as `out`, so that renaming is enough to put it there."""
+    """Make an empty folder on the same file system as `out`, so that renaming moves it there."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -174,6 +176,7 @@ def _folder_beside(out: Path) -> Path:
 
 
 def _stored_ids(split: Path) -> Iterator[str]:
+    """Yield the ids of a split's stored rows."""
     for file in sorted(split.glob("*.parquet")):
         try:
             ids = read_shard(StoragePath(file), lambda shard: shard.read(columns=["image_id"])["image_id"].to_pylist())
@@ -183,7 +186,7 @@ def _stored_ids(split: Path) -> Iterator[str]:
 
 
 def _rows(name: str, split: "Split[Any]", advance: Callable[[str], None]) -> Iterator[Row | Reject]:
-    """The rows of a split in the order of its items, without the images that are left out."""
+    """Read the rows of a split in the order of its items, without the images that are left out."""
     for item in split.items:
         row = split.read(item)
         advance(name)
@@ -199,7 +202,7 @@ def _accepted(
     summary: Summary,
     rejections: io.TextIOBase,
 ) -> Iterator[Row]:
-    """Pass on the rows that keep the contract; record the others."""
+    """Yield the rows that keep the data contract; record the others in `summary` and `rejections`."""
     notes = summary.notes[split] = Counter()
     pixels = summary.pixels[split] = np.zeros(256, np.int64)
     for row in rows:
@@ -229,7 +232,7 @@ def _accepted(
 
 
 def _write_shards(folder: Path, rows: Iterator[Row]) -> dict[TaskMask, int]:
-    """Write rows as `part-00000.parquet` and so on; returns their number by task mask."""
+    """Write rows as `part-00000.parquet` and so on; return their number by task mask."""
     folder.mkdir()
     counts: Counter[TaskMask] = Counter()
     groups = _row_groups(rows)
@@ -244,6 +247,7 @@ def _write_shards(folder: Path, rows: Iterator[Row]) -> dict[TaskMask, int]:
 
 
 def _row_groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Group rows, by number and by bytes of images."""
     group: list[Row] = []
     size = 0
     for row in rows:
@@ -257,6 +261,7 @@ def _row_groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _record(row: Row) -> dict[str, object]:
+    """Convert a row to the columns of `SCHEMA`."""
     return {
         "image_id": row.image_id,
         "image": row.image,
@@ -272,8 +277,7 @@ def _record(row: Row) -> dict[str, object]:
 
 
 def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -> None:
-    """Refuse a data set with too many rejected rows, with an empty split, or with annotation of nothing; the record of
-    rejections is kept."""
+    """Refuse a data set with too many rejected rows, an empty split or empty annotation; keep the record of them."""
     bad = summary.rejected.total()
     total = bad + sum(sum(counts.values()) for counts in summary.rows.values())
     empty = [split for split, counts in summary.rows.items() if not counts]
@@ -282,7 +286,7 @@ def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -
         return
     if not bad:
         raise UserError(f"no rows for {', '.join(empty)}")
-    # A data set that is there keeps its own record.
+    # An existing data set keeps its own record.
     record = out.with_name(f"{out.name}.{REJECTED}") if (out / "dataset.json").exists() else out / REJECTED
     record.parent.mkdir(exist_ok=True)
     shutil.move(rejections, record)
@@ -295,7 +299,7 @@ def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -
 
 
 def _judge_content(summary: Summary) -> None:
-    """Refuse a split whose boxes were all dropped, or whose masks know no class: their files mean something else."""
+    """Refuse a split whose boxes were all dropped, or whose masks hold no class: their files mean something else."""
     for split, notes in summary.notes.items():
         dropped = {name: count for name, count in notes.items() if name.startswith("boxes dropped")}
         if dropped and not sum(boxes for (of, _), boxes in summary.boxes.items() if of == split):
@@ -310,7 +314,7 @@ def _judge_content(summary: Summary) -> None:
 
 
 def _replace_folder(out: Path, stage: Path) -> None:
-    """Put the finished folder in place of a data set that may be replaced (see `_present`)."""
+    """Move the finished folder to `out`, in place of a data set that may be replaced (see `_present`)."""
     if not out.exists():
         stage.rename(out)
         return
@@ -321,8 +325,10 @@ def _replace_folder(out: Path, stage: Path) -> None:
 
 
 def _add_splits(out: Path, stage: Path, present: DatasetInfo, new: DatasetInfo) -> None:
-    """Move new splits, and new shards of splits that are there, into a data set. dataset.json comes last: a split that
-    it lists is whole."""
+    """Move new splits, and new shards of existing splits, into a data set.
+
+    dataset.json is written last: a split that it lists is complete.
+    """
     counts = dict(present.splits)
     for split, rows in new.splits.items():
         if split in present.splits:
@@ -330,7 +336,7 @@ def _add_splits(out: Path, stage: Path, present: DatasetInfo, new: DatasetInfo) 
             counts[split] = {mask: counts[split].get(mask, 0) + rows.get(mask, 0) for mask in TASK_MASKS}
             counts[split] = {mask: count for mask, count in counts[split].items() if count}
         else:
-            # A folder that dataset.json does not list is what a killed run left.
+            # A folder that dataset.json does not list is the rest of a killed job.
             shutil.rmtree(out / split, ignore_errors=True)
             (stage / split).rename(out / split)
             counts[split] = rows
@@ -348,7 +354,7 @@ def _add_splits(out: Path, stage: Path, present: DatasetInfo, new: DatasetInfo) 
 
 
 def _merge_shards(present: Path, new: Path) -> None:
-    """Put a folder of shards and more of them in the folder's place, all at once."""
+    """Replace a folder of shards, in one step, by a folder of these shards and new ones."""
     shards = sorted(present.glob("*.parquet"))
     for number, file in reversed(list(enumerate(sorted(new.iterdir()), start=len(shards)))):
         file.rename(new / f"part-{number:05d}.parquet")

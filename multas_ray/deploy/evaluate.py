@@ -16,7 +16,7 @@ from multas_ray.data.index import read_index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.schema import DatasetInfo, read_info
-from multas_ray.data.stream import read_batches, stream, stream_options
+from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
 from multas_ray.deploy.predictor import Predictor
 from multas_ray.deploy.workers import ONE, Workers
 from multas_ray.errors import UserError
@@ -85,7 +85,7 @@ def score_checkpoint(
     protocol = protocol or predictor.settings.protocol
     workers.start()
     parallel = data_tasks()
-    batches = stream(plan, 1, parallel=parallel, resources=Resources())
+    batches = stream(PlannedStream(plan), 1, parallel=parallel, resources=Resources())
     scored = batches.map_batches(Scorer, fn_constructor_args=(chosen.uri, workers), **workers.options())
     scored.context.execution_options = stream_options(plan, 1, parallel)
 

@@ -14,7 +14,7 @@ from torchvision.io import encode_png
 
 from multas_ray.evaluate.annotation import Annotation
 from multas_ray.formats.class_maps import voc_palette
-from multas_ray.report.overlays import draw_found
+from multas_ray.report.overlays import draw_annotation
 from multas_ray.report.pictures import Palette, with_legend
 from multas_ray.storage import StoragePath
 
@@ -42,7 +42,7 @@ def overlay_png(image: Tensor, prediction: Annotation, palette: Palette, score: 
         palette: colours of the classes.
         score: least score of a box that is drawn.
     """
-    overlay = draw_found(image, prediction, palette, score, LARGEST_OVERLAY)
+    overlay = draw_annotation(image, prediction, palette, score, LARGEST_OVERLAY)
     return bytes(encode_png(with_legend(overlay, palette)).numpy())
 
 

@@ -1,4 +1,4 @@
-"""Scoring a network on a split: each worker scores its share, the shares are merged."""
+"""Scoring of a network on a split: each worker scores its share, and the shares are merged."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,23 +14,23 @@ from multas_ray.model.network import MultiTaskNet
 from multas_ray.tasks import PARTS
 
 Prediction = Mapping[Task, Any]
-"""A network's answer for one image, of each task that it has: `Detections`; segmentation logits (C, h, w)."""
+"""Prediction for one image by task: `Detections`; segmentation logits (C, h, w)."""
 Metrics = Mapping[Task, Any]
-"""A metric of each task."""
+"""Metric of each task."""
 
 
 @torch.inference_mode()
 def predict(model: MultiTaskNet, images: torch.Tensor, config: EvaluateConfig) -> list[Prediction]:
-    """Predictions for images (B, 3, size, size) uint8, on the model's device."""
+    """Predict for images (B, 3, size, size) uint8 on the model's device: one prediction an image."""
     size = (images.shape[-2], images.shape[-1])
-    found = {
+    by_task = {
         task: PARTS[task].scoring.predict(output, config, model.config, size) for task, output in model(images).items()
     }
-    return [{task: each[row] for task, each in found.items()} for row in range(len(images))]
+    return [{task: each[row] for task, each in by_task.items()} for row in range(len(images))]
 
 
 def new_metrics(model: MultiTaskNet, config: EvaluateConfig) -> Metrics:
-    """Empty metrics of the tasks that a network has."""
+    """Create empty metrics of a network's tasks."""
     return {task: PARTS[task].scoring.metric(classes, config) for task, classes in model.classes.items()}
 
 
@@ -39,11 +39,15 @@ def evaluate(
     batches: Iterable[EvalBatch],
     config: EvaluateConfig,
 ) -> dict[str, float]:
-    """Metrics of the model on the batches of all workers together; every worker gets them.
+    """Compute the metrics of a network on the batches of all workers together; every worker returns them.
 
     Args:
-        model: in evaluation mode.
+        model: network in evaluation mode.
         batches: this worker's share.
+        config: thresholds and protocol.
+
+    Returns:
+        The values of `scored`.
     """
     metrics = new_metrics(model, config)
     device = model.mean.device
@@ -69,17 +73,18 @@ def add(batch: EvalBatch, row: int, prediction: Prediction, metrics: Metrics) ->
 
 
 def computed(metrics: Metrics) -> dict[str, float]:
-    """The values of all metrics in percent, by name."""
+    """Return the values of all metrics in percent, by name."""
     return {name: value for metric in metrics.values() for name, value in metric.compute().items()}
 
 
 def scored(metrics: Metrics) -> dict[str, float]:
-    """The values of all metrics in percent, by name, with the score."""
+    """Return the values of all metrics in percent, by name, with the score."""
     values = computed(metrics)
     return values | {"score": score(values)}
 
 
 def _from_other_workers(state: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """Exchange a metric's state among all workers, and yield those of the others."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     states: list[dict[str, np.ndarray]] = [{}] * dist.get_world_size()

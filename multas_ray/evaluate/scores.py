@@ -9,5 +9,5 @@ TASK_METRIC: Mapping[str, str] = {"det": "det/AP", "seg": "seg/mIoU"}
 
 
 def score(metrics: Mapping[str, float]) -> float:
-    """Sum of det/AP and seg/mIoU (percent) over those that are present; 0 without either."""
+    """Add up det/AP and seg/mIoU (percent), those that are present; 0 without either."""
     return sum((float(metrics[key]) for key in TASK_METRIC.values() if key in metrics), 0.0)

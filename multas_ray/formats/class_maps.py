@@ -1,7 +1,8 @@
-"""Masks of class ids or of colours, as VOC and the tools that write its layout have them."""
+"""Masks of class ids or of colours, as in VOC and in the output of tools that write its layout."""
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,21 +11,25 @@ from multas_ray.data.reject import Reject
 from multas_ray.data.schema import IGNORE
 
 Colour = tuple[int, int, int]
+"""Red, green and blue, 0..255."""
 SHOWN = 5
 """Largest number of values or colours that a message lists."""
 
 
 def voc_palette() -> np.ndarray:
-    """(256, 3) uint8: RGB of VOC's label images. The bits of an index, from the lowest, go to red, green and blue by
-    turns, and in each from the highest bit down."""
+    """Return the palette of VOC's label images, (256, 3) uint8 RGB.
+
+    The bits of an index, from the lowest, go to red, green and blue by turns, and in each from the highest bit down.
+    """
     index = np.arange(256)[:, None]
     bits = (index >> np.arange(24)) & 1
     weights = 1 << (7 - np.arange(8))
-    return (bits.reshape(256, 8, 3) * weights[:, None]).sum(axis=1).astype(np.uint8)
+    colours: np.ndarray = (bits.reshape(256, 8, 3) * weights[:, None]).sum(axis=1).astype(np.uint8)
+    return colours
 
 
 def voc_colours(classes: int) -> dict[Colour, int]:
-    """The values of the colours that VOC's palette gives to background, so many classes, and pixels to ignore."""
+    """Map the colours that VOC's palette gives to background, `classes` classes and ignored pixels to mask values."""
     palette = voc_palette().tolist()
     return {
         (red, green, blue): value for value in (*range(classes + 1), IGNORE) for red, green, blue in [palette[value]]
@@ -33,21 +38,21 @@ def voc_colours(classes: int) -> dict[Colour, int]:
 
 @dataclass(frozen=True)
 class ClassMap:
-    """The meaning of the values and colours of masks."""
+    """Meaning of the values and colours of masks."""
 
     mask_classes: list[str]
     """Classes in the order of their values, from 1; 0 is background."""
     classes: list[str]
     """Classes of the data set, in its order; the pixels of others become 255."""
     colours: dict[Colour, int]
-    """The value that each colour means, in masks of colours."""
+    """Value of each colour in masks of colours."""
 
     def table(self) -> dict[int, int]:
-        """Packed colour -> value."""
+        """Map packed colours to values."""
         return {red << 16 | green << 8 | blue: value for (red, green, blue), value in self.colours.items()}
 
     def target(self) -> np.ndarray:
-        """(256,) uint8: the value in the data set of each value in a mask."""
+        """Return the data set's value (256,) uint8 for each value in a mask."""
         target = np.full(256, IGNORE, np.uint8)
         target[0] = 0
         for value, name in enumerate(self.mask_classes, start=1):
@@ -57,14 +62,18 @@ class ClassMap:
 
 
 def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray:
-    """The pixels of an encoded mask, (H, W) uint8: 0 background, 1.. the data set's classes, 255 for others and where
-    it says nothing.
+    """Decode a mask of class ids or of colours.
 
     Args:
-        notes: counts of how masks were read, added to.
+        data: bytes of the mask's file.
+        classes: meaning of the mask's values and colours.
+        notes: counts of how masks were read, updated.
+
+    Returns:
+        (H, W) uint8: 0 for background, 1.. for the data set's classes, 255 for other classes and ignored pixels.
 
     Raises:
-        Reject: it cannot be decoded, or it holds a value or colour that means nothing.
+        Reject: the mask cannot be decoded, or holds an unknown value or colour.
     """
     with opened(data, "broken mask") as image:
         if image.mode in ("RGB", "RGBA"):
@@ -89,7 +98,7 @@ def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray
 
 
 def _by_colour(pixels: np.ndarray, classes: ClassMap) -> np.ndarray:
-    """(H, W) uint8 values of an RGB mask."""
+    """Convert an RGB mask (H, W, 3) to values (H, W) uint8."""
     table = classes.table()
     colours, places = np.unique(_packed(pixels), return_inverse=True)
     unknown = [colour for colour in colours.tolist() if colour not in table]
@@ -103,8 +112,10 @@ def _by_colour(pixels: np.ndarray, classes: ClassMap) -> np.ndarray:
 
 
 def _by_palette(values: np.ndarray, palette: np.ndarray, classes: ClassMap, notes: Counter[str]) -> np.ndarray:
-    """Values by the colours of their palette where these are the classes', as paint programs sort palettes anew, else
-    as they are."""
+    """Convert palette indices (H, W) to the values of their colours, if the palette's colours are those of the classes.
+
+    Paint programs reorder palettes. Indices of a palette of other colours are returned unchanged.
+    """
     table = classes.table()
     present = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
     means = {int(v): table.get(int(_packed(palette[v]))) if v < len(palette) else None for v in present}
@@ -117,14 +128,18 @@ def _by_palette(values: np.ndarray, palette: np.ndarray, classes: ClassMap, note
             f"the palette has colours of classes at other places than these, and none at {_some(strange)}",
         )
     notes["masks read by their colours: their palette is in another order"] += 1
-    return np.array([means.get(value) or 0 for value in range(256)], np.uint8)[values]
+    meanings = np.array([means.get(value) or 0 for value in range(256)], np.uint8)
+    translated: np.ndarray = meanings[values]
+    return translated
 
 
 def _packed(colours: np.ndarray) -> np.ndarray:
-    """Colours (..., 3) as one number each."""
+    """Pack colours (..., 3) into one int64 each."""
     red, green, blue = np.moveaxis(colours.astype(np.int64), -1, 0)
-    return red << 16 | green << 8 | blue
+    packed: np.ndarray = red << 16 | green << 8 | blue
+    return packed
 
 
-def _some(values: list) -> str:
+def _some(values: list[Any]) -> str:
+    """List values in a message, the first SHOWN of them."""
     return ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")

@@ -223,8 +223,10 @@ def _check_orphans(
 
 
 def _check_boxes(entries: Sequence[_Entry], objects: Mapping[Id, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Refuse a file whose boxes all fit their images as x1 y1 x2 y2, and some not as x y width height: clipped, these
-    would be boxes that nobody drew."""
+    """Refuse a file whose boxes all fit their images as x1 y1 x2 y2, and some not as x y width height.
+
+    Clipped, these would be boxes that nobody drew.
+    """
     beyond = count = 0
     for entry in entries:
         for item in objects.get(entry.key, ()) if entry.size else ():

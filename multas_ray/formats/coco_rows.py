@@ -131,8 +131,11 @@ def _box(bbox: Any) -> list[float] | None:
 
 
 def _add_mask(row: Row, objects: Sequence[_Object], height: int, width: int) -> None:
-    """Annotate a row with a mask, (H, W) uint8 class ids: smaller areas over larger ones, 255 for crowds, for classes
-    that are not chosen, and inside the boxes of objects without an outline; none where no object has an outline."""
+    """Annotate a row with a mask, (H, W) uint8 class ids; not where no object has an outline.
+
+    Smaller areas lie over larger ones; 255 are crowds, classes that are not chosen, and the boxes of objects without an
+    outline.
+    """
     if not any(item.region for item in objects):
         row.notes["images not annotated for segmentation: no object has an outline"] += 1
         return

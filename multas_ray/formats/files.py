@@ -99,8 +99,7 @@ class Folder:
 
 
 def image_ids(names: Iterable[str]) -> list[str]:
-    """Ids of images: each name (a path below a folder) without its suffix, but whole where two would be alike
-    without."""
+    """Ids of images: each name, a path below a folder, without its suffix; with it where two would else be alike."""
     whole = [str(PurePosixPath(name.replace("\\", "/"))) for name in names]
     short = [str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name for name in whole]
     count = Counter(short)

@@ -33,8 +33,9 @@ class Options(BaseOptions):
 
 
 def read(options: Options) -> Source:
-    """List a split in two: `val` with the fraction of the rows of each task mask, `train` with the others. Both are in
-    storage order.
+    """List a split in two: `val` with the fraction of the rows of each task mask, `train` with the others.
+
+    Both are in storage order.
 
     Raises:
         UserError: there is no such data set or split.

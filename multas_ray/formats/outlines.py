@@ -1,4 +1,4 @@
-"""COCO's outlines, polygons and run lengths, as regions of pixels: checked before any C code sees them."""
+"""Outlines of COCO, polygons and run lengths, as regions of pixels: checked before any C code reads them."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from multas_ray.data.reject import Reject
 from multas_ray.errors import quoted
 
-MOST_POINTS = 20_000_000
+MAX_POINTS = 20_000_000
 """Largest number of points that pycocotools may make of a polygon, five for each pixel of its length: 8 bytes each."""
 
 
@@ -21,37 +21,38 @@ class Region:
     """Pixels of an image."""
 
     runs: np.ndarray
-    """(n,) int64: lengths of runs down the columns, by turns outside and inside; they add up to the image."""
+    """(n,) int64: lengths of runs down the columns, alternately outside and inside; their sum is the image's pixels."""
 
     @property
     def area(self) -> int:
-        """In pixels."""
+        """Number of pixels."""
         return int(self.runs[1::2].sum())
 
     def paint(self, columns: np.ndarray, value: int) -> None:
         """Give the region's pixels a value.
 
         Args:
-            columns: (H * W,) of an image, column after column.
+            columns: (H * W,) pixels of an image, column after column.
+            value: value to write.
         """
         first, inner = int(self.runs[0]), self.runs[1:]
         inside = np.repeat(np.arange(len(inner)) % 2 == 0, inner)
         columns[first : first + len(inside)][inside] = value
 
     def box(self, height: int) -> list[float]:
-        """x1 y1 x2 y2 around the region's pixels; it must have one."""
+        """Return x1 y1 x2 y2 around the region's pixels in an image of this height; the region must not be empty."""
         ends = np.cumsum(self.runs)
         lengths = self.runs[1::2]
         starts, lasts = ends[:-1:2][: len(lengths)][lengths > 0], ends[1::2][lengths > 0] - 1
         x1, x2 = int(starts[0] // height), int(lasts[-1] // height) + 1
-        # A run that goes on in the next column touches the image's lower and upper edge.
-        over = (starts // height != lasts // height).any()
-        y1, y2 = (0, height) if over else (int((starts % height).min()), int((lasts % height).max()) + 1)
+        # A run that continues in the next column touches the image's lower and upper edge.
+        wraps = (starts // height != lasts // height).any()
+        y1, y2 = (0, height) if wraps else (int((starts % height).min()), int((lasts % height).max()) + 1)
         return [x1, y1, x2, y2]
 
 
 def has_outline(segmentation: Any) -> bool:
-    """Whether an annotation's `segmentation` says more than nothing; it may yet be broken."""
+    """Return whether an annotation's `segmentation` holds an outline, valid or broken."""
     if isinstance(segmentation, dict):
         return True
     if not isinstance(segmentation, list):
@@ -62,18 +63,24 @@ def has_outline(segmentation: Any) -> bool:
 
 
 def _is_flat(polygons: list[Any]) -> bool:
+    """Return whether the numbers of one polygon lie in no list of polygons."""
     return bool(polygons) and not any(isinstance(part, list) for part in polygons)
 
 
 def read_region(segmentation: Any, height: int, width: int, notes: Counter[str]) -> Region | None:
-    """The region of an annotation's `segmentation`: polygons (also one that lies in no list of polygons), run lengths,
-    or compressed run lengths. None where there is none, or none with a pixel in the image.
+    """Read the region of an annotation's `segmentation`.
 
     Args:
-        notes: counts of what was left out, added to.
+        segmentation: polygons (also one that lies in no list of polygons), run lengths, or compressed run lengths.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        notes: counts of omissions, updated.
+
+    Returns:
+        The region; None without an outline, or without a pixel in the image.
 
     Raises:
-        Reject: it is of another size, or malformed.
+        Reject: the outline is malformed, or for another size of the image.
     """
     region = _region(segmentation, height, width, notes)
     if region is not None and not region.area:
@@ -83,6 +90,7 @@ def read_region(segmentation: Any, height: int, width: int, notes: Counter[str])
 
 
 def _region(segmentation: Any, height: int, width: int, notes: Counter[str]) -> Region | None:
+    """Read a region, which may be empty."""
     if isinstance(segmentation, dict):
         return Region(_run_lengths(segmentation, height, width))
     if not isinstance(segmentation, list | None) and segmentation:
@@ -102,10 +110,14 @@ def _region(segmentation: Any, height: int, width: int, notes: Counter[str]) -> 
 
 
 def number(value: Any, what: str) -> float:
-    """A finite number, also one that is written as a string.
+    """Convert a finite number, also one that is written as a string.
+
+    Args:
+        value: the number.
+        what: its name in the message.
 
     Raises:
-        Reject: it is none.
+        Reject: the value is no finite number.
     """
     try:
         if not isinstance(value, bool) and math.isfinite(finite := float(value)):
@@ -116,7 +128,7 @@ def number(value: Any, what: str) -> float:
 
 
 def _polygon(polygon: Sequence[Any], height: int, width: int) -> list[float]:
-    """x y x y … of a polygon as pycocotools may take it; empty where none of it is in the image."""
+    """Check a polygon for pycocotools, clipped near the image: x y x y …; empty if no part is in the image."""
     if len(polygon) % 2:
         raise Reject("broken annotation", f"a polygon of {len(polygon)} numbers: x and y of each point are needed")
     points = np.array([number(value, "a polygon's coordinate") for value in polygon]).reshape(-1, 2)
@@ -124,13 +136,13 @@ def _polygon(polygon: Sequence[Any], height: int, width: int) -> list[float]:
     if (np.abs(points) > edge).any():
         points = _within(points, -1.0, width + 1.0, -1.0, height + 1.0)
     length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum() if len(points) else 0
-    if 5 * length > min(MOST_POINTS, 10 * height * width + 100_000):
+    if 5 * length > min(MAX_POINTS, 10 * height * width + 100_000):
         raise Reject("broken annotation", f"a polygon whose sides are {length:.0f} pixels long in {width}x{height}")
     return points.ravel().tolist() if len(points) >= 3 else []
 
 
 def _within(points: np.ndarray, x1: float, x2: float, y1: float, y2: float) -> np.ndarray:
-    """(N, 2) of a polygon's part inside a box, one side of the box after another (Sutherland and Hodgman 1974)."""
+    """Clip a polygon (N, 2) to a box, one side after another (Sutherland and Hodgman 1974): (M, 2)."""
     for axis, sign, limit in ((0, 1, x1), (0, -1, -x2), (1, 1, y1), (1, -1, -y2)):
         if not len(points):
             break
@@ -149,7 +161,7 @@ def _within(points: np.ndarray, x1: float, x2: float, y1: float, y2: float) -> n
 
 
 def _run_lengths(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """(n,) int64 runs of COCO's run lengths."""
+    """Read COCO's run lengths, plain or compressed: (n,) int64."""
     size, counts = rle.get("size"), rle.get("counts")
     if size != [height, width]:
         raise Reject("mask of another size", f"{quoted(size)}, the image has {[height, width]} (height, width)")
@@ -168,8 +180,11 @@ def _run_lengths(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
 
 
 def _decompressed(text: bytes) -> np.ndarray:
-    """(n,) int64 runs of COCO's compressed string: numbers in digits of five bits, from the lowest, each a character
-    from '0' on whose sixth bit says that more follow; from the fourth number on, differences to the last but one."""
+    """Decompress COCO's string of run lengths: (n,) int64.
+
+    Numbers are written in digits of five bits, the lowest first, each a character from '0' on whose sixth bit is set if
+    more digits follow; from the fourth number on, they are differences to the last but one.
+    """
     digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     ends = np.flatnonzero(digits & 32 == 0)
     if not len(ends) or ((digits < 0) | (digits > 63)).any() or ends[-1] != len(digits) - 1:

@@ -58,11 +58,10 @@ class VocFolder:
     """Whether symbolic links may lead out of the folder."""
 
     def read_list(self, name: str, remarks: list[str]) -> list[str]:
-        """The image ids of ImageSets/<folder>/<split>.txt, where name is `<folder>/<split>`; of all images, where it is
-        `all`.
+        """The image ids of a list, ImageSets/<name>.txt, or of all images.
 
         Args:
-            name: of the list.
+            name: `<folder>/<split>`, or `all`.
             remarks: for the user, added to.
 
         Raises:

@@ -17,18 +17,19 @@ from multas_ray.tasks.detection.anchors import anchors
 
 
 class MultiTaskNet(nn.Module):
-    """Detects objects and segments images from shared features.
-
-    Args:
-        config: the network's section of the configuration.
-        classes: names of each task's classes, in the order of labels and mask values; those of a task without a head
-            are ignored.
-
-    Raises:
-        UserError: a task has no classes, or pretrained weights cannot be had.
-    """
+    """Network that detects objects and segments images from shared features."""
 
     def __init__(self, config: ModelConfig, classes: Mapping[Task, Sequence[str]]) -> None:
+        """Build the network.
+
+        Args:
+            config: the network's section of the configuration.
+            classes: names of each task's classes, in the order of labels and mask values; classes of a task without a
+                head are ignored.
+
+        Raises:
+            UserError: a task has no classes, or pretrained weights are not available.
+        """
         super().__init__()
         self.config = config
         self.tasks = tuple(config.tasks)
@@ -73,7 +74,7 @@ class MultiTaskNet(nn.Module):
         return self.classes.get("seg", ())
 
     def head(self, task: Task) -> nn.Module:
-        """The head of a task that the network has."""
+        """Return the head of one of the network's tasks."""
         return self.get_submodule(f"{task}_head")
 
     def forward(
@@ -83,13 +84,13 @@ class MultiTaskNet(nn.Module):
 
         Args:
             images: (B, 3, H, W) uint8 RGB, or float that is normalised already; B >= 1, H and W multiples of 32.
-            rows: of each task, the rows (n,) long of the batch that its head is run on, in this order; None: all. A
-                task that is not named has no row. Without rows the outputs are empty, but still connected to every
+            rows: rows (n,) long of the batch for each task, in the order in which its head is run on them; None for all
+                rows. A missing task has no rows. The outputs for no rows are empty, but still connected to every
                 parameter (zero gradients), so that all workers of a distributed step reduce the same gradients.
             features: return the features of detection's rows as well.
 
         Returns:
-            The output of each task (see `TaskNetwork.run`) in float32 (float64 of a float64 network).
+            The output of each task, as `TaskNetwork.run` returns it, in float32 (float64 for a float64 network).
         """
         pyramid = self.pyramid(images)
         outputs = {}
@@ -106,19 +107,27 @@ class MultiTaskNet(nn.Module):
         return outputs
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
-        """The features that the heads share: images, as `forward` takes them, to maps (B, width, H/8/2**i, …)."""
+        """Compute the shared features.
+
+        Args:
+            images: (B, 3, H, W), as `forward` takes them.
+
+        Returns:
+            Maps (B, width, H / 8 / 2**i, W / 8 / 2**i) of levels i = 0, 1, ….
+        """
         pixels = images.to(memory_format=torch.channels_last)
         if pixels.dtype == torch.uint8:
             pixels = (pixels.float() - self.mean) / self.std
-        return self.neck(self.backbone(pixels))
+        maps: list[Tensor] = self.neck(self.backbone(pixels))
+        return maps
 
     def anchors(self, height: int, width: int) -> Tensor:
-        """(A, 4) anchors cx cy w h, normalised, of an input of this size in pixels, on the model's device."""
+        """Return anchors (A, 4) cx cy w h, normalised, of an input of this size in pixels, on the model's device."""
         return anchors(height, width, self.config.anchor_base, self.mean.device, self.levels)
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trainable scalars."""
+    """Count the trainable scalars of a module."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
@@ -127,7 +136,7 @@ def _rows(feature: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _connected_zero(heads: Sequence[nn.Module], features: Sequence[Tensor]) -> Tensor:
-    """A float32 zero with zero gradients for the heads' parameters and the features.
+    """Return a float32 zero with zero gradients for the heads' parameters and the features.
 
     Sums of empty slices, not zero times the values: those would be NaN where a value is not finite.
     """

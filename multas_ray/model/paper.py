@@ -18,8 +18,10 @@ Norm = Callable[[int], nn.Module]
 
 
 def paper_norm(name: str) -> Norm:
-    """Choose the normalisation of neck and heads: the backbone's, but GroupNorm where that is frozen, since nothing was
-    trained that could be frozen."""
+    """Choose the normalisation of neck and heads: the backbone's, but GroupNorm where that is frozen.
+
+    Nothing of theirs was trained that could be frozen.
+    """
     return norm_layer(name) if name in ("batch", "sync") else group_norm
 
 

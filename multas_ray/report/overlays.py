@@ -1,4 +1,4 @@
-"""Pictures of what a network sees: ground truth beside prediction, on some images of a split."""
+"""Pictures of predictions: ground truth beside prediction, on some images of a split."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.pictures import LONGEST, SHOWN_SCORE, Palette, Picture, grid, overlay, picture_size
 
 COLUMNS = ("ground truth", "prediction")
+"""Titles of the columns of a picture."""
 
 
 @dataclass
@@ -31,25 +32,27 @@ class Samples:
     palette: Palette
     image_ids: list[str]
     rows: list[list[Picture]]
-    """Of each image the COLUMNS."""
+    """Pictures of each image, one for each of COLUMNS."""
 
     def picture(self) -> bytes | None:
-        """All of them as one PNG, None if there is none."""
+        """Join all rows in one PNG; None without any."""
         return grid(self.rows, COLUMNS, self.palette) if self.rows else None
 
 
 def choose_samples(index: Index, tasks: Collection[Task], count: int) -> Index:
-    """The rows of a split to look at: always the same, spread over the task masks that hold one of these tasks."""
+    """Choose `count` rows of a split to show: always the same, spread over the task masks with one of these tasks."""
     masks = [mask for mask in TASK_MASKS if mask in tasks or mask == "both"]
     return index.take(choose(index, count, seed=0, masks=masks))
 
 
 def draw_samples(network: MultiTaskNet, index: Index, size: int, config: EvaluateConfig) -> Samples:
-    """Draw a split's rows, but those that cannot be used.
+    """Draw all rows of an index, except those that cannot be used.
 
     Args:
-        network: in evaluation mode.
-        size: of its input in pixels.
+        network: network in evaluation mode.
+        index: rows to draw.
+        size: side of the network's input in pixels.
+        config: batch size and thresholds.
     """
     palette = Palette(network.det_classes, network.seg_classes)
     samples = Samples(palette, [], [])
@@ -63,18 +66,18 @@ def draw_samples(network: MultiTaskNet, index: Index, size: int, config: Evaluat
 def predict_rows(
     network: MultiTaskNet, index: Index, rows: Sequence[int], size: int, config: EvaluateConfig
 ) -> Iterator[tuple[int, Prediction]]:
-    """Rows of a split, but those that cannot be used, and what a network says of them."""
+    """Yield rows of an index, except those that cannot be used, each with the network's prediction."""
     for start in range(0, len(rows), config.batch_size):
         chosen = np.array(rows[start : start + config.batch_size], np.int64)
-        nothing = np.zeros_like(chosen)
-        batch = make_eval_batch(index, Part(0, 0, size, chosen, nothing, nothing, nothing.astype(np.uint64)))
+        zeros = np.zeros_like(chosen)
+        batch = make_eval_batch(index, Part(0, 0, size, chosen, zeros, zeros, zeros.astype(np.uint64)))
         if len(batch.images):
             images = torch.tensor(batch.images, device=network.mean.device)
             yield from zip(batch.part.rows.tolist(), predict(network, images, config), strict=True)
 
 
 def draw_truth(sample: Sample, palette: Palette) -> Picture:
-    """A decoded row (see `decode`) with that of its annotation which the palette has classes for."""
+    """Draw a decoded row with its annotation of the tasks that the palette has classes for."""
     boxes, labels, captions = None, [], []
     if palette.det_classes and "boxes" in sample:
         boxes, labels = sample["boxes"], sample["labels"].tolist()
@@ -88,22 +91,31 @@ def draw_truth(sample: Sample, palette: Palette) -> Picture:
 
 
 def draw_prediction(image: Tensor, prediction: Prediction, palette: Palette) -> Picture:
-    """An image (3, H, W) uint8 with what a network says of it."""
-    # In the picture's size, not the image's: a large photograph's logits would be too.
+    """Draw an image (3, H, W) uint8 with a prediction for it."""
+    # At the picture's size, not the image's: logits at the size of a large photograph would fill the memory.
     size = picture_size(*image.shape[-2:])
-    return draw_found(resize(image.as_subclass(Tensor), list(size)), annotation(prediction, *size), palette)
+    return draw_annotation(resize(image.as_subclass(Tensor), list(size)), annotation(prediction, *size), palette)
 
 
-def draw_found(
-    image: Tensor, found: Annotation, palette: Palette, score: float = SHOWN_SCORE, longest: int = LONGEST
+def draw_annotation(
+    image: Tensor, predicted: Annotation, palette: Palette, score: float = SHOWN_SCORE, longest: int = LONGEST
 ) -> Picture:
-    """An image (3, H, W) uint8 with what was found in it: the mask, and the boxes of at least this score."""
+    """Draw an image (3, H, W) uint8 with its predicted mask, and its boxes of at least this score.
+
+    Args:
+        image: image of any size.
+        predicted: prediction in the image's pixels.
+        palette: colours and names of the classes.
+        score: lowest score of a box that is drawn.
+        longest: longest side of the picture in pixels.
+    """
     boxes, labels, captions = None, [], []
-    if found.boxes is not None and found.labels is not None and found.scores is not None:
-        shown = found.scores >= score
-        boxes, labels = torch.tensor(found.boxes[shown]), found.labels[shown].tolist()
+    if predicted.boxes is not None and predicted.labels is not None and predicted.scores is not None:
+        shown = predicted.scores >= score
+        boxes, labels = torch.tensor(predicted.boxes[shown]), predicted.labels[shown].tolist()
         captions = [
-            f"{palette.det_classes[label]} {sure:.2f}" for label, sure in zip(labels, found.scores[shown], strict=True)
+            f"{palette.det_classes[label]} {sure:.2f}"
+            for label, sure in zip(labels, predicted.scores[shown], strict=True)
         ]
-    mask = None if found.mask is None else torch.tensor(found.mask)
+    mask = None if predicted.mask is None else torch.tensor(predicted.mask)
     return overlay(image, palette, boxes, labels, captions, mask, longest)

@@ -10,21 +10,37 @@ from torch import Tensor
 from multas_ray.errors import first_line
 
 TINY = 1e-7
-"""Probability that stands for none."""
+"""Probability that stands for zero, so that its logarithm is finite."""
 CODEC, LEVEL = "zstd", 9
 HEAD = 16
-"""Bytes before what is compressed: the shape, and its size."""
+"""Bytes of the head: four uint32, the three of the shape and the size of the body before compression."""
 
 
 def compress(shape: Sequence[int], parts: Sequence[np.ndarray]) -> bytes:
-    """Shape and arrays as bytes: all first bytes of an array, then all second ones, since only the former vary much."""
+    """Compress a shape and arrays into the bytes of a packed answer.
+
+    An array's bytes are written in planes, all first bytes, then all second ones: bytes of one plane are alike, which
+    compresses better.
+
+    Args:
+        shape: three integers.
+        parts: arrays of any shape and type, one or more.
+    """
     body = b"".join(part.reshape(-1, 1).view(np.uint8).T.tobytes() for part in parts)
     prefix = np.array([*shape, len(body)], np.uint32).tobytes()
-    return prefix + pa.Codec(CODEC, compression_level=LEVEL).compress(body, asbytes=True)
+    compressed: bytes = pa.Codec(CODEC, compression_level=LEVEL).compress(body, asbytes=True)
+    return prefix + compressed
 
 
 def read_head(data: bytes) -> tuple[tuple[int, ...], int]:
-    """Shape and size in bytes of a packed answer, as it begins."""
+    """Read the head of a packed answer.
+
+    Returns:
+        The shape (three integers), and the size of the body in bytes before compression.
+
+    Raises:
+        ValueError: the answer is shorter than a head.
+    """
     if len(data) < HEAD:
         raise ValueError("cut short")
     *shape, size = np.frombuffer(data, np.uint32, 4).tolist()
@@ -32,10 +48,14 @@ def read_head(data: bytes) -> tuple[tuple[int, ...], int]:
 
 
 def decompress(data: bytes, size: int) -> memoryview:
-    """The body of a packed answer, of this size in bytes.
+    """Decompress the body of a packed answer.
+
+    Args:
+        data: the packed answer, head included.
+        size: size of the body in bytes before compression.
 
     Raises:
-        ValueError: it is broken.
+        ValueError: the body is broken.
     """
     try:
         return memoryview(pa.Codec(CODEC).decompress(memoryview(data)[HEAD:], size))
@@ -44,7 +64,14 @@ def decompress(data: bytes, size: int) -> memoryview:
 
 
 def take_array(buffer: memoryview, dtype: type, count: int) -> tuple[np.ndarray, memoryview]:
-    """The array that the buffer begins with, and what comes after it."""
+    """Read the array (count,) at the beginning of a body.
+
+    Returns:
+        The array, and the rest of the body.
+
+    Raises:
+        ValueError: the body is too short.
+    """
     width = np.dtype(dtype).itemsize
     size = count * width
     if size > len(buffer):
@@ -54,5 +81,5 @@ def take_array(buffer: memoryview, dtype: type, count: int) -> tuple[np.ndarray,
 
 
 def join(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
-    """Arrays one after the other, as a tensor."""
+    """Concatenate arrays along their first axis into a tensor."""
     return torch.as_tensor(np.concatenate(arrays), device=device)

@@ -22,60 +22,79 @@ if TYPE_CHECKING:
     from multas_ray.tasks.terms import Term
 
 Truth = Any
-"""Annotation of the k annotated rows of a training batch: an array (k, ...) or a NamedTuple of such arrays; as tensors
+"""Annotation of the k annotated rows of a training batch: an array (k, ...) or a NamedTuple of such arrays; tensors
 where a loss takes it."""
+Head = Any
+"""Head of a task, an `nn.Module` of the type that its `head` returns."""
 Output = Any
-"""What a head says of n rows: a NamedTuple of tensors (n, ...), with None for those that were not asked for."""
-Found = Any
-"""A network's answer for one image, ready to be scored, drawn and written."""
+"""Output of a head for n rows: a tensor (n, ...), or a NamedTuple of them with None for those not requested."""
+ImagePrediction = Any
+"""Prediction of one task for one image, ready to be scored, drawn and written."""
 
 
 class TaskRows(Protocol):
     """`rows.py`: annotation from a stored row to a batch."""
 
     def decode(self, row: Mapping[str, Any], classes: int) -> dict[str, np.ndarray]:
-        """The annotation of an annotated row (see `read_row`), by the names that `transforms.Augment` knows.
+        """Decode the annotation of a row that has one.
+
+        Args:
+            row: values of the row, as `read_row` returns them.
+            classes: number of classes of the task.
+
+        Returns:
+            Arrays by the names that `transforms.Augment` knows.
 
         Raises:
-            Reject: it cannot be decoded, or breaks the data contract.
+            Reject: the annotation cannot be decoded, or breaks the data contract.
         """
 
     def collate(self, samples: Sequence[Mapping[str, Any]], size: int) -> Truth:
-        """The annotation of augmented samples of this side in pixels, as the losses take it; there may be none."""
+        """Collate the annotation of augmented samples, as the losses take it.
+
+        Args:
+            samples: annotated samples; there may be none.
+            size: side of their images in pixels.
+        """
 
     def original(self, sample: Mapping[str, Any]) -> Any:
-        """The annotation of one sample in the pixels of its image, as the metric takes it."""
+        """Return the annotation of one sample in the pixels of its image, as the metric takes it."""
 
 
 class TaskNetwork(Protocol):
-    """`network.py`: head, losses, and the answers of a teacher."""
+    """`network.py`: head, losses, and answers of a teacher."""
 
     def head(self, config: ModelConfig, classes: int) -> nn.Module:
-        """The head that the configured preset has."""
+        """Build the head of the configured preset, for this number of classes."""
 
-    def run(self, head: nn.Module, pyramid: Sequence[Tensor], adapters: nn.ModuleList | None, features: bool) -> Output:
-        """The head's output for all rows of the pyramid's maps.
+    def run(self, head: Head, pyramid: Sequence[Tensor], adapters: nn.ModuleList | None, features: bool) -> Output:
+        """Run the head on all rows of the pyramid's maps.
 
         Args:
-            adapters: a 1x1 convolution a level, through which features go, if there are any.
-            features: whether features are asked for, of a task whose distillation can compare them.
+            head: the task's head.
+            pyramid: maps (n, width, h, w), fine to coarse.
+            adapters: one 1x1 convolution a level, applied to the features only; None for none.
+            features: return features too, if the task's distillation compares them.
         """
 
-    def nothing(
-        self, head: nn.Module, zero: Tensor, config: ModelConfig, size: tuple[int, int], features: bool
-    ) -> Output:
-        """The output for no row: empty, but connected to `zero`.
+    def nothing(self, head: Head, zero: Tensor, config: ModelConfig, size: tuple[int, int], features: bool) -> Output:
+        """Return the output for zero rows: empty tensors that are connected to `zero` in the graph.
 
         Args:
+            head: the task's head.
+            zero: scalar that depends on the head's parameters with gradient zero.
+            config: the network's section of the configuration.
             size: height and width of the network's input in pixels.
-            features: whether features are asked for.
+            features: return features too, if the task's distillation compares them.
         """
 
     def loss(self, output: Output, truth: Truth, config: Config, size: tuple[int, int]) -> dict[str, Term]:
-        """The supervised losses of annotated rows; there may be none.
+        """Compute the supervised losses of k annotated rows; k may be 0.
 
         Args:
-            output: the head's, for the rows of `truth`.
+            output: output of the head for these rows.
+            truth: annotation of these rows, as tensors on the output's device.
+            config: configuration of the run.
             size: height and width of the network's input in pixels.
         """
 
@@ -88,12 +107,14 @@ class TaskNetwork(Protocol):
         config: Config,
         size: tuple[int, int],
     ) -> dict[str, Term]:
-        """The configured losses between the student's output and a teacher's, for the same rows of a batch.
+        """Compute the configured losses between the outputs of student and teacher for the same n rows of a batch.
 
         Args:
-            teacher: None where there are no rows.
-            rows: (n,) int64: these rows of the batch.
+            student: output of the student's head.
+            teacher: answer of the teacher; None if n is 0.
+            rows: (n,) int64: the rows' numbers in the batch.
             truth: the batch's annotation, on the device of the output.
+            config: configuration of the run.
             size: height and width of the network's input in pixels.
 
         Raises:
@@ -101,44 +122,64 @@ class TaskNetwork(Protocol):
         """
 
     def answer(self, output: Output, size: tuple[int, int]) -> Output:
-        """The part of a teacher's output that its students are compared with, in float16."""
-
-    def pack(self, answer: Output) -> list[bytes]:
-        """An answer as some kilobytes an image."""
-
-    def unpack(self, packed: Sequence[bytes], device: torch.device) -> Output:
-        """The inverse of `pack`, up to the packing's error, in float32."""
-
-    def check_packed(self, packed: bytes, classes: int, size: int) -> None:
-        """Look at one packed answer of a file.
+        """Reduce a teacher's output to the part that students are compared with, in float16.
 
         Args:
+            output: output of the teacher's head.
+            size: height and width of the network's input in pixels.
+        """
+
+    def pack(self, answer: Output) -> list[bytes]:
+        """Pack an answer for n images into n byte strings of some kilobytes."""
+
+    def unpack(self, packed: Sequence[bytes], device: torch.device) -> Output:
+        """Invert `pack`, up to the packing's error.
+
+        Args:
+            packed: one byte string an image, at least one.
+            device: device of the answer, which is float32.
+        """
+
+    def check_packed(self, packed: bytes, classes: int, size: int) -> None:
+        """Check a packed answer that was read from a file.
+
+        Args:
+            packed: bytes of the answer for one image.
+            classes: number of classes of the task.
             size: side of the image in pixels.
 
         Raises:
-            ValueError: it is none, or of another number of classes or size.
+            ValueError: the bytes are no packed answer, or one for another number of classes or size.
         """
 
 
 class TaskScoring(Protocol):
-    """`scoring.py`: from outputs to what is found, and how good that is."""
+    """`scoring.py`: from outputs to predictions, and from predictions to metrics."""
 
-    def predict(self, output: Output, config: EvaluateConfig, model: ModelConfig, size: tuple[int, int]) -> list[Found]:
-        """What the head's output says of each of its rows.
+    def predict(
+        self, output: Output, config: EvaluateConfig, model: ModelConfig, size: tuple[int, int]
+    ) -> list[ImagePrediction]:
+        """Convert the output of the head for n rows into n predictions.
 
         Args:
+            output: output of the head.
+            config: thresholds of evaluation.
+            model: the network's section of the configuration.
             size: height and width of the network's input in pixels.
         """
 
     def metric(self, classes: Sequence[str], config: EvaluateConfig) -> Any:
-        """An empty metric: `add`, `state`, `merge`, `compute`."""
+        """Create an empty metric, an object with the methods `state`, `merge` and `compute`."""
 
-    def add(self, metric: Any, image_id: str, size: tuple[int, int], found: Found, truth: Any) -> None:
+    def add(self, metric: Any, image_id: str, size: tuple[int, int], prediction: ImagePrediction, truth: Any) -> None:
         """Add an image to a metric.
 
         Args:
+            metric: metric that `metric` created.
+            image_id: id of the image, unique in the data set.
             size: height and width of the original image in pixels.
-            truth: its annotation, from `original` of the task's rows.py.
+            prediction: prediction for the image, from `predict`.
+            truth: annotation of the image, from `original` of the task's rows.py.
         """
 
 
@@ -146,11 +187,12 @@ class TaskParts:
     """The modules of a task's folder."""
 
     def __init__(self, folder: str) -> None:
+        """Name the folder beside this module."""
         self._package = f"{__package__}.{folder}"
 
     @cached_property
     def rows(self) -> TaskRows:
-        """Rows: free of PyTorch."""
+        """Annotation of rows: free of PyTorch."""
         return cast(TaskRows, import_module(f"{self._package}.rows"))
 
     @cached_property

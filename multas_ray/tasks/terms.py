@@ -1,4 +1,4 @@
-"""The unit that losses are built from: a sum, and the count it is to be divided by."""
+"""The unit that losses are built from: a sum, and the count that divides it."""
 
 from typing import NamedTuple
 
@@ -16,21 +16,28 @@ class Term(NamedTuple):
     sum: Tensor
     """Scalar, at least float32, connected to the graph; exactly zero without rows."""
     count: Tensor  # type: ignore[assignment]  # tuple.count is not used
-    """Float32, without gradient: a scalar, or several counts (k,) that are multiplied after each was added up."""
+    """Float32, without gradient: a scalar, or several counts (k,), whose product divides after each was added up."""
     least: float = 1.0
-    """A count below it is taken as this."""
+    """Lower bound of the count as a divisor."""
 
     def divided(self, count: Tensor | None = None) -> Tensor:
-        """The loss, given the count over all workers; by this worker's own without it."""
+        """Divide the sum.
+
+        Args:
+            count: count over all workers, of the shape of `self.count`; None for this worker's own.
+
+        Returns:
+            The loss, a scalar.
+        """
         total = self.count if count is None else count
         return self.sum / total.detach().clamp(min=self.least).prod()
 
 
 def scaled(terms: dict[str, Term], weight: float) -> dict[str, Term]:
-    """Terms times a weight."""
+    """Multiply the sums of terms by a weight; their counts stay."""
     return {name: term._replace(sum=weight * term.sum) for name, term in terms.items()}
 
 
 def scalar(value: float, like: Tensor) -> Tensor:
-    """A count as a tensor on the device of the loss."""
+    """Return a count as a float32 scalar on the device of a loss."""
     return torch.tensor(float(value), device=like.device)

@@ -122,19 +122,19 @@ from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.read import read_row
 from multas_ray.data.schema import read_info
 from multas_ray.data.packing import unpack
-from multas_ray.data.stream import make_chunk
+from multas_ray.data.stream import ChunkLayout, make_chunk
 from multas_ray.errors import UserError
 import numpy as np
 
 path = sys.argv[1]
 one = np.zeros(1, np.int32)
 index = Index(path, (f"{path}/train/part.parquet",), one, one, one, one.astype(np.uint8), "", 2, 3)
-settings = dict(workers=1, start=0, length=1, augment=None, additions=())
+layout = ChunkLayout(EvaluationPlan(index, 1, 32), workers=1, start=0, length=1, augment=None, additions=())
 for read in (
     lambda: read_index(path, "train"),
     lambda: read_row(index, 0),
     lambda: count(index, read_info(path), lambda rows: None),
-    lambda: print(*unpack(next(make_chunk({"id": [0]}, plan=EvaluationPlan(index, 1, 32), **settings)))),
+    lambda: print(*unpack(next(make_chunk({"id": [0]}, layout)))),
 ):
     try:
         read()

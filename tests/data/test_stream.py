@@ -32,7 +32,8 @@ def plan(scenes_path: str) -> Plan:
 
 def collect(plan: Plan | EvaluationPlan, workers: int, start: int = 0, augment: AugmentConfig | None = None) -> list:
     """The batches of every worker, as `streaming_split` hands them out."""
-    dataset = stream(plan, workers, start=start, augment=augment, parallel=2, resources=Resources(cpu=0.25))
+    source = PlannedStream(plan, lambda: start, augment)
+    dataset = stream(source, workers, parallel=2, resources=Resources(cpu=0.25))
     dataset.context.execution_options = ray.data.ExecutionOptions(preserve_order=True)
     splits = dataset.streaming_split(workers, equal=True)
 

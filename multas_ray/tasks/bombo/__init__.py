@@ -1,1 +1,1 @@
-"""Weak losses after BoMBo: what boxes say of masks, and masks of boxes."""
+"""Weak losses after BoMBo: masks learned from boxes, and boxes from masks."""

@@ -1,4 +1,4 @@
-"""Weak losses: a task is supervised on rows that are annotated for the other one only, by what follows from that."""
+"""Weak losses: a task is supervised on rows with annotation for the other task only, by targets derived from it."""
 
 from typing import Any
 
@@ -15,7 +15,16 @@ from multas_ray.tasks.terms import Term
 
 
 def weak_loss(task: Task, output: Any, truth: Any, config: Config, size: tuple[int, int]) -> dict[str, Term]:
-    """The weak loss of a task, as `TaskNetwork.loss` of weak annotation; its terms are named weak_*."""
+    """Compute the weak loss of a task, as `TaskNetwork.loss` does for weak annotation; its terms are named weak_*.
+
+    Args:
+        task: task whose head is supervised.
+        output: output of that head for v rows; v may be 0.
+        truth: weak annotation of these rows from `WeakAnnotations`, as tensors: `UnitBoxes` of mask components for
+            det, masks (v, size / 4, size / 4) uint8 for seg.
+        config: configuration of the run.
+        size: height and width of the network's input in pixels.
+    """
     terms = _detection(output, truth, config, size) if task == "det" else segmentation_loss(output, truth)
     return {f"weak_{name}": term for name, term in terms.items()}
 
@@ -23,6 +32,6 @@ def weak_loss(task: Task, output: Any, truth: Any, config: Config, size: tuple[i
 def _detection(
     output: DetectionOutput, components: UnitBoxes[Tensor], config: Config, size: tuple[int, int]
 ) -> dict[str, Term]:
-    own_anchors = anchors(*size, config.model.anchor_base, output.cls.device, config.model.pyramid_levels)
-    targets = weak_targets(components.boxes, components.labels, output, own_anchors)
-    return detection_losses(output, targets, own_anchors, config.loss)
+    grid = anchors(*size, config.model.anchor_base, output.cls.device, config.model.pyramid_levels)
+    targets = weak_targets(components.boxes, components.labels, output, grid)
+    return detection_losses(output, targets, grid, config.loss)

@@ -1,4 +1,4 @@
-"""Weak annotations: what the boxes of an image say of its mask, and its mask of its boxes.
+"""Weak annotations: a mask derived from the boxes of an image, and boxes derived from its mask.
 
 After BoMBo (Le, Berg and Pham, "Box for Mask and Mask for Box: weak losses for multi-task partially supervised
 learning", BMVC 2024).
@@ -18,18 +18,23 @@ from multas_ray.errors import UserError
 from multas_ray.tasks.detection.rows import UnitBoxes, collate
 
 STRIDE = 4
-"""Of weak masks: that of the segmentation head, of which they say no more."""
-LEAST_AREA = 80 / 320**2
-"""Of a component, as a part of the image; smaller ones count where there is no other."""
+"""Stride of weak masks. That of the segmentation head: a finer mask holds no more information."""
+MIN_AREA = 80 / 320**2
+"""Smallest area of a component as a fraction of the image; smaller ones count only where there is no larger one."""
 
 
 class WeakAnnotations:
     """Adds weak annotations to the batches of the training stream."""
 
     def __init__(self, config: Config, info: DatasetInfo) -> None:
-        """
+        """Match the classes of the two tasks by name.
+
+        Args:
+            config: configuration of the run.
+            info: description of the data set.
+
         Raises:
-            UserError: some class has no counterpart in the other task, so that nothing is known of it.
+            UserError: a class has no counterpart in the other task, so that weak annotation cannot name it.
         """
         self.tasks = weak_tasks(config)
         self.fill = config.loss.weak_inside == "fill"
@@ -43,10 +48,10 @@ class WeakAnnotations:
         self.det_of_seg = {number: det.index(name) for number, name in enumerate(seg) if name in det}
 
     def __call__(self, batch: TrainBatch) -> TrainBatch:
-        """The batch with weak annotation, as far as the losses want it.
+        """Add the weak annotation of the tasks that have a weak loss.
 
-        Of detection: `UnitBoxes` of the rows that have a mask and no boxes. Of segmentation: masks (v, size / 4,
-        size / 4) uint8 of the rows that have boxes and no mask.
+        det: `UnitBoxes` of the rows that have a mask and no boxes. seg: masks (v, size / 4, size / 4) uint8 of the v
+        rows that have boxes and no mask.
         """
         boxes, masks = batch.truth["det"], batch.truth["seg"]
         weak: dict[Task, Some[Any]] = {}
@@ -59,7 +64,7 @@ class WeakAnnotations:
         return replace(batch, weak=weak)
 
     def _boxes(self, masks: np.ndarray) -> UnitBoxes[np.ndarray]:
-        """The components of masks (w, size, size)."""
+        """Return the components of masks (w, size, size) as boxes."""
         components = [component_boxes(mask, self.det_of_seg) for mask in masks]
         return collate(
             [
@@ -70,7 +75,7 @@ class WeakAnnotations:
         )
 
     def _masks(self, truth: UnitBoxes[np.ndarray], side: int) -> np.ndarray:
-        """(v, side, side) uint8 of the boxes of v images."""
+        """Paint the boxes of v images into masks (v, side, side) uint8."""
         masks = np.zeros((len(truth.boxes), side, side), np.uint8)
         for place, (boxes, labels, difficult) in enumerate(zip(*truth, strict=True)):
             real = labels >= 0
@@ -83,16 +88,20 @@ class WeakAnnotations:
 
 
 def weak_tasks(config: Config) -> list[Task]:
-    """Tasks with a weak loss."""
+    """List the tasks with a weak loss."""
     return [task for task in config.model.tasks if config.loss.weak(task) > 0]
 
 
 def box_mask(boxes: np.ndarray, classes: Sequence[int], side: int) -> np.ndarray:
-    """(side, side) uint8: the class of the smallest box that covers a pixel's centre, 0 where none does.
+    """Paint boxes into a mask: each pixel gets the class of the smallest box that covers its centre, 0 without one.
 
     Args:
         boxes: (n, 4) x1 y1 x2 y2, normalised.
-        classes: of the pixels of each box.
+        classes: mask value of each box.
+        side: side of the mask in pixels.
+
+    Returns:
+        (side, side) uint8.
     """
     mask = np.zeros((side, side), np.uint8)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
@@ -104,28 +113,31 @@ def box_mask(boxes: np.ndarray, classes: Sequence[int], side: int) -> np.ndarray
 
 
 def component_boxes(mask: np.ndarray, det_of_seg: dict[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4), normalised, and labels (n,) of the connected components (of 8 neighbours) of each class of a mask.
+    """Find the connected components (of 8 neighbours) of each class of a mask.
 
     Args:
         mask: (H, W) uint8 class ids.
         det_of_seg: detection class of each segmentation class that has one.
+
+    Returns:
+        Boxes (n, 4) float32 x1 y1 x2 y2, normalised, and labels (n,) int64.
     """
     height, width = mask.shape
-    boxes, labels, areas = [], [], []
+    corners, classes, areas = [], [], []
     for number in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist():
         if number not in det_of_seg:
             continue
         components, count = ndimage.label(mask == number, structure=np.ones((3, 3)))
         areas += np.bincount(components.ravel(), minlength=count + 1)[1:].tolist()
         for rows, columns in ndimage.find_objects(components):
-            boxes.append((columns.start / width, rows.start / height, columns.stop / width, rows.stop / height))
-            labels.append(det_of_seg[number])
-    found, names, area = np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int64), np.array(areas)
-    large = area >= LEAST_AREA * mask.size
+            corners.append((columns.start / width, rows.start / height, columns.stop / width, rows.stop / height))
+            classes.append(det_of_seg[number])
+    boxes, labels = np.array(corners, np.float32).reshape(-1, 4), np.array(classes, np.int64)
+    large = np.array(areas) >= MIN_AREA * mask.size
     # A line of single pixels is no object.
-    wide = ((found[:, 2:] - found[:, :2]) * (width, height) > 1.5).all(axis=1)
-    kept = wide & large if (wide & large).any() else wide
-    return found[kept], names[kept]
+    wide = ((boxes[:, 2:] - boxes[:, :2]) * (width, height) > 1.5).all(axis=1)
+    objects = wide & large if (wide & large).any() else wide
+    return boxes[objects], labels[objects]
 
 
 def _check(key: str, wanted: Sequence[str], task: str, others: Sequence[str], other: str) -> None:

@@ -1,4 +1,4 @@
-"""Any detector's answer in the terms of our anchors, so that a student can be compared with it anchor by anchor."""
+"""Conversion of any detector's answer to anchors, so that a student can be compared with it anchor by anchor."""
 
 import torch
 from torch import Tensor
@@ -13,14 +13,17 @@ from multas_ray.tasks.packed import TINY
 
 @torch.no_grad()
 def anchored(boxes: Tensor, probabilities: Tensor, anchors: Tensor) -> DetectionOutput:
-    """Give every anchor the box and the class probabilities of the detection that it answers for: the one that it
-    overlaps most, if by an IoU of 0.5 or more; and each detection its best anchor in any case. Decoded again, the
-    detections come back, but for those whose best anchor is a surer one's too and that overlap no other by 0.5: small
-    ones beside each other. Other anchors see nothing: no probability of any class, codes of zero.
+    """Give every anchor the box and the class probabilities of its detection.
+
+    That is the detection that it overlaps most, if by an IoU of 0.5 or more; each detection also gets its best anchor
+    in any case. The other anchors have a probability near zero of every class, and codes of zero.
+
+    Decoding returns the detections, except those that share their best anchor with a more confident one and overlap no
+    other anchor by 0.5: small objects beside each other.
 
     Args:
         boxes: (n, M, 4) x1 y1 x2 y2, as fractions of the image's sides; M may be 0.
-        probabilities: (n, M, C) in 0..1, every class by itself; all zero for padding.
+        probabilities: (n, M, C) in 0..1, each class a sigmoid of its own; all zero for padding.
         anchors: (A, 4) cx cy w h, normalised.
 
     Returns:
@@ -42,5 +45,5 @@ def anchored(boxes: Tensor, probabilities: Tensor, anchors: Tensor) -> Detection
 
 
 def _at(values: Tensor, places: Tensor) -> Tensor:
-    """(n, M, k) at places (n, m): (n, m, k)."""
+    """Gather values (n, M, k) at places (n, m) along the second axis: (n, m, k)."""
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[2]))

@@ -21,7 +21,7 @@ MAX_LOG_SIZE = 10.0
 def anchors(
     height: int, width: int, base: float = 24.0, device: torch.device | str = "cpu", levels: int = LEVELS
 ) -> Tensor:
-    """All anchors of an input of `height` x `width` pixels: six a cell, cells row-major, levels fine to coarse.
+    """Lay all anchors of an input of `height` x `width` pixels: six a cell, cells row-major, levels fine to coarse.
 
     Level k has stride 8 * 2**k and squares of `base` * 2**k pixels; each also sqrt(2) times as large, and all with
     aspects 1:1, 2:1 and 1:2 of the same area.
@@ -47,18 +47,18 @@ def anchors(
 
 
 def count_anchors(size: int, levels: int) -> int:
-    """How many `anchors` a square input of this side in pixels has."""
+    """Count the `anchors` of a square input of this side in pixels."""
     return sum(PER_CELL * math.ceil(size / (FINEST_STRIDE * 2**level)) ** 2 for level in range(levels))
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """cx cy w h to x1 y1 x2 y2, (..., 4)."""
+    """Convert boxes (..., 4) from cx cy w h to x1 y1 x2 y2."""
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Codes of boxes relative to their anchors.
+    """Encode boxes relative to their anchors.
 
     Args:
         boxes: (..., A, 4) x1 y1 x2 y2, normalised; a side of zero is taken as 1e-6.
@@ -74,7 +74,15 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode(codes: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes of codes: the inverse of `encode`. (..., A, 4) x1 y1 x2 y2, normalised, not clipped to the image."""
+    """Decode boxes: the inverse of `encode`.
+
+    Args:
+        codes: (..., A, 4).
+        anchors: (A, 4) cx cy w h, normalised.
+
+    Returns:
+        (..., A, 4) x1 y1 x2 y2, normalised, not clipped to the image.
+    """
     centre = anchors[:, :2] + codes[..., :2] * VARIANCES[0] * anchors[:, 2:]
     size = anchors[:, 2:] * torch.exp((codes[..., 2:] * VARIANCES[1]).clamp(max=MAX_LOG_SIZE))
     return corners(torch.cat([centre, size], dim=-1))

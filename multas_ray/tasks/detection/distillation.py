@@ -1,6 +1,6 @@
-"""Distillation: the student's outputs and features are drawn to those of a frozen teacher on the same pixels.
+"""Distillation of detection: losses between student and frozen teacher on the same pixels.
 
-Of published losses, weight 1 is the published strength. Teachers' tensors carry no gradient.
+Weight 1 of a published loss is its published strength. Teachers' tensors carry no gradient.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,25 +18,28 @@ from multas_ray.tasks.terms import Term, scalar, scaled
 
 SOFT_CLASSES = 5e3
 FEATURES = 5.0
-"""Published factors, of soft class targets and of feature losses."""
+"""Published factors of soft class targets and of feature losses."""
 CONFIDENT = 0.5
-"""A teacher's probability from which PDF-Distil counts an object."""
+"""Teacher's probability above which PDF-Distil counts an object."""
 TINY = 1e-12
+"""Lower bound of a sum of weights as a divisor."""
 SEEN = 0.02
-"""A teacher's probability above which it sees something. Below it lie thousands of anchors, which may add up to half of
-its confidence in an image."""
+"""Teacher's probability above which an anchor counts as an object. The thousands of anchors below may add up to half of
+the teacher's confidence in an image."""
 BOX_SLOPE, BOX_NEAR = 1.5, 0.11
-"""Of the guided box loss: its slope, and the difference of codes below which it is quadratic."""
+"""Slope of the guided box loss, and the difference of codes below which it is quadratic."""
 
 
 def detection_distillation(
     student: DetectionOutput, teacher: DetectionOutput, foreground: Tensor | None, config: DetectionDistillConfig
 ) -> dict[str, Term]:
-    """The configured losses between two detectors, weighted among one another. B may be 0.
+    """Compute the configured losses between two detectors, each multiplied by its weight.
 
     Args:
-        student, teacher: outputs on the same rows.
-        foreground: (B, A/6) of `foreground_cells`, for DeFeat; rows without boxes of their own are all -1.
+        student: output for B rows; B may be 0.
+        teacher: answer for the same rows, of the same shapes.
+        foreground: (B, A/6) from `foreground_cells`, needed by DeFeat; all -1 in rows without annotated boxes.
+        config: weights of the losses.
     """
     terms: dict[str, Term] = {}
     for name, loss in LOSSES.items():
@@ -50,7 +53,7 @@ def detection_distillation(
 
 
 def guided(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
-    """Prediction-guided distillation.
+    """Compute the losses of prediction-guided distillation.
 
     Classes: binary cross-entropy to the teacher's probabilities p_t, weighted by (p_t - p_s)^2, so that the many
     anchors on which both agree (background, mostly) weigh nothing. Boxes: smooth L1 between codes, each anchor on which
@@ -71,30 +74,34 @@ def guided(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term
 
 
 def soft_classes(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
-    """The paper's soft class targets: 5000 times the mean over all anchors and classes of the focal loss (alpha 0.25,
-    gamma 1) to the teacher's probabilities."""
+    """Compute the paper's loss to soft class targets.
+
+    It is 5000 times the mean over all anchors and classes of the focal loss (alpha 0.25, gamma 1) to the teacher's
+    probabilities.
+    """
     cls = at_least_float32(student.cls)
     loss = SOFT_CLASSES * focal_bce(cls, _probabilities(teacher), alpha=0.25, gamma=1.0).sum()
     return {"kd_det_soft_cls": Term(loss, scalar(cls.numel(), cls))}
 
 
 def soft_boxes(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
-    """The paper's soft box targets: the mean Balanced L1 between the codes of all anchors."""
+    """Compute the paper's loss to soft box targets: the mean Balanced L1 between the codes of all anchors."""
     difference = _box_difference(student, teacher)
     return {"kd_det_soft_box": Term(difference.sum(), scalar(difference.numel(), difference))}
 
 
 def feature_mse(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
-    """Five times the mean squared difference of features."""
+    """Compute five times the mean squared difference of features."""
     difference = _feature_difference(student, teacher)
     return {"kd_feature_mse": Term(FEATURES * difference.sum(), scalar(difference.numel(), difference))}
 
 
 def pdf_distil(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, Term]:
-    """PDF-Distil: features where the predictions differ, classes weighted by D = (p_t - p_s)^2, boxes' L1.
+    """Compute the losses of PDF-Distil, on features, classes and boxes.
 
-    A cell's features are weighted by the mean over its anchors of sqrt(sum over classes of D); the weights of the batch
-    add up to one over cells and channels. D and the weights carry no gradient.
+    Classes: binary cross-entropy weighted by D = (p_t - p_s)^2. Boxes: L1. Features: squared difference; a cell is
+    weighted by the mean over its anchors of sqrt(sum over classes of D), and the weights of the batch add up to one
+    over cells and channels. D and the weights carry no gradient.
     """
     cls, box = at_least_float32(student.cls), at_least_float32(student.box)
     p_t = _probabilities(teacher)
@@ -112,12 +119,15 @@ def pdf_distil(student: DetectionOutput, teacher: DetectionOutput) -> dict[str, 
 
 
 def defeat(student: DetectionOutput, teacher: DetectionOutput, foreground: Tensor) -> dict[str, Term]:
-    """DeFeat (Guo et al., CVPR 2021): squared feature difference in cells with objects and in cells without, each
-    divided by twice their number and by the number of images.
+    """Compute the losses of DeFeat (Guo et al., CVPR 2021).
+
+    They are the squared feature differences in cells with objects and in cells without, each divided by twice the
+    number of such cells and by the number of images.
 
     Args:
-        student, teacher: outputs on the same rows.
-        foreground: (B, A/6) of `foreground_cells`; rows of which nothing is known are all -1, and do not count.
+        student: output for B rows, with features.
+        teacher: answer for the same rows, with features.
+        foreground: (B, A/6) from `foreground_cells`; rows without annotation are all -1 and do not count.
     """
     difference = _feature_difference(student, teacher).sum(dim=-1)
     images = (foreground >= 0).any(dim=1).sum().float()
@@ -135,16 +145,19 @@ LOSSES: Mapping[str, Callable[[DetectionOutput, DetectionOutput], dict[str, Term
     "mse": feature_mse,
     "pdf": pdf_distil,
 }
-"""By their weights in the configuration; DeFeat also needs ground truth."""
+"""Losses by the names of their weights in the configuration; DeFeat is apart, since it needs ground truth."""
 
 
 def foreground_cells(boxes: Tensor, labels: Tensor, anchors: Tensor) -> Tensor:
-    """(B, A/6) long: 1 for cells whose centre lies in a ground-truth box, else 0.
+    """Mark the cells whose centre lies in a ground-truth box.
 
     Args:
         boxes: (B, M, 4) x1 y1 x2 y2, normalised; M may be 0.
         labels: (B, M), -1 for padding.
         anchors: (A, 4) cx cy w h, normalised.
+
+    Returns:
+        (B, A/6) long: 1 for such cells, else 0.
     """
     centre = anchors[::PER_CELL, :2]
     low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]

@@ -19,6 +19,7 @@ class DetectionHead(nn.Module):
     """Class and box towers, shared by all pyramid levels (RetinaNet, Lin et al., ICCV 2017)."""
 
     def __init__(self, width: int, classes: int) -> None:
+        """Build the towers for maps of `width` channels."""
         super().__init__()
         self.classes = classes
         self.cls_tower = nn.Sequential(conv_block(width, width), conv_block(width, width))
@@ -31,16 +32,17 @@ class DetectionHead(nn.Module):
         nn.init.constant_(self.cls.bias, PRIOR_BIAS)  # type: ignore[arg-type]
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps (B, width, h, w), fine to coarse, to class logits (B, A, C) and box codes (B, A, 4)."""
+        """Convert maps (B, width, h, w), fine to coarse, to class logits (B, A, C) and box codes (B, A, 4)."""
         cls = [per_anchor(self.cls(self.cls_tower(level)), self.classes) for level in pyramid]
         box = [per_anchor(self.box(self.box_tower(level)), 4) for level in pyramid]
         return torch.cat(cls, dim=1), torch.cat(box, dim=1)
 
 
 class LevelwiseDetectionHead(nn.Module):
-    """Class and box towers of every pyramid level's own, as published (Le and Pham, BMVC 2023)."""
+    """Class and box towers, separate for every pyramid level, as published (Le and Pham, BMVC 2023)."""
 
     def __init__(self, width: int, classes: int, levels: int, norm: Norm) -> None:
+        """Build the towers of each of `levels` maps of `width` channels."""
         super().__init__()
 
         def tower(outputs: int) -> nn.Sequential:
@@ -55,17 +57,17 @@ class LevelwiseDetectionHead(nn.Module):
                 nn.init.constant_(parameter, PRIOR_BIAS)
 
     def forward(self, pyramid: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """As `DetectionHead.forward`."""
+        """Convert maps (B, width, h, w), fine to coarse, to class logits (B, A, C) and box codes (B, A, 4)."""
         cls = [per_anchor(tower(level), self.classes) for tower, level in zip(self.cls, pyramid, strict=True)]
         box = [per_anchor(tower(level), 4) for tower, level in zip(self.box, pyramid, strict=True)]
         return torch.cat(cls, dim=1), torch.cat(box, dim=1)
 
 
 def per_anchor(output: Tensor, channels: int) -> Tensor:
-    """A head's map (B, 6 * channels, h, w) to (B, h * w * 6, channels): the order of `anchors`."""
+    """Reorder a head's map (B, 6 * channels, h, w) to (B, h * w * 6, channels): the order of `anchors`."""
     return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, channels)
 
 
 def cells(pyramid: Sequence[Tensor]) -> Tensor:
-    """Maps (B, F, h, w), fine to coarse, as one vector a cell: (B, sum of h * w, F)."""
+    """Flatten maps (B, F, h, w), fine to coarse, to one vector a cell: (B, sum of h * w, F)."""
     return torch.cat([level.flatten(2) for level in pyramid], dim=2).transpose(1, 2)

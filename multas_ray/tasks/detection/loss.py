@@ -1,4 +1,4 @@
-"""Supervised detection: focal loss on classes, Balanced L1 on boxes."""
+"""Supervised losses of detection: focal loss on classes, Balanced L1 on boxes."""
 
 import math
 from typing import Any, NamedTuple
@@ -16,39 +16,52 @@ from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.tasks.terms import Term
 
 POSITIVE = 0.5
-"""Least IoU of an anchor that answers for a box."""
+"""Smallest IoU of a positive anchor with its box."""
 NEGATIVE = 0.4
 """IoU below which an anchor is background."""
 QUALITY_WEIGHT = 2.0
-"""Of the generalised focal loss, as published."""
+"""Weight of the generalised focal loss, as published."""
 
 
 class Assignment(NamedTuple):
-    """What each anchor is to predict."""
+    """Classification and regression targets of each anchor."""
 
     cls_index: Tensor
-    """(B, A) long: the box whose class it is."""
+    """(B, A) long: index of the box whose class is to be predicted."""
     cls_target: Tensor
-    """(B, A) float32: the target of that class in 0..1; 0 for background."""
+    """(B, A) float32: target of that class in 0..1; 0 for background."""
     ignored: Tensor
     """(B, A) bool: the class's column counts neither as object nor as background; the other columns do."""
     box_index: Tensor
-    """(B, A) long: the box to regress."""
+    """(B, A) long: index of the box to regress."""
     box_weight: Tensor
-    """(B, A) float32: weight of its codes; 0 for none."""
+    """(B, A) float32: weight of its codes; 0 for no regression."""
+
+
+class Candidates(NamedTuple):
+    """Ground-truth boxes that anchors are assigned to, with M >= 1 slots a row."""
+
+    boxes: Tensor
+    """(B, M, 4) float32 x1 y1 x2 y2, normalised."""
+    labels: Tensor
+    """(B, M) long, -1 for padding."""
+    valid: Tensor
+    """(B, M) bool: neither padding nor difficult."""
+    ious: Tensor
+    """(B, M, A) float32 IoU with the anchors; 0 for boxes that are not valid."""
 
 
 def detection_losses(
     output: DetectionOutput, truth: UnitBoxes[Tensor], anchors: Tensor, config: LossConfig
 ) -> dict[str, Term]:
-    """Losses of the annotated rows of a batch, in the published forms.
+    """Compute the losses of the annotated rows of a batch, in the published forms.
 
     Difficult objects are no targets, and an anchor that overlaps one by 0.4 or more, or is its best anchor, and is no
     other object's positive, contributes nothing.
 
     Args:
-        output: of B rows; B may be 0.
-        truth: their boxes, as tensors; M may be 0.
+        output: output of the head for B rows; B may be 0.
+        truth: boxes of these rows, as tensors; M may be 0.
         anchors: (A, 4) cx cy w h, normalised.
         config: matching and classification loss.
 
@@ -56,7 +69,7 @@ def detection_losses(
         det_cls: focal or generalised focal loss, counted by positives. det_box: Balanced L1 over the codes of
         positives, counted by their coordinates, in Mutual Guidance weighted by their quality.
     """
-    cls, box = at_least_float32(output.cls), at_least_float32(output.box)
+    output = DetectionOutput(at_least_float32(output.cls), at_least_float32(output.box))
     boxes, labels, difficult = truth.boxes.float(), truth.labels, truth.difficult
     if not boxes.shape[1]:
         # A slot of padding, so that there is something to match against in a batch without objects.
@@ -64,22 +77,22 @@ def detection_losses(
     difficult = difficult & (labels >= 0)
     valid = (labels >= 0) & ~difficult
     ious = overlaps(boxes, labels >= 0, corners(anchors))
-    beside = _beside(ious, difficult)
-    ious = ious.masked_fill(~valid[..., None], 0)
+    on_difficult = _on_difficult(ious, difficult)
+    candidates = Candidates(boxes, labels, valid, ious.masked_fill(~valid[..., None], 0))
     if config.matching == "iou":
-        assigned = _by_iou(ious, valid)
+        assigned = _by_iou(candidates)
     else:
-        assigned = _by_mutual_guidance(ious, valid, cls, box, boxes, labels, anchors, config)
+        assigned = _by_mutual_guidance(candidates, output, anchors, config)
 
-    background = focal_background(cls, *_background_form(config))
-    skipped = beside & (assigned.cls_target <= 0)
-    cls_sum = background.masked_fill(skipped, 0).sum() + _foreground(cls, labels, assigned, skipped, config)
+    background = focal_background(output.cls, *_background_form(config))
+    skipped = on_difficult & (assigned.cls_target <= 0)
+    cls_sum = background.masked_fill(skipped, 0).sum() + _foreground(output.cls, labels, assigned, skipped, config)
     count = (assigned.cls_target > 0).sum().float()
 
     rows, places = torch.nonzero(assigned.box_weight, as_tuple=True)
     weight = assigned.box_weight[rows, places]
     goal = encode(boxes[rows, assigned.box_index[rows, places]], anchors[places])
-    box_sum = (balanced_l1(box[rows, places], goal) * weight[:, None]).sum()
+    box_sum = (balanced_l1(output.box[rows, places], goal) * weight[:, None]).sum()
     return {
         # Weights of Mutual Guidance may add up to less than one.
         "det_box": Term(box_sum, 4 * weight.sum(), least=1e-6),
@@ -87,35 +100,36 @@ def detection_losses(
     }
 
 
-def _beside(ious: Tensor, difficult: Tensor) -> Tensor:
-    """(B, A) bool: the anchors that would answer for a difficult object."""
+def _on_difficult(ious: Tensor, difficult: Tensor) -> Tensor:
+    """Mark the anchors (B, A) that would be positive or ignored for a difficult object, from IoUs (B, M, A)."""
     if not difficult.any():
         return torch.zeros_like(ious[:, 0], dtype=torch.bool)
-    own = ious.masked_fill(~difficult[..., None], 0)
-    enough = own.amax(dim=2, keepdim=True).clamp(max=NEGATIVE)
-    return ((own >= enough) & (own > 0)).any(dim=1)
+    ious = ious.masked_fill(~difficult[..., None], 0)
+    enough = ious.amax(dim=2, keepdim=True).clamp(max=NEGATIVE)
+    return ((ious >= enough) & (ious > 0)).any(dim=1)
 
 
-def _by_iou(ious: Tensor, valid: Tensor) -> Assignment:
-    """Positive from IoU 0.5, or as the best anchor of a box; from 0.4 ignored, in the matched class's column only."""
-    index, score = iou_match(ious, valid)
+def _by_iou(candidates: Candidates) -> Assignment:
+    """Assign anchors by IoU.
+
+    Positive from 0.5, or as the best anchor of a box; from 0.4 ignored, in the matched class's column only.
+    """
+    index, score = iou_match(candidates.ious, candidates.valid)
     positive = score >= POSITIVE
     target = positive.float()
     return Assignment(index, target, (score >= NEGATIVE) & ~positive, index, target)
 
 
 def _by_mutual_guidance(
-    ious: Tensor,
-    valid: Tensor,
-    cls: Tensor,
-    box: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
-    anchors: Tensor,
-    config: LossConfig,
+    candidates: Candidates, output: DetectionOutput, anchors: Tensor, config: LossConfig
 ) -> Assignment:
-    """Chosen anchors are positive, their quality weights their boxes and is the generalised focal loss's target; none
-    is ignored."""
+    """Assign anchors by Mutual Guidance.
+
+    Chosen anchors are positive; their quality is the weight of their boxes, and the target of the generalised focal
+    loss. No anchor is ignored.
+    """
+    boxes, labels, valid, ious = candidates
+    cls, box = output.cls, output.box
     with torch.no_grad():
         predicted = overlaps(boxes, valid, decode(box, anchors))
         columns = labels.clamp(min=0)[:, None].expand(-1, cls.shape[1], -1)
@@ -128,14 +142,14 @@ def _by_mutual_guidance(
 
 
 def _background_form(config: LossConfig) -> tuple[float, float]:
-    """Weight and exponent of the background's loss: weight * p**exponent * -log(1 - p)."""
+    """Return weight and exponent of the background's loss, weight * p**exponent * -log(1 - p)."""
     if config.classification == "focal":
         return 1 - config.focal_alpha, config.focal_gamma
     return QUALITY_WEIGHT, 2.0
 
 
 def _foreground(cls: Tensor, labels: Tensor, assigned: Assignment, skipped: Tensor, config: LossConfig) -> Tensor:
-    """What the matched class's columns of positive and ignored anchors add to the sum over the background."""
+    """Sum the loss in the matched class's columns of positive and ignored anchors, less the background's loss there."""
     touched = ((assigned.cls_target > 0) | assigned.ignored) & ~skipped
     rows, places = torch.nonzero(touched, as_tuple=True)
     logits = cls[rows, places, labels[rows, assigned.cls_index[rows, places]].clamp(min=0)]
@@ -149,10 +163,10 @@ def _foreground(cls: Tensor, labels: Tensor, assigned: Assignment, skipped: Tens
 
 
 def balanced_l1(input: Tensor, target: Tensor, alpha: float = 0.5, gamma: float = 1.5, beta: float = 0.11) -> Tensor:
-    """Balanced L1 loss, elementwise (Libra R-CNN, Pang et al., CVPR 2019, eq. 9, in the form that its code gives it for
-    beta != 1).
+    """Compute the Balanced L1 loss, elementwise (Libra R-CNN, Pang et al., CVPR 2019, eq. 9).
 
-    Beyond `beta` it is linear with slope `gamma`; `alpha` lifts the gradient of the inliers below.
+    The form is that of its code for beta != 1. Beyond `beta` the loss is linear with slope `gamma`; `alpha` lifts the
+    gradient of the inliers below.
     """
     error = (input - target).abs()
     b = math.exp(gamma / alpha) - 1
@@ -162,9 +176,9 @@ def balanced_l1(input: Tensor, target: Tensor, alpha: float = 0.5, gamma: float 
 
 
 def focal_bce(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss for targets in 0..1, elementwise (Lin et al., ICCV 2017, where targets are 0 or 1).
+    """Compute the focal loss for targets in 0..1, elementwise (Lin et al., ICCV 2017, where targets are 0 or 1).
 
-    Its weight is the expected one, were the target a coin that comes up 1 with that probability.
+    Its weight is the expected weight if the target is read as the probability of a label 1.
     """
     p = logits.sigmoid()
     balance = alpha * target + (1 - alpha) * (1 - target)
@@ -174,19 +188,22 @@ def focal_bce(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Ten
 
 
 def quality_focal_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """Quality focal loss with beta = 2, elementwise: (target - p)^2 * BCE, for targets in 0..1 (Li et al., NeurIPS
-    2020, eq. 4). Zero where the prediction equals the target."""
+    """Compute the quality focal loss with beta = 2, elementwise (Li et al., NeurIPS 2020, eq. 4).
+
+    It is (target - p)^2 * BCE for targets in 0..1, and zero where the prediction equals the target.
+    """
     bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (target - logits.sigmoid()).square() * bce
 
 
 def focal_background(logits: Tensor, weight: float, gamma: float) -> Tensor:
-    """Sum over the classes of the focal loss of target 0, weight * p**gamma * -log(1 - p): (..., C) to (...).
+    """Sum the focal loss of target 0, weight * p**gamma * -log(1 - p), over the classes: (..., C) to (...).
 
     Nearly all of detection's columns are background. Here they take a third of the passes over memory that they would
     take as targets of a general loss.
     """
-    return _FocalBackground.apply(logits, weight, gamma)
+    loss: Tensor = _FocalBackground.apply(logits, weight, gamma)
+    return loss
 
 
 class _FocalBackground(torch.autograd.Function):

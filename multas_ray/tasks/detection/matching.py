@@ -1,4 +1,4 @@
-"""Which ground-truth box each anchor answers for."""
+"""Matching of anchors with ground-truth boxes."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 CHOSEN = 3.0
-"""What Mutual Guidance adds to the score of an anchor that is chosen for a box."""
+"""Constant that Mutual Guidance adds to the score of an anchor that a box chooses."""
 CANDIDATES = 15
-"""Anchors whose scores add up to the number that Mutual Guidance chooses for a box."""
+"""Number of best anchors of a box whose scores add up to the number of anchors that it chooses."""
 SIGMA = 2.0
-"""How strongly Mutual Guidance lets the predicted class amplify an anchor's overlap: exp(p / SIGMA)."""
+"""Divisor of the predicted probability p in the factor exp(p / SIGMA) by which Mutual Guidance amplifies an overlap."""
 
 
 class Match(NamedTuple):
-    """The box of each anchor."""
+    """Box of each anchor."""
 
     index: Tensor  # type: ignore[assignment]  # tuple.index is not used
     """(B, A) long, 0..M-1; without meaning where `score` is 0."""
@@ -25,7 +25,7 @@ class Match(NamedTuple):
 
 @torch.no_grad()
 def overlaps(boxes: Tensor, valid: Tensor, others: Tensor) -> Tensor:
-    """IoU (B, M, A) of ground-truth boxes with others; zero for invalid boxes and those without area.
+    """Compute the IoU (B, M, A) of ground-truth boxes with others; zero for invalid boxes and those without area.
 
     Args:
         boxes: (B, M, 4) x1 y1 x2 y2.
@@ -34,7 +34,8 @@ def overlaps(boxes: Tensor, valid: Tensor, others: Tensor) -> Tensor:
     """
     usable = valid & (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
     # A prediction may be infinite, or without area: it overlaps nothing.
-    return box_iou(boxes.float(), others.float()).nan_to_num_(0, 0, 0).masked_fill_(~usable[..., None], 0)
+    ious: Tensor = box_iou(boxes.float(), others.float())
+    return ious.nan_to_num_(0, 0, 0).masked_fill_(~usable[..., None], 0)
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def iou_match(overlaps: Tensor, valid: Tensor) -> Match:
     Where boxes share their best anchor, the later box gets it. Boxes without area match nothing.
 
     Args:
-        overlaps: (B, M, A) of `overlaps` with the anchors, M >= 1.
+        overlaps: (B, M, A) IoU with the anchors, M >= 1.
         valid: (B, M) bool, false for padding.
 
     Returns:
@@ -61,28 +62,31 @@ def iou_match(overlaps: Tensor, valid: Tensor) -> Match:
 def mutual_guidance(
     overlaps_anchors: Tensor, overlaps_predicted: Tensor, probabilities: Tensor, valid: Tensor
 ) -> tuple[Match, Match]:
-    """Mutual Guidance (Zhang et al., ACCV 2020): where a box is predicted well, the anchor should classify; where its
-    class is predicted well, the anchor should regress.
+    """Match by Mutual Guidance (Zhang et al., ACCV 2020).
+
+    Anchors that predict a box well are to classify it; anchors that predict its class well are to regress it.
 
     Args:
-        overlaps_anchors, overlaps_predicted: (B, M, A) of `overlaps`, with anchors and decoded predictions.
-        probabilities: (B, M, A) predicted, of each box's class, in 0..1.
+        overlaps_anchors: (B, M, A) IoU with the anchors.
+        overlaps_predicted: (B, M, A) IoU with the decoded predictions.
+        probabilities: (B, M, A) predicted probability of each box's class, in 0..1.
         valid: (B, M) bool, false for padding.
 
     Returns:
-        For classification and for regression. Scores: the guiding overlap in 0..1; 3 more for chosen anchors.
+        The matches for classification and for regression. Scores: the guiding overlap in 0..1, plus 3 for chosen
+        anchors.
     """
     amplified = (overlaps_anchors * torch.exp(probabilities / SIGMA)).clamp(0, 1)
     return _choose(overlaps_predicted, valid), _choose(amplified, valid)
 
 
 def _choose(scores: Tensor, valid: Tensor) -> Match:
-    """Each anchor keeps its best box; each box then chooses as many anchors as its best ones' scores add up to."""
+    """Give each anchor its best box; each box then chooses as many anchors as its best ones' scores add up to."""
     best, index = scores.max(dim=1, keepdim=True)
-    kept = torch.zeros_like(scores).scatter_(1, index, best)
-    top, anchors = kept.topk(min(CANDIDATES, kept.shape[2]), dim=2)
+    best_only = torch.zeros_like(scores).scatter_(1, index, best)
+    top, anchors = best_only.topk(min(CANDIDATES, best_only.shape[2]), dim=2)
     count = top.sum(dim=2, keepdim=True).long().clamp(min=1)
     rank = torch.arange(top.shape[2], device=top.device)
     chosen = (rank < count) & valid[..., None]
-    score, index = kept.scatter_add_(2, anchors, (CHOSEN * chosen).to(kept.dtype)).max(dim=1)
+    score, index = best_only.scatter_add_(2, anchors, (CHOSEN * chosen).to(best_only.dtype)).max(dim=1)
     return Match(index, score)

@@ -1,14 +1,14 @@
-"""Detection metrics: images are added one by one, and scored together by the rules of a benchmark."""
+"""Detection metrics: images are added one by one and scored together by the rules of a benchmark."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from torch import Tensor
 
 from multas_ray.config import Protocol
 from multas_ray.evaluate.arrays import to_numpy
 from multas_ray.tasks.detection.coco_ap import coco_ap
 from multas_ray.tasks.detection.postprocess import Detections
+from multas_ray.tasks.detection.rows import PixelBoxes
 from multas_ray.tasks.detection.scored import ScoredImage
 from multas_ray.tasks.detection.voc_ap import voc_ap
 
@@ -25,50 +25,41 @@ _GT = ("gt_boxes", "gt_labels", "gt_difficult")
 
 
 class DetectionMetric:
-    """Collects detections and ground truth; the result depends on neither the order of images nor their sharding.
-
-    Args:
-        classes: names of the object classes; index = label.
-        protocol: coco, voc2007 (11-point) or voc2012 (area).
-    """
+    """Detections and ground truth of images; the result depends on neither the order of images nor their sharding."""
 
     def __init__(self, classes: Sequence[str], protocol: Protocol = "coco") -> None:
+        """Create an empty metric.
+
+        Args:
+            classes: names of the object classes; index = label.
+            protocol: coco, voc2007 (11-point) or voc2012 (area).
+        """
         self.classes = list(classes)
         self.protocol = protocol
         self._images: dict[str, ScoredImage] = {}
 
-    def add(
-        self,
-        image_id: str,
-        width: int,
-        height: int,
-        detections: Detections,
-        gt_boxes: Tensor | np.ndarray,
-        gt_labels: Tensor | np.ndarray,
-        gt_difficult: Tensor | np.ndarray,
-    ) -> None:
+    def add(self, image_id: str, size: tuple[int, int], detections: Detections, truth: PixelBoxes) -> None:
         """Add an image. An image that is added again replaces itself, so that none counts twice.
 
         Args:
-            image_id: unique in the data set.
-            width, height: of the original image in pixels.
-            detections: boxes as fractions of the image.
-            gt_boxes: (N, 4) x1 y1 x2 y2 in pixels of the original image.
-            gt_labels: (N,) in 0..C-1.
-            gt_difficult: (N,) bool: finding such an object is not rewarded, missing it not penalised.
+            image_id: id of the image, unique in the data set.
+            size: height and width of the original image in pixels.
+            detections: detections in the image.
+            truth: annotation of the image; detecting a difficult object is not rewarded, missing it not penalised.
         """
+        height, width = size
         scale = np.array([width, height, width, height], dtype=np.float64)
         self._images[image_id] = ScoredImage(
             det_boxes=to_numpy(detections.boxes).astype(np.float64).reshape(-1, 4) * scale,
             det_scores=to_numpy(detections.scores).astype(np.float64),
             det_labels=to_numpy(detections.labels).astype(np.int64),
-            gt_boxes=to_numpy(gt_boxes).astype(np.float64).reshape(-1, 4),
-            gt_labels=to_numpy(gt_labels).astype(np.int64),
-            gt_difficult=to_numpy(gt_difficult).astype(np.bool_),
+            gt_boxes=truth.boxes.astype(np.float64).reshape(-1, 4),
+            gt_labels=truth.labels.astype(np.int64),
+            gt_difficult=truth.difficult.astype(np.bool_),
         )
 
     def state(self) -> dict[str, np.ndarray]:
-        """What was added, for `merge`: arrays of all images one after the other, and the counts that part them."""
+        """Return all images for `merge`: their arrays concatenated, and the counts by which to split them."""
         images = list(self._images.values())
         state = {name: np.concatenate([getattr(image, name) for image in [_EMPTY, *images]]) for name in _DET + _GT}
         state["image_ids"] = np.array(list(self._images), dtype=np.str_)
@@ -77,7 +68,7 @@ class DetectionMetric:
         return state
 
     def merge(self, state: Mapping[str, np.ndarray]) -> None:
-        """Add the images of another worker."""
+        """Add the images of another metric, from its `state`."""
         parts = {}
         for names, counts in ((_DET, state["det_counts"]), (_GT, state["gt_counts"])):
             bounds = np.cumsum(counts)[:-1]
@@ -86,7 +77,7 @@ class DetectionMetric:
             self._images[str(image_id)] = ScoredImage(**{name: arrays[index] for name, arrays in parts.items()})
 
     def compute(self) -> dict[str, float]:
-        """Metrics in percent: det/AP (mean over IoU .50:.95), det/AP50, det/AP75 and det/AP/<class>.
+        """Compute metrics in percent: det/AP (mean over IoU .50:.95), det/AP50, det/AP75 and det/AP/<class>.
 
         A class without an object that counts has no AP: its key is left out, and the means are over the others.
         Without any such object there is no metric: an empty dict.

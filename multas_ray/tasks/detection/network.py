@@ -1,4 +1,4 @@
-"""Detection in the network: its head, its losses, and a teacher's answer."""
+"""Detection in the network: head, losses, and answers of a teacher."""
 
 from collections.abc import Sequence
 
@@ -24,14 +24,17 @@ Head = DetectionHead | LevelwiseDetectionHead
 
 
 def head(config: ModelConfig, classes: int) -> Head:
-    """See `TaskNetwork`."""
+    """Build the detection head of the configured preset, for this number of classes."""
     if config.preset == "paper":
         return LevelwiseDetectionHead(config.width, classes, config.pyramid_levels, paper_norm(config.norm))
     return DetectionHead(config.width, classes)
 
 
 def run(head: Head, pyramid: Sequence[Tensor], adapters: nn.ModuleList | None, features: bool) -> DetectionOutput:
-    """See `TaskNetwork`. Features are the pyramid's cells in the order of their anchors."""
+    """Run the head on maps (n, width, h, w), fine to coarse.
+
+    Features are the pyramid's cells, (n, A/6, F) in the order of the anchors, through the adapters if there are any.
+    """
     cls, box = head(pyramid)
     feature = None
     if features:
@@ -42,14 +45,14 @@ def run(head: Head, pyramid: Sequence[Tensor], adapters: nn.ModuleList | None, f
 
 
 def nothing(head: Head, zero: Tensor, config: ModelConfig, size: tuple[int, int], features: bool) -> DetectionOutput:
-    """See `TaskNetwork`."""
+    """Return the output for zero rows: empty tensors that are connected to `zero` in the graph."""
     count = len(_anchors(config, size, "cpu"))
     feature = zero.expand(0, count // PER_CELL, config.adapter or config.width) if features else None
     return DetectionOutput(zero.expand(0, count, head.classes), zero.expand(0, count, 4), feature)
 
 
 def loss(output: DetectionOutput, truth: UnitBoxes[Tensor], config: Config, size: tuple[int, int]) -> dict[str, Term]:
-    """See `TaskNetwork`."""
+    """Compute the losses of detection for the k rows of `truth`; k may be 0."""
     return detection_losses(output, truth, _anchors(config.model, size, output.cls.device), config.loss)
 
 
@@ -61,12 +64,24 @@ def distil(
     config: Config,
     size: tuple[int, int],
 ) -> dict[str, Term]:
-    """See `TaskNetwork`."""
+    """Compute the configured distillation losses of detection for n rows of a batch.
+
+    Args:
+        student: output of the student's head.
+        teacher: answer of the teacher; None if n is 0.
+        rows: (n,) int64: the rows' numbers in the batch.
+        truth: the batch's boxes, which DeFeat compares features by.
+        config: configuration of the run.
+        size: height and width of the network's input in pixels.
+
+    Raises:
+        UserError: the teacher's answer has another shape than the student's output.
+    """
     if teacher is None:
         teacher = mapped(student, torch.detach)
-    for name, expected, found in zip(DetectionOutput._fields, student, teacher, strict=True):
-        if expected is not None and (found is None or found.shape != expected.shape):
-            shape = None if found is None else tuple(found.shape)
+    for name, expected, actual in zip(DetectionOutput._fields, student, teacher, strict=True):
+        if expected is not None and (actual is None or actual.shape != expected.shape):
+            shape = None if actual is None else tuple(actual.shape)
             source = config.teachers.det.checkpoint if config.teachers.det else ""
             raise UserError(
                 f"teachers.det.checkpoint {source}: its answer '{name}' has the shape {shape}, the student needs "
@@ -74,31 +89,35 @@ def distil(
             )
     foreground = None
     if config.distill.det.defeat:
-        cells_of = _anchors(config.model, size, student.cls.device)
-        foreground = torch.full((len(rows), len(cells_of) // PER_CELL), -1, device=student.cls.device)
+        grid = _anchors(config.model, size, student.cls.device)
+        foreground = torch.full((len(rows), len(grid) // PER_CELL), -1, device=student.cls.device)
         annotated = np.isin(rows, truth.rows)
         boxes = truth.at(rows[annotated])
-        foreground[torch.from_numpy(annotated)] = foreground_cells(boxes.boxes, boxes.labels, cells_of)
+        foreground[torch.from_numpy(annotated)] = foreground_cells(boxes.boxes, boxes.labels, grid)
     return detection_distillation(student, teacher, foreground, config.distill.det)
 
 
 def answer(output: DetectionOutput, size: tuple[int, int]) -> DetectionOutput:
-    """See `TaskNetwork`."""
+    """Return a teacher's whole output, in float16."""
     return mapped(output, Tensor.half)
 
 
 def pack(answer: DetectionOutput) -> list[bytes]:
-    """See `TaskNetwork`. Features are left out."""
+    """Pack logits and box codes of n images into n byte strings of some kilobytes; features are left out."""
     return codec.pack(answer.cls, answer.box)
 
 
 def unpack(packed: Sequence[bytes], device: torch.device) -> DetectionOutput:
-    """See `TaskNetwork`."""
+    """Invert `pack`, up to the packing's error, in float32."""
     return DetectionOutput(*codec.unpack(packed, device))
 
 
 def check_packed(packed: bytes, classes: int, size: int) -> None:
-    """See `TaskNetwork`."""
+    """Check a packed answer that was read from a file, for a square image of `size` pixels and either preset's levels.
+
+    Raises:
+        ValueError: the bytes are no packed answer, or one for another number of classes or size.
+    """
     codec.check(packed, {(count_anchors(size, levels), classes) for levels in (4, 5)})
 
 

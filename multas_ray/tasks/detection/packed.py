@@ -1,9 +1,9 @@
-"""Detection answers made small: what a student needs of one, in a few kilobytes an image.
+"""Packing of detection answers into a few kilobytes an image.
 
-Detection is sparse: of the classes of all anchors the probabilities above `SEEN`, with the box codes of those anchors.
-What remains is a whisper of all classes on every anchor; it adds up, and is kept as a mean over the image.
+Detection is sparse: the packed answer holds the logits of probabilities above `SEEN`, and the box codes of their
+anchors. The many small probabilities below add up; their mean over the image is stored for each class.
 
-Losses that weigh anchors by the teacher's confidence lose next to nothing by it. Those that need every anchor's box
+Losses that weight anchors by the teacher's confidence change by next to nothing. Losses that need every anchor's box
 codes, or features, need the whole answer.
 """
 
@@ -24,12 +24,15 @@ def pack(cls: Tensor, box: Tensor) -> list[bytes]:
     Args:
         cls: (n, A, C) logits.
         box: (n, A, 4) codes.
+
+    Returns:
+        One byte string an image.
     """
     p = cls.float().sigmoid()
     seen = p > SEEN
     dropped = ~seen
-    # A class's mean over what is dropped; for the most frequent one the mean of the anchors' confidence instead, so
-    # that the confidence of all anchors adds up to what it was.
+    # A class's mean over the dropped probabilities; for the most frequent one the mean of the anchors' confidence
+    # instead, so that the confidence of all anchors adds up to what it was.
     rest = (p * dropped).sum(dim=1) / dropped.sum(dim=1).clamp(min=1)
     quiet = dropped.all(dim=2)
     confidence = (p.amax(dim=2) * quiet).sum(dim=1) / quiet.sum(dim=1).clamp(min=1)
@@ -52,12 +55,16 @@ def pack(cls: Tensor, box: Tensor) -> list[bytes]:
 
 
 def unpack(packed: Sequence[bytes], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The answer as logits (n, A, C) and box codes (n, A, 4), float32; zeros for the codes of anchors not seen."""
-    seen = [_read(data) for data in packed]
-    anchors, classes = seen[0].shape
-    rests, values, codes = [[getattr(row, name) for row in seen] for name in ("rest", "values", "codes")]
-    places = [own.places + row * anchors * classes for row, own in enumerate(seen)]
-    boxed = [own.anchors + row * anchors for row, own in enumerate(seen)]
+    """Unpack the answer for n images, n >= 1.
+
+    Returns:
+        Logits (n, A, C) and box codes (n, A, 4), float32; codes of anchors without a probability above `SEEN` are 0.
+    """
+    answers = [_read(data) for data in packed]
+    anchors, classes = answers[0].shape
+    rests, values, codes = [[getattr(answer, name) for answer in answers] for name in ("rest", "values", "codes")]
+    places = [answer.places + row * anchors * classes for row, answer in enumerate(answers)]
+    boxed = [answer.anchors + row * anchors for row, answer in enumerate(answers)]
     fill = torch.logit(join(rests, device).clamp(TINY, 1 - TINY)).view(len(packed), 1, classes)
     cls = fill.expand(-1, anchors, -1).contiguous()
     cls.view(-1)[join(places, device)] = join(values, device).float()
@@ -67,13 +74,14 @@ def unpack(packed: Sequence[bytes], device: torch.device) -> tuple[Tensor, Tenso
 
 
 def check(data: bytes, shapes: Collection[tuple[int, ...]]) -> None:
-    """Look at a packed answer that has lain in a file.
+    """Check a packed answer that was read from a file.
 
     Args:
-        shapes: those that it may have, (A, C).
+        data: the packed answer.
+        shapes: shapes (A, C) that it may have.
 
     Raises:
-        ValueError: it is none, or of another shape.
+        ValueError: the bytes are no packed answer, or one of another shape.
     """
     shape, _ = read_head(data)
     if shape[:2] not in shapes:
@@ -81,27 +89,28 @@ def check(data: bytes, shapes: Collection[tuple[int, ...]]) -> None:
     _read(data)
 
 
-class _Seen(NamedTuple):
-    """What a detection teacher sees in an image."""
+class _Sparse(NamedTuple):
+    """Sparse answer of a detection teacher for one image."""
 
     shape: tuple[int, int]
     """Anchors and classes."""
     rest: np.ndarray
-    """(C,) float32: mean probability of what it does not see."""
+    """(C,) float32: mean of the dropped probabilities."""
     places: np.ndarray
-    """(k,) int64, ascending: anchor * C + class."""
+    """(k,) int64, ascending: anchor * C + class of each logit."""
     values: np.ndarray
-    """(k,) float16: their logits."""
+    """(k,) float16: logits."""
     anchors: np.ndarray
-    """(s,) int64: the anchors among them."""
+    """(s,) int64, ascending: anchors with a logit."""
     codes: np.ndarray
-    """(s, 4) float16: their box codes."""
+    """(s, 4) float16: box codes of these anchors."""
 
 
-def _read(data: bytes) -> _Seen:
+def _read(data: bytes) -> _Sparse:
+    """Read a packed answer; a ValueError says why it is none."""
     (anchors, classes, count), size = read_head(data)
-    least = 4 * classes + 6 * count
-    if count > anchors * classes or not least <= size <= least + 8 * min(count, anchors):
+    smallest = 4 * classes + 6 * count
+    if count > anchors * classes or not smallest <= size <= smallest + 8 * min(count, anchors):
         raise ValueError("of another size than it says")
     buffer = decompress(data, size)
     rest, buffer = take_array(buffer, np.float32, classes)
@@ -114,4 +123,4 @@ def _read(data: bytes) -> _Seen:
         raise ValueError("its parts do not fit each other")
     if not all(np.isfinite(part).all() for part in (rest, values, codes)):
         raise ValueError("not finite")
-    return _Seen((anchors, classes), rest, places, values, seen, codes.reshape(-1, 4))
+    return _Sparse((anchors, classes), rest, places, values, seen, codes.reshape(-1, 4))

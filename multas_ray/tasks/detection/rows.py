@@ -1,4 +1,4 @@
-"""Detection's annotation from a stored row to a batch."""
+"""Annotation of detection, from a stored row to a batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -7,12 +7,11 @@ import numpy as np
 
 Array = TypeVar("Array")
 PADDING = -1
-"""Label of a slot of a batch that holds no box."""
+"""Label of an empty slot of a batch."""
 
 
 class UnitBoxes(NamedTuple, Generic[Array]):
-    """The boxes of k images, padded to as many as the fullest has: arrays in a batch, tensors where a loss takes
-    them."""
+    """Boxes of k images, padded to the largest number M of boxes in one: arrays in a batch, tensors in a loss."""
 
     boxes: Array
     """(k, M, 4) float32, x1 y1 x2 y2 in [0, 1] of the image's sides."""
@@ -23,7 +22,7 @@ class UnitBoxes(NamedTuple, Generic[Array]):
 
 
 class PixelBoxes(NamedTuple):
-    """The boxes of one image in its own pixels."""
+    """Boxes of one image in its own pixels."""
 
     boxes: np.ndarray
     """(n, 4) float32, x1 y1 x2 y2."""
@@ -34,7 +33,7 @@ class PixelBoxes(NamedTuple):
 
 
 def decode(row: Mapping[str, Any], classes: int) -> dict[str, np.ndarray]:
-    """See `TaskRows`: boxes (n, 4) float32, labels (n,) int64 and difficult (n,) bool, checked where they were read."""
+    """Return boxes (n, 4) float32, labels (n,) int64 and difficult (n,) bool of a row; `read_row` has checked them."""
     return {
         "boxes": np.array(row["boxes"], np.float32),
         "labels": np.array(row["labels"], np.int64),
@@ -43,7 +42,7 @@ def decode(row: Mapping[str, Any], classes: int) -> dict[str, np.ndarray]:
 
 
 def collate(samples: Sequence[Mapping[str, Any]], size: int) -> UnitBoxes[np.ndarray]:
-    """See `TaskRows`."""
+    """Collate the boxes of k samples, in pixels of their `size` x `size` images; k may be 0."""
     most = max((len(sample["boxes"]) for sample in samples), default=0)
     batch: UnitBoxes[np.ndarray] = UnitBoxes(
         np.zeros((len(samples), most, 4), np.float32),
@@ -59,5 +58,5 @@ def collate(samples: Sequence[Mapping[str, Any]], size: int) -> UnitBoxes[np.nda
 
 
 def original(sample: Mapping[str, Any]) -> PixelBoxes:
-    """See `TaskRows`."""
+    """Return the boxes of one sample in the pixels of its image."""
     return PixelBoxes(*(np.asarray(sample[name]) for name in PixelBoxes._fields))

@@ -1,4 +1,4 @@
-"""Detection scored: from the head's output to boxes, and from boxes to average precision."""
+"""Scoring of detection: from the head's output to boxes, and from boxes to average precision."""
 
 from collections.abc import Sequence
 
@@ -13,24 +13,17 @@ from multas_ray.tasks.detection.rows import PixelBoxes
 def predict(
     output: DetectionOutput, config: EvaluateConfig, model: ModelConfig, size: tuple[int, int]
 ) -> list[Detections]:
-    """See `TaskScoring`."""
-    return detect(
-        output.cls,
-        output.box,
-        anchors(*size, model.anchor_base, output.cls.device, model.pyramid_levels),
-        config.score_threshold,
-        config.nms_iou,
-        config.max_detections,
-        agnostic=config.nms == "agnostic",
-    )
+    """Convert the output for n rows into the detections of each."""
+    return detect(output, anchors(*size, model.anchor_base, output.cls.device, model.pyramid_levels), config)
 
 
 def metric(classes: Sequence[str], config: EvaluateConfig) -> DetectionMetric:
-    """See `TaskScoring`."""
+    """Create an empty metric by the configured protocol."""
     return DetectionMetric(classes, config.protocol)
 
 
-def add(metric: DetectionMetric, image_id: str, size: tuple[int, int], found: Detections, truth: PixelBoxes) -> None:
-    """See `TaskScoring`."""
-    height, width = size
-    metric.add(image_id, width, height, found, *truth)
+def add(
+    metric: DetectionMetric, image_id: str, size: tuple[int, int], prediction: Detections, truth: PixelBoxes
+) -> None:
+    """Add the detections in an image of this height and width in pixels, and its annotation, to a metric."""
+    metric.add(image_id, size, prediction, truth)

@@ -1,6 +1,6 @@
 """Average precision by the rules of Pascal VOC (Everingham et al., IJCV 2010), at any IoU threshold.
 
-In continuous coordinates: VOC's inclusive pixel corners, whose width is x2 - x1 + 1, overlap by just the same IoU.
+Coordinates are continuous: VOC's inclusive pixel corners, whose width is x2 - x1 + 1, overlap by just the same IoU.
 """
 
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from multas_ray.tasks.detection.scored import IOUS, ScoredImage
 
 
 def voc_ap(images: Sequence[ScoredImage], classes: int, eleven_points: bool) -> np.ndarray:
-    """Average precision in 0..1.
+    """Compute average precision in 0..1.
 
     A detection is judged by the object of its class that it overlaps most: right if the IoU is above the threshold and
     no better-scored detection was right for that object, without effect if the object is difficult, else wrong. Ties of
     scores keep the order of the images and of their detections.
 
     Args:
-        images: in a fixed order.
+        images: detections and ground truth, in a fixed order.
         classes: number of classes.
         eleven_points: as in VOC 2007, the mean over recalls 0, 0.1, …, 1 of the highest precision from there on; else
             the area under that curve.
@@ -43,16 +43,16 @@ def voc_ap(images: Sequence[ScoredImage], classes: int, eleven_points: bool) -> 
         positives = int(((gt_labels == label) & ~difficult).sum())
         if not positives:
             continue
-        own = np.flatnonzero(labels == label)
-        own = own[np.argsort(-scores[own], kind="stable")]
+        ranked = np.flatnonzero(labels == label)
+        ranked = ranked[np.argsort(-scores[ranked], kind="stable")]
         for row, threshold in enumerate(IOUS):
-            right, counted = _judge(iou[own] > threshold, target[own], difficult)
+            right, counted = _judge(iou[ranked] > threshold, target[ranked], difficult)
             precision[row, label] = _average(right[counted], positives, eleven_points)
     return precision
 
 
 def _best_objects(image: ScoredImage) -> tuple[np.ndarray, np.ndarray]:
-    """Of each detection (n,): the highest IoU with an object of its class, 0 without one, and that object's index."""
+    """Find each detection's highest IoU (n,) with an object of its class, 0 without one, and that object's index."""
     if not len(image.gt_labels):
         return np.zeros(len(image.det_labels)), np.zeros(len(image.det_labels), int)
     overlap = box_iou(torch.from_numpy(image.det_boxes), torch.from_numpy(image.gt_boxes)).nan_to_num_(0).numpy()
@@ -61,7 +61,7 @@ def _best_objects(image: ScoredImage) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _judge(overlapping: np.ndarray, target: np.ndarray, difficult: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections (n,), best score first, are right, and which count at all."""
+    """Judge detections (n,), best score first: bool arrays of those that are right, and of those that count."""
     claims = np.flatnonzero(overlapping)
     _, winners = np.unique(target[claims], return_index=True)
     right = np.zeros(len(target), bool)
@@ -72,7 +72,7 @@ def _judge(overlapping: np.ndarray, target: np.ndarray, difficult: np.ndarray) -
 
 
 def _average(right: np.ndarray, positives: int, eleven_points: bool) -> float:
-    """Average precision of judged detections (n,), best score first."""
+    """Compute the average precision of judged detections (n,), best score first."""
     hits = right.cumsum()
     recall = np.concatenate([[0.0], hits / positives, [1.0]])
     precision = np.concatenate([[0.0], hits / np.arange(1, len(right) + 1), [0.0]])

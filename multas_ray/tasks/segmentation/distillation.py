@@ -1,7 +1,6 @@
-"""Distillation of segmentation: the student's class distributions are drawn to those of a frozen teacher on the same
-pixels.
+"""Distillation of segmentation: losses between student and frozen teacher on the same pixels.
 
-Of published losses, weight 1 is the published strength. Teachers' tensors carry no gradient.
+Weight 1 of a published loss is its published strength. Teachers' tensors carry no gradient.
 """
 
 from torch import Tensor
@@ -13,11 +12,12 @@ from multas_ray.tasks.terms import Term, scalar, scaled
 
 
 def segmentation_distillation(logits: Tensor, teacher: Tensor, config: SegmentationDistillConfig) -> dict[str, Term]:
-    """The configured losses between two segmentation networks, weighted among one another.
+    """Compute the configured losses between two segmentation networks, each multiplied by its weight.
 
     Args:
-        logits: (B, C, H, W); brought to the teacher's resolution by averaging. B may be 0.
+        logits: (B, C, H, W) of the student, averaged to the teacher's resolution; B may be 0.
         teacher: (B, C, h, w) logits.
+        config: weights and temperatures of the losses.
     """
     if logits.shape != teacher.shape:
         logits = F.adaptive_avg_pool2d(logits, (teacher.shape[2], teacher.shape[3]))
@@ -30,10 +30,13 @@ def segmentation_distillation(logits: Tensor, teacher: Tensor, config: Segmentat
 
 
 def class_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> dict[str, Term]:
-    """T^2 * KL(teacher || student) of the class distributions softened by T (Hinton et al., 2015), a pixel's mean.
+    """Compute T^2 * KL(teacher || student) of the pixels' class distributions, softened by T (Hinton et al., 2015).
+
+    The count is that of pixels.
 
     Args:
-        logits, teacher: (B, C, h, w). B may be 0.
+        logits: (B, C, h, w) of the student; B may be 0.
+        teacher: (B, C, h, w) logits.
         temperature: T > 0.
     """
     pixels = scalar(logits.shape[0] * logits.shape[2] * logits.shape[3], logits)
@@ -41,11 +44,14 @@ def class_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> dic
 
 
 def channel_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> dict[str, Term]:
-    """Channel-wise distillation (Shu et al., ICCV 2021): T^2 * KL(teacher || student) of each class's distribution over
-    the pixels, the mean over classes and images.
+    """Compute the loss of channel-wise distillation (Shu et al., ICCV 2021).
+
+    It is T^2 * KL(teacher || student) of each class's distribution over the pixels; the count is that of classes and
+    images.
 
     Args:
-        logits, teacher: (B, C, h, w). B may be 0.
+        logits: (B, C, h, w) of the student; B may be 0.
+        teacher: (B, C, h, w) logits.
         temperature: T > 0.
     """
     maps = scalar(logits.shape[0] * logits.shape[1], logits)
@@ -53,6 +59,6 @@ def channel_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> d
 
 
 def _divergence(logits: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:
-    own = F.log_softmax(at_least_float32(logits) / temperature, dim=dim)
+    student = F.log_softmax(at_least_float32(logits) / temperature, dim=dim)
     goal = F.log_softmax(at_least_float32(teacher.detach()) / temperature, dim=dim)
-    return temperature**2 * F.kl_div(own, goal, reduction="sum", log_target=True)
+    return temperature**2 * F.kl_div(student, goal, reduction="sum", log_target=True)

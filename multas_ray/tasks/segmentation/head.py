@@ -11,7 +11,7 @@ from multas_ray.model.paper import ConvBlock, Norm, nearest
 
 
 class SegmentationHead(nn.Module):
-    """Semantic branch of a feature pyramid (Kirillov et al., CVPR 2019), cut down: all levels are added at stride 8.
+    """Semantic branch of a feature pyramid (Kirillov et al., CVPR 2019), reduced: all levels are added at stride 8.
 
     It leaves out the backbone's stride-4 map. On 828 real images that made the loss fall more slowly, and it costs.
     """
@@ -19,6 +19,7 @@ class SegmentationHead(nn.Module):
     stride = 4
 
     def __init__(self, width: int, classes: int) -> None:
+        """Build the branch for maps of `width` channels."""
         super().__init__()
         self.classes = classes
         self.merge = conv_block(width, width)
@@ -26,20 +27,25 @@ class SegmentationHead(nn.Module):
         self.classify = nn.Conv2d(width, classes, 1)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Maps (B, width, h, w), stride 8 and coarser, to logits (B, C, H/4, W/4)."""
+        """Convert maps (B, width, h, w), stride 8 and coarser, to logits (B, C, H/4, W/4)."""
         finest, *coarser = pyramid
         total = finest + sum(_resize(level, finest.shape[-2:]) for level in coarser)
         height, width = finest.shape[-2:]
-        return self.classify(self.refine(_resize(self.merge(total), (2 * height, 2 * width))))
+        logits: Tensor = self.classify(self.refine(_resize(self.merge(total), (2 * height, 2 * width))))
+        return logits
 
 
 class FullResolutionSegmentationHead(nn.Module):
-    """Semantic branch of a feature pyramid (Kirillov et al., CVPR 2019): each level is brought to stride 4 by
-    convolutions and doublings, the sum to full resolution, and refined there by three more convolutions."""
+    """Semantic branch of a feature pyramid (Kirillov et al., CVPR 2019), at full resolution.
+
+    Each level is brought to stride 4 by convolutions and doublings; their sum is enlarged to full resolution and
+    refined there by three more convolutions.
+    """
 
     stride = 1
 
     def __init__(self, width: int, classes: int, levels: int, norm: Norm) -> None:
+        """Build the branch for `levels` maps of `width` channels."""
         super().__init__()
         half = width // 2
 
@@ -52,17 +58,18 @@ class FullResolutionSegmentationHead(nn.Module):
         self.classify = nn.Conv2d(half, classes, 1, bias=False)
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """Maps (B, width, h, w), stride 8 and coarser, to logits (B, C, H, W)."""
+        """Convert maps (B, width, h, w), stride 8 and coarser, to logits (B, C, H, W)."""
         height, width = pyramid[0].shape[-2:]
         sizes = [(2 * height, 2 * width), *(level.shape[-2:] for level in pyramid)]
-        risen = []
+        maps = []
         for level, (blocks, x) in enumerate(zip(self.rise, pyramid, strict=True)):
             assert isinstance(blocks, nn.ModuleList)
             for block, size in zip(blocks, reversed(sizes[: level + 1]), strict=True):
                 x = nearest(block(x), size)
-            risen.append(x)
-        total = torch.stack(risen).sum(dim=0)
-        return self.classify(self.refine(nearest(total, (8 * height, 8 * width))))
+            maps.append(x)
+        total = torch.stack(maps).sum(dim=0)
+        logits: Tensor = self.classify(self.refine(nearest(total, (8 * height, 8 * width))))
+        return logits
 
 
 def _resize(feature: Tensor, size: Sequence[int]) -> Tensor:

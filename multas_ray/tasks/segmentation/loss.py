@@ -1,4 +1,4 @@
-"""Supervised segmentation: cross-entropy of every annotated pixel."""
+"""Supervised loss of segmentation: cross-entropy of every annotated pixel."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,14 +9,14 @@ from multas_ray.tasks.terms import Term
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> dict[str, Term]:
-    """Cross-entropy at the mask's resolution.
+    """Compute the cross-entropy at the mask's resolution.
 
     Args:
-        logits: (B, C, h, w), brought to the mask's size bilinearly. B may be 0.
+        logits: (B, C, h, w), resized to the mask's size bilinearly; B may be 0.
         masks: (B, H, W) uint8 class ids, 255 = ignore.
 
     Returns:
-        seg: counted by the pixels that are not ignored.
+        The term `seg`, counted by the pixels that are not ignored.
     """
     count = (masks != IGNORE).sum().float()
     if not len(logits):

@@ -10,15 +10,16 @@ from torch import Tensor
 from multas_ray.data.schema import IGNORE
 from multas_ray.evaluate.arrays import to_numpy
 
-MOST_VALUES = 16_000_000
-"""Interpolated at a time (64 MB): 81 classes at the 12 million pixels of a photograph would be 4 GB."""
+MAX_VALUES = 16_000_000
+"""Largest number of values interpolated at a time (64 MB): 81 classes at the 12 million pixels of a photograph would be
+4 GB."""
 
 
 def label_map(logits: Tensor, height: int, width: int) -> Tensor:
-    """(height, width) uint8: each pixel's class, that of the largest of the logits (C, h, w), interpolated."""
+    """Interpolate logits (C, h, w) and take the class of the largest at each pixel: (height, width) uint8."""
     best = torch.full((height, width), -torch.inf, device=logits.device)
     labels = torch.zeros((height, width), dtype=torch.uint8, device=logits.device)
-    step = max(1, MOST_VALUES // (height * width))
+    step = max(1, MAX_VALUES // (height * width))
     for first in range(0, len(logits), step):
         some = logits[None, first : first + step].float()
         values, places = F.interpolate(some, (height, width), mode="bilinear", align_corners=False)[0].max(dim=0)
@@ -29,13 +30,14 @@ def label_map(logits: Tensor, height: int, width: int) -> Tensor:
 
 
 class SegmentationMetric:
-    """Counts pixels over images; shards that were counted apart add up exactly.
-
-    Args:
-        classes: names of the C pixel classes, `background` first if there is one; index = mask value.
-    """
+    """Confusion matrix of pixels over images; shards that were counted apart add up exactly."""
 
     def __init__(self, classes: Sequence[str]) -> None:
+        """Create an empty metric.
+
+        Args:
+            classes: names of the C pixel classes, `background` first if there is one; index = mask value.
+        """
         self.classes = list(classes)
         self._confusion = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
 
@@ -43,7 +45,7 @@ class SegmentationMetric:
         """Add an image's prediction.
 
         Args:
-            logits: (C, h, w) of any size; brought to the mask's size before the class is chosen, so that the metric
+            logits: (C, h, w) of any size; resized to the mask's size before the class is chosen, so that the metric
                 does not depend on the network's resolution.
             mask: (H, W) uint8 class ids of the original image, 255 = ignore.
         """
@@ -57,22 +59,22 @@ class SegmentationMetric:
             pred: (H, W) class ids, 0..C-1 wherever the mask is not 255.
             mask: (H, W) uint8 class ids, 255 = ignore.
         """
-        true, found = to_numpy(mask), to_numpy(pred)
+        true, predicted = to_numpy(mask), to_numpy(pred)
         counted = true != IGNORE
         size = len(self.classes)
-        pairs = true[counted].astype(np.int64) * size + found[counted]
+        pairs = true[counted].astype(np.int64) * size + predicted[counted]
         self._confusion += np.bincount(pairs, minlength=size * size).reshape(size, size)
 
     def state(self) -> dict[str, np.ndarray]:
-        """What was counted, for `merge`. `confusion`: (C, C) int64 pixels, by true and predicted class."""
+        """Return the counts for `merge`. `confusion`: (C, C) int64 pixels, by true and predicted class."""
         return {"confusion": self._confusion.copy()}
 
     def merge(self, state: Mapping[str, np.ndarray]) -> None:
-        """Add what another worker counted."""
+        """Add the counts of another metric, from its `state`."""
         self._confusion += state["confusion"]
 
     def compute(self) -> dict[str, float]:
-        """Metrics in percent: seg/mIoU, seg/fwIoU, seg/mACC, seg/pACC and seg/IoU/<class>.
+        """Compute metrics in percent: seg/mIoU, seg/fwIoU, seg/mACC, seg/pACC and seg/IoU/<class>.
 
         A class without a true pixel has no IoU: its key is left out, and the means are over the others (its false
         pixels still count against the classes they cover). Without any pixel there is no metric: an empty dict.

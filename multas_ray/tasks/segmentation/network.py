@@ -1,4 +1,4 @@
-"""Segmentation in the network: its head, its losses, and a teacher's answer. Its output is logits (n, C, h, w)."""
+"""Segmentation in the network: head, losses, and answers of a teacher. The head's output is logits (n, C, h, w)."""
 
 from collections.abc import Sequence
 
@@ -20,28 +20,28 @@ from multas_ray.tasks.terms import Term
 
 Head = SegmentationHead | FullResolutionSegmentationHead
 STRIDE = 4
-"""Of a teacher's answer: finer ones are averaged."""
+"""Stride of a teacher's answer: finer logits are averaged."""
 
 
 def head(config: ModelConfig, classes: int) -> Head:
-    """See `TaskNetwork`."""
+    """Build the segmentation head of the configured preset, for this number of classes."""
     if config.preset == "paper":
         return FullResolutionSegmentationHead(config.width, classes, config.pyramid_levels, paper_norm(config.norm))
     return SegmentationHead(config.width, classes)
 
 
 def run(head: Head, pyramid: Sequence[Tensor], adapters: nn.ModuleList | None, features: bool) -> Tensor:
-    """See `TaskNetwork`. Its features are never compared."""
+    """Run the head on maps (n, width, h, w), fine to coarse: logits of stride 4 (1 in preset `paper`), no features."""
     return at_least_float32(head(pyramid))
 
 
 def nothing(head: Head, zero: Tensor, config: ModelConfig, size: tuple[int, int], features: bool) -> Tensor:
-    """See `TaskNetwork`."""
+    """Return the output for zero rows: empty logits that are connected to `zero` in the graph."""
     return zero.expand(0, head.classes, size[0] // head.stride, size[1] // head.stride)
 
 
 def loss(output: Tensor, truth: Tensor, config: Config, size: tuple[int, int]) -> dict[str, Term]:
-    """See `TaskNetwork`."""
+    """Compute the loss of segmentation for k rows with masks (k, H, W) uint8; k may be 0."""
     return segmentation_loss(output, truth)
 
 
@@ -53,7 +53,19 @@ def distil(
     config: Config,
     size: tuple[int, int],
 ) -> dict[str, Term]:
-    """See `TaskNetwork`."""
+    """Compute the configured distillation losses of segmentation for n rows of a batch.
+
+    Args:
+        student: logits (n, C, h, w) of the student.
+        teacher: logits (n, C, H/4, W/4) of the teacher; None if n is 0.
+        rows: not used.
+        truth: not used.
+        config: configuration of the run.
+        size: height H and width W of the network's input in pixels.
+
+    Raises:
+        UserError: the teacher's answer has another shape.
+    """
     if teacher is None:
         return segmentation_distillation(student, student.detach(), config.distill.seg)
     expected = (*student.shape[:2], *_answer_size(size))
@@ -67,22 +79,26 @@ def distil(
 
 
 def answer(output: Tensor, size: tuple[int, int]) -> Tensor:
-    """See `TaskNetwork`."""
+    """Average a teacher's logits to stride 4, in float16."""
     return F.adaptive_avg_pool2d(output, _answer_size(size)).half()
 
 
 def pack(answer: Tensor) -> list[bytes]:
-    """See `TaskNetwork`."""
+    """Pack logits of n images into n byte strings of some kilobytes."""
     return codec.pack(answer)
 
 
 def unpack(packed: Sequence[bytes], device: torch.device) -> Tensor:
-    """See `TaskNetwork`: logarithms of probabilities."""
+    """Unpack an answer as logarithms of probabilities (n, C, h, w), float32."""
     return codec.unpack(packed, device)
 
 
 def check_packed(packed: bytes, classes: int, size: int) -> None:
-    """See `TaskNetwork`."""
+    """Check a packed answer that was read from a file, for a square image of `size` pixels.
+
+    Raises:
+        ValueError: the bytes are no packed answer, or one for another number of classes or size.
+    """
     codec.check(packed, (classes, *_answer_size((size, size))))
 
 

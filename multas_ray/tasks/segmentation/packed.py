@@ -1,9 +1,9 @@
-"""Segmentation answers made small: what a student needs of one, in a few kilobytes an image.
+"""Packing of segmentation answers into a few kilobytes an image.
 
-Segmentation is smooth: the square roots of the class probabilities, by blocks of 8x8 pixels, in the cosine basis of
-JPEG, rounded to multiples of `STEP`, then compressed without further loss.
+Segmentation is smooth: the square roots of the class probabilities are transformed by blocks of 8x8 pixels into the
+cosine basis of JPEG, rounded to multiples of `STEP`, then compressed without further loss.
 
-Losses that compare class distributions lose next to nothing by it. Those that need the far tail of a distribution need
+Losses that compare class distributions change by next to nothing. Losses that need the far tail of a distribution need
 the whole answer.
 """
 
@@ -20,7 +20,7 @@ from multas_ray.tasks.packed import TINY, compress, decompress, read_head, take_
 BLOCK = 8
 """Side of the blocks of the cosine transform, in pixels of the answer."""
 STEP = 0.02
-"""Of the transform's coefficients, in square roots of probabilities."""
+"""Step of the transform's coefficients, in square roots of probabilities."""
 
 
 def pack(logits: Tensor) -> list[bytes]:
@@ -38,7 +38,7 @@ def pack(logits: Tensor) -> list[bytes]:
 
 
 def unpack(packed: Sequence[bytes], device: torch.device) -> Tensor:
-    """The answer as logarithms of probabilities (n, C, h, w), float32."""
+    """Unpack an answer for n images, n >= 1, as logarithms of probabilities (n, C, h, w), float32."""
     shapes, buffers = zip(*map(_open, packed), strict=True)
     rows = [take_array(buffer, np.uint16, len(buffer) // 2)[0] for buffer in buffers]
     classes, height, width = shapes[0]
@@ -55,7 +55,7 @@ def unpack(packed: Sequence[bytes], device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=4)
 def cosine_basis(device: torch.device) -> Tensor:
-    """(BLOCK, BLOCK): the orthonormal discrete cosine transform (type II), one frequency a row."""
+    """Return the orthonormal discrete cosine transform (type II), (BLOCK, BLOCK) float32, one frequency a row."""
     place = (torch.arange(BLOCK) + 0.5) * math.pi / BLOCK
     basis = torch.cos(torch.arange(BLOCK)[:, None] * place) * math.sqrt(2 / BLOCK)
     basis[0] /= math.sqrt(2)
@@ -63,13 +63,14 @@ def cosine_basis(device: torch.device) -> Tensor:
 
 
 def check(data: bytes, expected: tuple[int, int, int]) -> None:
-    """Look at a packed answer that has lain in a file. Any numbers are an answer.
+    """Check a packed answer that was read from a file; any numbers of the right count are an answer.
 
     Args:
-        expected: its shape (C, h, w).
+        data: the packed answer.
+        expected: shape (C, h, w) that it must have.
 
     Raises:
-        ValueError: it is none, or of another shape.
+        ValueError: the bytes are no packed answer, or one of another shape.
     """
     shape, _ = read_head(data)
     if shape != expected:
@@ -78,7 +79,7 @@ def check(data: bytes, expected: tuple[int, int, int]) -> None:
 
 
 def _open(data: bytes) -> tuple[tuple[int, ...], memoryview]:
-    """Shape (C, h, w), and C * h * w uint16: the transform's bins, counted from zero to both sides."""
+    """Return the shape (C, h, w), and C * h * w uint16: the transform's bins, numbered from zero to both sides."""
     shape, size = read_head(data)
     if size != 2 * math.prod(shape):
         raise ValueError("of another size than it says")

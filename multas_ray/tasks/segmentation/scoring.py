@@ -1,4 +1,4 @@
-"""Segmentation scored: a pixel's class is that of its largest logit, brought to the image's own size."""
+"""Scoring of segmentation: a pixel's class is that of the largest logit, interpolated to the image's own size."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,17 @@ from multas_ray.tasks.segmentation.metric import SegmentationMetric
 
 
 def predict(output: Tensor, config: EvaluateConfig, model: ModelConfig, size: tuple[int, int]) -> list[Tensor]:
-    """See `TaskScoring`: the logits (C, h, w) of each row."""
+    """Split the output for n rows into the logits (C, h, w) of each."""
     return list(output)
 
 
 def metric(classes: Sequence[str], config: EvaluateConfig) -> SegmentationMetric:
-    """See `TaskScoring`."""
+    """Create an empty metric."""
     return SegmentationMetric(classes)
 
 
-def add(metric: SegmentationMetric, image_id: str, size: tuple[int, int], found: Tensor, truth: np.ndarray) -> None:
-    """See `TaskScoring`."""
-    metric.add(found, truth)
+def add(
+    metric: SegmentationMetric, image_id: str, size: tuple[int, int], prediction: Tensor, truth: np.ndarray
+) -> None:
+    """Add the logits (C, h, w) for an image, and its mask (H, W), to a metric."""
+    metric.add(prediction, truth)

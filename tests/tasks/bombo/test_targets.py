@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multas_ray.tasks.bombo.targets import MOST, correct, sure_boxes, weak_targets
+from multas_ray.tasks.bombo.targets import MAX_PREDICTIONS, correct, sure_boxes, weak_targets
 from multas_ray.tasks.detection.anchors import anchors, encode
 from multas_ray.tasks.detection.output import DetectionOutput
 
@@ -75,7 +75,7 @@ def outputs(boxes: list[list[float]], labels: list[int], size: int = 128) -> tup
 def test_sure_boxes_are_the_networks_own_without_doubles():
     near = [0.01, 0.0, 0.41, 0.5]
     boxes, labels = sure_boxes(*outputs([LEFT, near, RIGHT], [1, 1, 1]))
-    assert boxes.shape == (1, MOST, 4)
+    assert boxes.shape == (1, MAX_PREDICTIONS, 4)
     found = [box.tolist() for box, label in zip(boxes[0], labels[0], strict=True) if label >= 0]
     assert found == [pytest.approx(LEFT, abs=1e-5), pytest.approx(RIGHT, abs=1e-5)]
 

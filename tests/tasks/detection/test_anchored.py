@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from multas_ray.config import ModelConfig
+from multas_ray.config import EvaluateConfig, ModelConfig
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.tasks.detection.anchored import anchored
 from multas_ray.tasks.detection.anchors import anchors, corners, decode
@@ -15,7 +15,7 @@ ANCHORS = anchors(64, 64)
 
 
 def found_in(output: DetectionOutput, nms: float = 0.5) -> list[Detections]:
-    return detect(output.cls, output.box, ANCHORS, 0.05, nms, 100)
+    return detect(output, ANCHORS, EvaluateConfig(score_threshold=0.05, nms_iou=nms))
 
 
 def test_the_detections_of_our_own_network_come_back() -> None:
@@ -30,7 +30,7 @@ def test_the_detections_of_our_own_network_come_back() -> None:
     for row in range(3):
         # An anchor stands for its best class, as a detector's list of boxes does.
         raw = DetectionOutput(output.cls[row : row + 1], output.box[row : row + 1])
-        [found] = detect(raw.cls, raw.box, ANCHORS, 0.05, 0.3, 100, agnostic=True)
+        [found] = detect(raw, ANCHORS, EvaluateConfig(score_threshold=0.05, nms_iou=0.3, nms="agnostic"))
         assert len(found.scores) >= 3
         probabilities = torch.zeros(1, len(found.scores), 3)
         probabilities[0, torch.arange(len(found.scores)), found.labels] = found.scores

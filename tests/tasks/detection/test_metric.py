@@ -7,6 +7,7 @@ import torch
 from multas_ray.config import Protocol
 from multas_ray.tasks.detection.metric import DetectionMetric
 from multas_ray.tasks.detection.postprocess import Detections
+from multas_ray.tasks.detection.rows import PixelBoxes
 
 WIDTH, HEIGHT = 200, 100
 A, B, FAR = (10.0, 10.0, 50.0, 50.0), (100.0, 20.0, 160.0, 80.0), (170.0, 5.0, 195.0, 15.0)
@@ -26,12 +27,13 @@ def add(
     labels = torch.tensor([label for _, _, label in found], dtype=torch.int64)
     metric.add(
         image_id,
-        WIDTH,
-        HEIGHT,
+        (HEIGHT, WIDTH),
         Detections(boxes, scores, labels),
-        torch.tensor([box for box, _ in truth]).reshape(-1, 4),
-        torch.tensor([label for _, label in truth], dtype=torch.int64),
-        torch.tensor([index in difficult for index in range(len(truth))]),
+        PixelBoxes(
+            np.array([box for box, _ in truth], np.float32).reshape(-1, 4),
+            np.array([label for _, label in truth], np.int64),
+            np.array([index in difficult for index in range(len(truth))], bool),
+        ),
     )
 
 

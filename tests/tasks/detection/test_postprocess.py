@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from multas_ray.config import EvaluateConfig
 from multas_ray.tasks.detection.anchors import encode
+from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.postprocess import CANDIDATES, detect
 
 ANCHORS = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.31, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.4]])
@@ -18,8 +20,13 @@ def logits(*positive: tuple[int, int, float], classes: int = 2) -> torch.Tensor:
     return cls
 
 
+def config_of(**settings) -> EvaluateConfig:
+    return EvaluateConfig(score_threshold=0.05, **settings)
+
+
 def run(cls: torch.Tensor, box: torch.Tensor | None = None, nms_iou: float = 0.5, most: int = 100):
-    return detect(cls, torch.zeros(1, len(ANCHORS), 4) if box is None else box, ANCHORS, 0.05, nms_iou, most)[0]
+    box = torch.zeros(1, len(ANCHORS), 4) if box is None else box
+    return detect(DetectionOutput(cls, box), ANCHORS, config_of(nms_iou=nms_iou, max_detections=most))[0]
 
 
 def test_decodes_to_fractions_of_the_image() -> None:
@@ -41,7 +48,8 @@ def test_overlapping_boxes_of_one_class_are_suppressed_those_of_two_are_kept() -
 
 def test_agnostic_suppression_keeps_an_anchor_s_best_class_and_one_of_two_classes() -> None:
     cls = logits((0, 0, 2.0), (0, 1, 1.0), (1, 1, 1.5), (2, 0, 0.0))
-    found = detect(cls, torch.zeros(1, len(ANCHORS), 4), ANCHORS, 0.05, 0.5, 100, agnostic=True)[0]
+    output = DetectionOutput(cls, torch.zeros(1, len(ANCHORS), 4))
+    found = detect(output, ANCHORS, config_of(nms="agnostic"))[0]
     assert found.labels.tolist() == [0, 0], "anchor 1 overlaps anchor 0, whose class 1 is its second best"
     assert len(run(cls).labels) == 3
 
@@ -58,14 +66,15 @@ def test_keeps_the_best_up_to_the_limit() -> None:
 
 def test_images_of_a_batch_do_not_mix() -> None:
     cls = torch.cat([logits((0, 0, 1.0)), logits(), logits((1, 1, 1.0))])
-    found = detect(cls, torch.zeros(3, 3, 4), ANCHORS, 0.05, 0.5, 100)
+    found = detect(DetectionOutput(cls, torch.zeros(3, 3, 4)), ANCHORS, config_of())
     assert [image.labels.tolist() for image in found] == [[0], [], [1]]
     assert found[1].boxes.shape == (0, 4)
 
 
 def test_more_candidates_than_enter_suppression() -> None:
     anchors = torch.rand(CANDIDATES, 4, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.4
-    found = detect(torch.zeros(1, CANDIDATES, 3), torch.zeros(1, CANDIDATES, 4), anchors, 0.05, 1.0, 10**6)[0]
+    output = DetectionOutput(torch.zeros(1, CANDIDATES, 3), torch.zeros(1, CANDIDATES, 4))
+    found = detect(output, anchors, config_of(nms_iou=1.0, max_detections=10**6))[0]
     assert len(found.scores) == CANDIDATES
 
 
