@@ -81,7 +81,7 @@ def plain_batches(dataset: PlainDataset) -> Iterator[int]:
     )
     while True:
         for batch in loader:
-            yield len(batch.images)
+            yield len(batch["images"])
 
 
 def _one_thread(_: int) -> None:
