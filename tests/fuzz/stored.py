@@ -48,6 +48,7 @@ from multas_ray.train.trainer import Trainer
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import encoded, mutated_bytes, mutated_tree
 from tests.support.batches import bare_batch
+from tests.support.networks import by_name
 from tests.support.shards import INFO, changed, row, table_of, write_set
 
 CPU = torch.device("cpu")
@@ -263,7 +264,8 @@ def checkpoint(folder: Path) -> Callable[[Random], Case]:
             newest_checkpoint(folder / "run")
             network, _ = load_network(str(place))
             with torch.no_grad():
-                assert all(value.isfinite().all() for value in network(torch.zeros(1, 3, 64, 64)).values())
+                outputs = by_name(network(torch.zeros(1, 3, 64, 64)))
+            assert all(value.isfinite().all() for value in outputs.values())
             trainer.load(load_state(place, CPU), str(place))
             assert all(value.isfinite().all() for value in trainer.network.state_dict().values())
 
