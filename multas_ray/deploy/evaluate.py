@@ -17,7 +17,7 @@ from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
-from multas_ray.deploy.predictor import Predictor
+from multas_ray.deploy.predictor import NetworkActor, Predictor
 from multas_ray.deploy.workers import ONE, Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.evaluator import add, computed, new_metrics, predict
@@ -157,18 +157,8 @@ class ScoredBatch:
     rejected: tuple[RejectedRow, ...]
 
 
-class Scorer:
-    """Actor that holds the network and scores its predictions."""
-
-    def __init__(self, checkpoint: str, workers: Workers) -> None:
-        """Load the network.
-
-        Args:
-            checkpoint: checkpoint folder or export.
-            workers: threads and device of the actor.
-        """
-        torch.set_num_threads(workers.threads)
-        self.predictor = Predictor(checkpoint, workers.device)
+class Scorer(NetworkActor):
+    """Actor that scores the predictions of its network."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Turn each evaluation batch of a chunk into a `ScoredBatch`; a `Failure` stays one."""

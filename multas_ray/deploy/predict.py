@@ -18,7 +18,7 @@ from multas_ray.data.image import decode_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.deploy.images import Images, find_images
 from multas_ray.deploy.outputs import label_png, overlay_png, safe_name, write_coco
-from multas_ray.deploy.predictor import Predictor, check_score, network_input
+from multas_ray.deploy.predictor import NetworkActor, check_score, network_input
 from multas_ray.deploy.workers import CPUS_PER_TASK, ONE, Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.annotation import Annotation, annotation
@@ -168,18 +168,8 @@ def _problem(image_id: str, reject: Reject) -> str:
     return json.dumps({"image_id": image_id, "reason": reject.reason, "detail": reject.detail})
 
 
-class PredictActor:
-    """Actor that holds the network."""
-
-    def __init__(self, checkpoint: str, workers: Workers) -> None:
-        """Load the network.
-
-        Args:
-            checkpoint: checkpoint folder or export.
-            workers: threads and device of the actor.
-        """
-        torch.set_num_threads(workers.threads)
-        self.predictor = Predictor(checkpoint, workers.device)
+class PredictActor(NetworkActor):
+    """Actor that predicts with its network."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Replace the network's input in rows of `read` by its predictions, see PREDICTED."""

@@ -15,6 +15,7 @@ from multas_ray.data.image import decode_rgb
 from multas_ray.data.pillow import upright_rgb
 from multas_ray.data.reject import Reject
 from multas_ray.data.transforms import resize
+from multas_ray.deploy.workers import Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.annotation import Annotation, annotation
 from multas_ray.evaluate.evaluator import predict
@@ -80,6 +81,20 @@ class Predictor:
             predictions = predict(self.network, inputs.to(self.device), self.settings)
             for image, prediction in zip(pixels, predictions, strict=True):
                 yield annotation(prediction, image.shape[-2], image.shape[-1], score)
+
+
+class NetworkActor:
+    """Actor of a Ray Data job that holds a network."""
+
+    def __init__(self, checkpoint: str, workers: Workers) -> None:
+        """Load the network.
+
+        Args:
+            checkpoint: checkpoint folder or export.
+            workers: threads and device of the actor.
+        """
+        torch.set_num_threads(workers.threads)
+        self.predictor = Predictor(checkpoint, workers.device)
 
 
 def network_input(image: Tensor, size: int) -> Tensor:

@@ -1,5 +1,1 @@
-"""Metrics and the distributed evaluator."""
-
-from multas_ray.evaluate.scores import score
-
-__all__ = ["score"]
+"""Distributed evaluator of networks."""

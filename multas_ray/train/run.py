@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import ControllerError
 
 from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.config import Config, Task, TeacherConfig

@@ -51,8 +51,10 @@ def loss_terms(
             annotation = _on_device(batch.weak[task], device)
             weak |= weak_loss(task, output.at(annotation.rows), annotation.values, config, size)
         if task in batch.distil:
-            student = output.at(batch.distil[task])
-            distilled |= network.distil(student, soft.get(task), batch.distil[task], truth, config, size)
+            chosen = batch.distil[task]
+            # Rows without an answer are an error, not a student that is compared with itself.
+            answer = soft[task] if len(chosen) else None
+            distilled |= network.distil(output.at(chosen), answer, chosen, truth, config, size)
     return supervised | weak | distilled
 
 

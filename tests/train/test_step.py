@@ -63,6 +63,14 @@ def test_an_answer_of_another_shape_names_its_teacher() -> None:
             loss_terms(network, batch, soft | {task: broken[task]}, config, CPU)
 
 
+def test_rows_to_distil_without_an_answer_are_an_error():
+    config = config_of()
+    batch = made_for(batch_of(["det", "seg"]), config)
+    soft = soft_of(batch, config)
+    with pytest.raises(KeyError, match="seg"):
+        loss_terms(MultiTaskNet(config.model, CLASSES), batch, {"det": soft["det"]}, config, CPU)
+
+
 def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config: Config) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=max(owners) + 1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multas_ray.evaluate import score
+from multas_ray.evaluate.scores import score
 from multas_ray.tasks.segmentation.metric import SegmentationMetric
 
 CLASSES = ["background", "cat", "dog"]
