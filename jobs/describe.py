@@ -86,7 +86,7 @@ def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
 
 def classes_table(info: DatasetInfo, split: str, counts: SplitCounts) -> Table:
     """Make the table of a split by class. Cells of a task that does not have the class are blank."""
-    from multas_ray.data.schema import IGNORE
+    from multas_ray.tasks.segmentation.rows import IGNORE
 
     table = numbers(f"{split}: by class", ["class", "boxes", "difficult", "images", "pixels", "images"])
     values = {name: value for value, name in enumerate(info.seg_classes)} | {"(ignore)": IGNORE}

@@ -85,7 +85,7 @@ def write(source: Source, args: argparse.Namespace, command: str) -> Summary:
 
 def show(summary: Summary, out: str, remarks: Sequence[str] = ()) -> None:
     """Print rows by split and task mask, and what was rejected, dropped, clipped, or taken for something."""
-    from multas_ray.data.schema import IGNORE
+    from multas_ray.tasks.segmentation.rows import IGNORE
 
     table = Table("split", "annotated for", "rows", "boxes", title=out)
     for split, counts in summary.rows.items():

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,8 @@ FORMATS: list[str] = [
 Pictures of several frames that cameras write (MPO) begin with a JPEG and count as JPEG."""
 MAX_PIXELS = 178_956_970
 """Largest number of pixels of an image: above it Pillow suspects a small file made to exhaust the memory."""
+TURNED = Counter({"images turned upright with their annotation": 1})
+"""Note of a row whose annotation was turned; see `data.row.Row`. Notes of its tasks are joined by `|`: one image."""
 # Pillow warns of files that it reads all the same.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 

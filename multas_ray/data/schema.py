@@ -10,29 +10,23 @@ from multas_ray.config import TASKS, Task
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.storage import StoragePath
+from multas_ray.tasks import PARTS
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 SCHEMA_VERSION = 1
-IGNORE = 255
-"""Mask value of a pixel that is ignored by all losses and metrics."""
 
-SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("image", pa.binary(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("has_det", pa.bool_(), nullable=False),
-        pa.field("has_seg", pa.bool_(), nullable=False),
-        pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
-        pa.field("labels", pa.list_(pa.int32()), nullable=False),
-        pa.field("difficult", pa.list_(pa.bool_()), nullable=False),
-        pa.field("mask", pa.binary(), nullable=True),
-    ]
+ROW_FIELDS = (
+    pa.field("image_id", pa.string(), nullable=False),
+    pa.field("image", pa.binary(), nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    *(pa.field(f"has_{task}", pa.bool_(), nullable=False) for task in TASKS),
 )
-"""Columns of a Parquet file (docs/data.md): boxes are x1 y1 x2 y2 in pixels, continuous; labels are 0..C_det-1; `mask`
-is a PNG of uint8 class ids, 255 = ignore, null where has_seg is false."""
-MAY_BE_MISSING = ("difficult", "mask")
-"""Columns that a file without difficult boxes, or without masks, need not have."""
+"""Columns that every row has; those of an annotation are in the task's rows.py."""
+SCHEMA = pa.schema([*ROW_FIELDS, *(field for task in TASKS for field in PARTS[task].rows.FIELDS)])
+"""Columns of a Parquet file (docs/data.md)."""
+MAY_BE_MISSING = tuple(name for task in TASKS for name in PARTS[task].rows.MAY_BE_MISSING)
+"""Columns that a file need not have."""
 
 TaskMask = Literal["det", "seg", "both", "none"]
 """Tasks that a row is annotated for."""

@@ -21,10 +21,11 @@ from multas_ray.data.index import read_shard
 from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, check_row
-from multas_ray.data.schema import IGNORE, SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
+from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
 from multas_ray.documents import explain
 from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.storage import StoragePath
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 if TYPE_CHECKING:
     from multas_ray.formats.source import Source, Split
@@ -211,7 +212,7 @@ def _accepted(
                 raise row
             if row.image_id in seen:
                 raise Reject("duplicate id", f"the split has {quoted(row.image_id)} already")
-            checked = check_row(row, len(info.det_classes), len(info.seg_classes))
+            checked = check_row(row, {task: len(names) for task, names in info.classes.items()})
         except Reject as reject:
             summary.rejected[reject.reason] += 1
             summary.examples.setdefault(reject.reason, f"{row.image_id}: {reject.detail}")

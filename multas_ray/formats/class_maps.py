@@ -8,7 +8,7 @@ import numpy as np
 
 from multas_ray.data.pillow import opened
 from multas_ray.data.reject import Reject
-from multas_ray.data.schema import IGNORE
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0..255."""

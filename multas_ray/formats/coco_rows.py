@@ -12,11 +12,11 @@ from multas_ray.config import Task
 from multas_ray.data.pillow import upright_size
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, attempt
-from multas_ray.data.schema import IGNORE
 from multas_ray.errors import quoted
 from multas_ray.formats.coco_instances import CocoImage, Id, canonical_id, is_crowd
 from multas_ray.formats.files import Folder
 from multas_ray.formats.outlines import Region, number, read_region
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 
 @dataclass(frozen=True)

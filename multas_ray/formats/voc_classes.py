@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from multas_ray.data.reject import Reject
-from multas_ray.data.schema import IGNORE
 from multas_ray.documents import decode_text
 from multas_ray.errors import UserError, quoted
 from multas_ray.formats.class_maps import ClassMap, Colour, voc_colours
 from multas_ray.formats.voc_folder import VocFolder, VocImage, object_name
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -6,12 +6,13 @@ imports Ray.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
+import pyarrow as pa
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from multas_ray.config import Config, EvaluateConfig, ModelConfig
     from multas_ray.data.batch import Some
+    from multas_ray.data.columns import Fault
+    from multas_ray.data.image import Stored
+    from multas_ray.data.row import Row
     from multas_ray.tasks.terms import Term
 
 Truth = Any
@@ -32,8 +36,58 @@ ImagePrediction = Any
 """Prediction of one task for one image, ready to be scored, drawn and written."""
 
 
+class TaskColumns(Protocol):
+    """Columns of a task in a row group of N rows of a shard."""
+
+    def __init__(
+        self, columns: Mapping[str, pa.ChunkedArray], annotated: np.ndarray, sizes: np.ndarray, classes: int
+    ) -> None:
+        """Lay the columns out in arrays, so that taking one row is cheap.
+
+        Args:
+            columns: the shard's columns by name; those of `MAY_BE_MISSING` may be.
+            annotated: (N,) bool: rows that are annotated for the task.
+            sizes: (N, 2) int32: height and width of the images in pixels.
+            classes: number of classes of the task.
+        """
+
+    def values(self, place: int) -> dict[str, Any]:
+        """Return the values of one row, 0..N-1, by column; empty ones where it is not annotated."""
+
+    def faults(self) -> Iterator[Fault]:
+        """Find the annotated rows that break the data contract."""
+
+
 class TaskRows(Protocol):
-    """`rows.py`: annotation from a stored row to a batch."""
+    """`rows.py`: annotation, from what a format's reader delivers to a shard, and from there to a batch."""
+
+    @property
+    def FIELDS(self) -> tuple[pa.Field, ...]:
+        """Columns of a shard."""
+
+    @property
+    def MAY_BE_MISSING(self) -> tuple[str, ...]:
+        """Names of the columns that a shard need not have."""
+
+    @property
+    def Columns(self) -> type[TaskColumns]:
+        """Columns of a row group."""
+
+    def check(self, row: Row, image: Stored, classes: int) -> Row:
+        """Make the annotation of a row keep the data contract, before it is written.
+
+        Args:
+            row: row as a reader delivers it, with the height and width of the frame in which it was annotated.
+            image: its image, upright.
+            classes: number of classes of the task.
+
+        Returns:
+            The row, repaired; repairs are counted in its notes.
+
+        Raises:
+            Reject: the annotation cannot be repaired.
+            ValueError: annotation and task mask contradict each other.
+        """
 
     def decode(self, row: Mapping[str, Any], classes: int) -> dict[str, np.ndarray]:
         """Decode the annotation of a row that has one.

@@ -6,17 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from multas_ray.config import Task
 from multas_ray.data.image import decode_rgb
 from multas_ray.data.pillow import turn_boxes, turn_mask
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, check_row
 from tests.support.rows import DET, HEIGHT, SEG, WIDTH, make_row, with_exif
 
+CLASSES: dict[Task, int] = {"det": len(DET), "seg": len(SEG)}
+
 
 def reason_of(row: Row) -> str:
     """Why a row is rejected."""
     with pytest.raises(Reject) as caught:
-        check_row(row, len(DET), len(SEG))
+        check_row(row, CLASSES)
     return caught.value.reason
 
 
@@ -42,7 +45,7 @@ def test_a_bad_box_costs_neither_its_row_nor_the_count() -> None:
     row = make_row(boxes=boxes)
     row.labels = np.array([0, 1, 1, 1, 1, 1], np.int32)
     row.difficult = np.array([True, False, False, False, False, False])
-    checked = check_row(row, len(DET), len(SEG))
+    checked = check_row(row, CLASSES)
     assert checked.boxes.tolist() == [[0, 0, 30, 20], [1, 1, 2, 2]]
     assert checked.labels.tolist() == [0, 1]
     assert checked.difficult.tolist() == [True, False]
@@ -55,7 +58,7 @@ def test_a_bad_box_costs_neither_its_row_nor_the_count() -> None:
 
 
 def test_an_annotation_without_a_size_has_the_images() -> None:
-    checked = check_row(replace(make_row(), height=None, width=None), len(DET), len(SEG))
+    checked = check_row(replace(make_row(), height=None, width=None), CLASSES)
     assert (checked.height, checked.width) == (HEIGHT, WIDTH)
     assert checked.boxes.tolist() == make_row().boxes.tolist()
 
@@ -65,7 +68,7 @@ def test_images_are_stored_upright_with_their_annotation(orientation: int) -> No
     """Whichever frame the annotation was made in, it lies on the same pixels of the upright image."""
     filed = make_row()
     filed.image = with_exif(filed.image, orientation)
-    upright = check_row(replace(filed, has_det=False, has_seg=False, boxes=filed.boxes[:0], mask=None), 2, 3)
+    upright = check_row(replace(filed, has_det=False, has_seg=False, boxes=filed.boxes[:0], mask=None), CLASSES)
     size = (upright.height, upright.width)
     assert size == ((WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH))
 
@@ -75,7 +78,7 @@ def test_images_are_stored_upright_with_their_annotation(orientation: int) -> No
     annotated = replace(filed, height=size[0], width=size[1], boxes=boxes, mask=mask)
     frames = [annotated, filed] if orientation in (1, 5, 6, 7, 8) else [annotated]
     for row in frames:
-        checked = check_row(row, len(DET), len(SEG))
+        checked = check_row(row, CLASSES)
         assert (checked.height, checked.width) == size
         np.testing.assert_array_equal(checked.boxes, boxes)
         np.testing.assert_array_equal(checked.mask, mask)
@@ -89,6 +92,6 @@ def test_images_are_stored_upright_with_their_annotation(orientation: int) -> No
 def test_an_image_of_a_data_set_is_not_turned_again() -> None:
     row = make_row()
     row.image = with_exif(row.image, 6)
-    checked = check_row(replace(row, exif=False), len(DET), len(SEG))
+    checked = check_row(replace(row, exif=False), CLASSES)
     assert (checked.height, checked.width) == (HEIGHT, WIDTH)
     assert checked.image == row.image

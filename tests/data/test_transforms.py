@@ -4,8 +4,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from multas_ray.config import AugmentConfig
-from multas_ray.data.schema import IGNORE
 from multas_ray.data.transforms import LUMA, Augment, change_colours
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 
 def sample(annotated: bool = True) -> dict:

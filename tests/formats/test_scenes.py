@@ -52,7 +52,7 @@ def test_shapes_have_their_size_and_turn_with_the_angle(label: int) -> None:
 def test_rows_keep_the_data_contract() -> None:
     split = scenes.read(scenes.Options(train=5, size=96, seed=1)).splits["train"]
     for row in map(split.read, split.items):
-        checked = check_row(row, len(scenes.CLASSES), len(scenes.CLASSES) + 1)
+        checked = check_row(row, {"det": len(scenes.CLASSES), "seg": len(scenes.CLASSES) + 1})
         assert not +checked.notes
         assert checked.image is row.image
         assert checked.task_mask == "both"

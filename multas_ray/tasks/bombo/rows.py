@@ -13,9 +13,10 @@ from scipy import ndimage
 
 from multas_ray.config import Config, Task
 from multas_ray.data.batch import Some, TrainBatch
-from multas_ray.data.schema import IGNORE, DatasetInfo
+from multas_ray.data.schema import DatasetInfo
 from multas_ray.errors import UserError
 from multas_ray.tasks.detection.rows import UnitBoxes, collate
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 STRIDE = 4
 """Stride of weak masks. That of the segmentation head: a finer mask holds no more information."""

@@ -1,10 +1,34 @@
-"""Annotation of detection, from a stored row to a batch."""
+"""Annotation of detection: its columns, their checks, and the way from a stored row to a batch."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
+from multas_ray.data.columns import Fault, Lists, integers, missing, quadruples, truths
+from multas_ray.data.pillow import TURNED, turn_boxes
+from multas_ray.data.reject import Reject
+
+if TYPE_CHECKING:
+    from multas_ray.data.image import Stored
+    from multas_ray.data.row import Row
+
+FIELDS = (
+    pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
+    pa.field("labels", pa.list_(pa.int32()), nullable=False),
+    pa.field("difficult", pa.list_(pa.bool_()), nullable=False),
+)
+"""Columns of a shard: x1 y1 x2 y2 in pixels, continuous; 0..C-1; boxes that are not scored and not penalised."""
+MAY_BE_MISSING = ("difficult",)
+"""Columns that a shard without difficult boxes need not have."""
+SLACK = 1.0
+"""Pixels by which a box may exceed its image; it is clipped. Programs that count pixels from 1, or take a box's last
+pixel for its end, differ by one. Boxes in other coordinates, or for another size of the image, exceed it by more."""
 Array = TypeVar("Array")
 PADDING = -1
 """Label of an empty slot of a batch."""
@@ -30,6 +54,109 @@ class PixelBoxes(NamedTuple):
     """(n,) int64."""
     difficult: np.ndarray
     """(n,) bool."""
+
+
+def check(row: Row, image: Stored, classes: int) -> Row:
+    """Turn boxes upright with the image, clip them to it, and drop those that are inverted, empty or outside.
+
+    Args:
+        row: row as read, with the height and width of the frame in which it was annotated.
+        image: its image, upright.
+        classes: number of object classes.
+
+    Raises:
+        Reject: a box is not of numbers, or of an unknown class.
+        ValueError: boxes of a row that is not annotated with boxes.
+    """
+    if len(row.boxes) and not row.has_det:
+        raise ValueError(f"{row.image_id}: boxes, but has_det is false")
+    if ((row.labels < 0) | (row.labels >= classes)).any():
+        raise Reject("unknown class", f"labels {sorted(set(row.labels.tolist()))} of {classes} classes")
+    if (row.height, row.width) != (image.height, image.width):
+        turned = turn_boxes(row.boxes, *image.file_size, image.orientation)
+        row = replace(row, boxes=turned, notes=row.notes | TURNED)
+    boxes = row.boxes.astype(np.float32).reshape(-1, 4)
+    if not np.isfinite(boxes).all():
+        raise Reject("broken box", f"{boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()}: not numbers")
+    x1, y1, x2, y2 = boxes.T
+    clipped = boxes.clip(0, np.array([image.width, image.height] * 2, np.float32))
+    inverted = (x2 < x1) | (y2 < y1)
+    empty = ~inverted & ((x2 == x1) | (y2 == y1))
+    keep = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    repairs = {
+        "boxes clipped at the image's edge": keep & (clipped != boxes).any(axis=1),
+        "boxes dropped: without area": empty,
+        "boxes dropped: inverted": inverted,
+        "boxes dropped: outside their image": ~keep & ~inverted & ~empty,
+    }
+    notes = row.notes + Counter({name: int(which.sum()) for name, which in repairs.items()})
+    return replace(row, boxes=clipped[keep], labels=row.labels[keep], difficult=row.difficult[keep], notes=notes)
+
+
+class Columns:
+    """Columns of a row group of N rows: boxes, clipped to their images, with their labels."""
+
+    def __init__(
+        self, columns: Mapping[str, pa.ChunkedArray], annotated: np.ndarray, sizes: np.ndarray, classes: int
+    ) -> None:
+        """Lay the columns out in arrays.
+
+        Args:
+            columns: the shard's columns by name; `MAY_BE_MISSING` may be.
+            annotated: (N,) bool: rows that are annotated with boxes.
+            sizes: (N, 2) int32: height and width of the images in pixels.
+            classes: number of object classes.
+        """
+        self.annotated, self.sizes, self.classes = annotated, sizes, classes
+        self.labels = Lists(columns["labels"].combine_chunks(), integers)
+        self.raw = Lists(columns["boxes"].combine_chunks(), quadruples)
+        if "difficult" in columns:
+            self.difficult = Lists(columns["difficult"].combine_chunks(), truths)
+        else:
+            self.difficult = self.labels.with_values(np.zeros(len(self.labels.values), bool))
+        sides = sizes[:, [1, 0, 1, 0]][self.raw.rows].astype(np.float32)
+        self.boxes = self.raw.with_values(self.raw.values.clip(0, sides))
+
+    def values(self, place: int) -> dict[str, np.ndarray]:
+        """Return boxes (n, 4), labels (n,) and difficult (n,) of a row; n is 0 where it is not annotated."""
+        lists = {"boxes": self.boxes, "labels": self.labels, "difficult": self.difficult}
+        return {name: each.of(place) if self.annotated[place] else each.values[:0] for name, each in lists.items()}
+
+    def faults(self) -> Iterator[Fault]:
+        """Find the annotated rows whose boxes break the data contract."""
+        lists = {"boxes": self.raw, "labels": self.labels, "difficult": self.difficult}
+        for name, each in lists.items():
+            yield missing(name, self.annotated & each.null)
+        lengths = np.stack([each.lengths for each in lists.values()])
+        yield Fault(
+            self.annotated & (lengths != lengths[0]).any(axis=0),
+            "lists of different lengths",
+            lambda row: "{} boxes, {} labels, {} difficult".format(*lengths[:, row]),
+        )
+        boxes, clipped, labels = self.raw.values, self.boxes.values, self.labels.values
+        wrong: dict[str, np.ndarray] = {
+            "broken box": ~np.isfinite(boxes),
+            "box outside its image": np.abs(boxes - clipped) > SLACK,
+            "inverted or empty box": clipped[:, 2:] <= clipped[:, :2],
+        }
+        for reason, corners in wrong.items():
+            yield self._wrong_boxes(reason, np.asarray(corners.any(axis=1)))
+        unknown = (labels < 0) | (labels >= self.classes)
+
+        def detail(row: int) -> str:
+            label = labels[unknown & (self.labels.rows == row)][0].tolist()
+            return f"label {label}, {self.classes} classes are in dataset.json"
+
+        yield Fault(self.annotated & self.labels.rows_of(unknown), "unknown class", detail)
+
+    def _wrong_boxes(self, reason: str, wrong: np.ndarray) -> Fault:
+        """Fault of the rows with one of the wrong boxes (n,) bool."""
+
+        def detail(row: int) -> str:
+            box = self.raw.values[wrong & (self.raw.rows == row)][0].tolist()
+            return f"{box} in {self.sizes[row, 1]}x{self.sizes[row, 0]} pixels"
+
+        return Fault(self.annotated & self.raw.rows_of(wrong), reason, detail)
 
 
 def decode(row: Mapping[str, Any], classes: int) -> dict[str, np.ndarray]:

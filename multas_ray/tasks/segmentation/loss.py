@@ -3,8 +3,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from multas_ray.data.schema import IGNORE
 from multas_ray.model.precision import at_least_float32
+from multas_ray.tasks.segmentation.rows import IGNORE
 from multas_ray.tasks.terms import Term
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multas_ray.data.schema import IGNORE
 from multas_ray.evaluate.arrays import to_numpy
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 MAX_VALUES = 16_000_000
 """Largest number of values interpolated at a time (64 MB): 81 classes at the 12 million pixels of a photograph would be

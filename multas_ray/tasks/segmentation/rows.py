@@ -1,12 +1,85 @@
-"""Annotation of segmentation, from a stored row to a batch."""
+"""Annotation of segmentation: its column, the checks, and the way from a stored row to a batch."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from multas_ray.data.pillow import decode_labels
+from multas_ray.data.columns import Fault, is_null, missing
+from multas_ray.data.pillow import TURNED, decode_labels, turn_mask
 from multas_ray.data.reject import Reject
+
+if TYPE_CHECKING:
+    from multas_ray.data.image import Stored
+    from multas_ray.data.row import Row
+
+IGNORE = 255
+"""Mask value of a pixel that is ignored by all losses and metrics."""
+FIELDS = (pa.field("mask", pa.binary(), nullable=True),)
+"""Column of a shard: a PNG of uint8 class ids, 255 = ignore, null where has_seg is false."""
+MAY_BE_MISSING = ("mask",)
+"""Column that a shard without masks need not have."""
+
+
+def check(row: Row, image: Stored, classes: int) -> Row:
+    """Turn a mask upright with the image, and check its size and values.
+
+    Args:
+        row: row as read.
+        image: its image, upright.
+        classes: number of pixel classes; mask values are below it, or 255.
+
+    Raises:
+        Reject: the mask is of another size than the image, or a pixel has an unknown class.
+        ValueError: mask and has_seg contradict each other.
+    """
+    if row.has_seg != (row.mask is not None):
+        raise ValueError(f"{row.image_id}: has_seg is {row.has_seg}, with{'out' * (row.mask is None)} a mask")
+    mask, notes, upright = row.mask, row.notes, (image.height, image.width)
+    if mask is None:
+        return row
+    if mask.shape == image.file_size != upright:
+        mask, notes = turn_mask(mask, image.orientation), notes | TURNED
+    if mask.shape != upright:
+        raise Reject(
+            "mask of another size", f"{mask.shape[1]}x{mask.shape[0]}, the image has {upright[1]}x{upright[0]}"
+        )
+    ids = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    unknown = [int(i) for i in ids if i >= classes and i != IGNORE]
+    if unknown:
+        raise Reject("unknown class", f"mask holds {unknown}, there are {classes} classes")
+    return replace(row, mask=mask, notes=notes)
+
+
+class Columns:
+    """Column of a row group of N rows: encoded masks."""
+
+    def __init__(
+        self, columns: Mapping[str, pa.ChunkedArray], annotated: np.ndarray, sizes: np.ndarray, classes: int
+    ) -> None:
+        """Take the column. Sizes and classes are checked where a mask is decoded.
+
+        Args:
+            columns: the shard's columns by name; `mask` may be missing.
+            annotated: (N,) bool: rows that are annotated with a mask.
+            sizes: (N, 2) int32: height and width of the images in pixels.
+            classes: number of pixel classes.
+        """
+        self.annotated = annotated
+        # Not combined into one chunk: the masks of a large group may exceed the limit of one.
+        self.mask = columns.get("mask")
+
+    def values(self, place: int) -> dict[str, bytes | None]:
+        """Return the encoded mask of a row, None where it is not annotated."""
+        return {"mask": self.mask[place].as_py() if self.mask is not None and self.annotated[place] else None}
+
+    def faults(self) -> Iterator[Fault]:
+        """Find the annotated rows without a mask."""
+        yield missing("mask", self.annotated if self.mask is None else self.annotated & is_null(self.mask))
 
 
 def decode(row: Mapping[str, Any], classes: int) -> dict[str, np.ndarray]:
@@ -30,7 +103,7 @@ def decode_mask(row: Mapping[str, Any], classes: int) -> np.ndarray:
     mask = decode_labels(row["mask"], size=(row["height"], row["width"]))
     # One added, 255 ("ignore") is 0: one pass finds the greatest of the others.
     if (mask + np.uint8(1)).max() > classes:
-        values = [value for value in np.unique(mask).tolist() if classes <= value < 255]
+        values = [value for value in np.unique(mask).tolist() if classes <= value < IGNORE]
         raise Reject("unknown class", f"mask values {values}, {classes} classes are in dataset.json")
     return mask
 
