@@ -15,9 +15,9 @@ DistilledOn = Literal["missing", "annotated", "all"]
 
 
 class Section(BaseModel):
-    """A part of the configuration. Unknown keys are refused."""
+    """A part of the configuration, as it was written. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -442,17 +442,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        if self.model.levels is None:
-            self.model.levels = 5 if self.data.eval_size >= 512 else 4
-        self._check_batch()
-        self._check_teachers()
-        self._check_network()
-        self._check_batch_statistics()
+        # The one default that follows from another section.
+        levels = self.model.levels or (5 if self.data.eval_size >= 512 else 4)
+        config = self.model_copy(update={"model": self.model.model_copy(update={"levels": levels})})
+        config._check_batch()
+        config._check_teachers()
+        config._check_network()
+        config._check_batch_statistics()
         if self.teachers.placement == "stored":
-            self._check_stored_targets()
+            config._check_stored_targets()
         if self.train.precision == "float16" and not self.train.resources.gpu:
             raise ValueError("train.precision: float16 needs GPU workers; on CPU use float32 or bfloat16")
-        return self
+        return config
 
     def _check_batch(self) -> None:
         if isinstance(self.data.mixing, dict):
@@ -517,12 +518,14 @@ class Config(Section):
 
     def absolute(self) -> "Config":
         """Return a copy with absolute paths, which mean the same in every process, whatever its working folder."""
-        config = self.model_copy(deep=True)
-        config.train.run = _absolute(config.train.run)
-        config.data.path = _absolute(config.data.path)
-        if config.teachers.store is not None:
-            config.teachers.store = _absolute(config.teachers.store)
-        return config
+        store = self.teachers.store
+        return self.model_copy(
+            update={
+                "train": self.train.model_copy(update={"run": _absolute(self.train.run)}),
+                "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+                "teachers": self.teachers.model_copy(update={"store": None if store is None else _absolute(store)}),
+            }
+        )
 
     def packed(self, task: Task) -> bool:
         """Whether the task's soft targets travel packed."""

@@ -20,6 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from multas_ray.config import Config
 from multas_ray.config_file import load_config
 from multas_ray.placement import Node, asks, unplaced
+from tests.support.configs import changed
 from tests.support.shared import ROOT, shared_path
 
 CLUSTER = ROOT / "cluster"
@@ -136,10 +137,10 @@ def submitted(command: str) -> Config:
 @pytest.mark.parametrize("file", [KUBERAY["RayCluster"], *CLOUDS], ids=lambda file: file.stem)
 def test_the_training_that_is_shown_finds_room_on_each_cluster(file):
     config = submitted(read(KUBERAY["RayJob"])["spec"]["entrypoint"])
-    config.train.workers = 2
+    config = changed(config, **{"train.workers": 2})
     assert unplaced(asks(config), nodes(file)) is None
-    for part in (config.train, config.teachers, config.data):
-        part.resources.labels = {"role": "nobody"}
+    for part in ("train", "teachers", "data"):
+        config = changed(config, **{f"{part}.resources.labels": {"role": "nobody"}})
     assert unplaced(asks(config), nodes(file)) is not None
 
 

@@ -144,8 +144,8 @@ def test_yaml_cannot_run_code(tmp_path):
 
 def test_paths_are_made_absolute_and_uris_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = parse_config(MINIMAL)
-    config.data.path, config.train.run, config.teachers.store = "s3://bucket/data", "runs/a", "targets"
+    places = ["data.path=s3://bucket/data", "train.run=runs/a", "teachers.store=targets"]
+    config = parse_config({}, [*places, "train.steps=10"])
     absolute = config.absolute()
     assert absolute.data.path == "s3://bucket/data"
     assert absolute.train.run == str(tmp_path / "runs" / "a")

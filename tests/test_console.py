@@ -11,13 +11,13 @@ from multas_ray.config import ModelConfig
 from multas_ray.console import _Run, follow, stopping
 from multas_ray.storage import StoragePath
 from multas_ray.train.tracking import Progress
+from tests.support.configs import changed
 
 
 @pytest.fixture
 def config(make_config):
     """Of a run of 40 steps, whose folder is empty."""
-    made = make_config()
-    made.train.steps = 40
+    made = changed(make_config(), **{"train.steps": 40})
     StoragePath(made.train.run).filesystem.create_dir(made.train.run)
     return made
 

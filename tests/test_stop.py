@@ -14,6 +14,7 @@ import pytest
 
 from multas_ray.cli import hide_ray_log
 from multas_ray.run_folder import PROGRESS
+from tests.support.configs import changed
 from tests.support.processes import named
 from tests.support.shared import ROOT
 
@@ -62,8 +63,7 @@ def alive(process: psutil.Process) -> bool:
 @pytest.fixture
 def train(make_config, tmp_path):
     """Starts a training that takes long."""
-    config = make_config()
-    config.train.steps, config.train.checkpoint_every_steps = 100000, 3
+    config = changed(make_config(), **{"train.steps": 100000, "train.checkpoint_every_steps": 3})
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     return lambda: start("jobs/train.py", "--config", str(file))
@@ -183,8 +183,7 @@ def test_a_second_signal_ends_a_job_at_once(signum):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_jobs_with_ray_data_or_tune_are_stopped(make_config, random_teachers, scenes_path, tmp_path):
-    config = make_config()
-    config.train.steps = 100000
+    config = changed(make_config(), **{"train.steps": 100000})
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
     search = ["--config", str(file), "--search", "optim.lr=loguniform(1e-4,1e-2)", "--scheduler", "none"]

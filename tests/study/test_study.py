@@ -27,6 +27,7 @@ from multas_ray.study.results import TrialResult, has_network, portable, read_re
 from multas_ray.study.summary import write_summary
 from multas_ray.study.trials import run_study, trials_that_fit
 from multas_ray.tasks.detection.postprocess import Detections
+from tests.support.configs import changed
 from tests.support.jobs import call
 from tests.support.processes import kill_family
 from tests.support.runs import wait_for_step
@@ -373,8 +374,7 @@ def test_trials_at_a_time_follow_cores_and_gpus(make_config, random_teachers, mo
     monkeypatch.setattr("multas_ray.study.trials.cluster_gpus", lambda: 4)
     plain = make_config(train={"run": "r", "steps": 1, "workers": 2, "threads": 3})
     assert trials_that_fit(plain) == 2
-    plain.train.workers = 32
-    assert trials_that_fit(plain) == 1
+    assert trials_that_fit(changed(plain, **{"train.workers": 32, "train.batch_size": 32})) == 1
     own = {"run": "r", "steps": 1, "workers": 2, "resources": {"gpu": 0.5}}
     assert trials_that_fit(make_config(train=own)) == 4
     pool = {**random_teachers, "resources": {"gpu": 0.5}}

@@ -32,6 +32,7 @@ from multas_ray.teacher.specs import teacher_specs
 from multas_ray.teacher.store import StoreReader, _read_file
 from multas_ray.teacher.teacher import arrays_of, digests, to_tensors
 from multas_ray.train.run import plan_run, train
+from tests.support.configs import changed
 from tests.support.processes import named
 from tests.support.shared import ROOT
 from tests.support.teachers import spoil
@@ -130,8 +131,7 @@ def test_a_run_trains_from_a_store(fill, stored, tmp_path):
 def test_only_what_is_missing_is_computed(started_ray, stored, tmp_path, monkeypatch):
     # A relative path is one of the job's own folder, whatever folder its processes run in.
     monkeypatch.chdir(tmp_path)
-    config = stored()
-    config.teachers.store = "store"
+    config = changed(stored(), **{"teachers.store": "store"})
     assert precompute(config, 1)["files"] == 1
     assert precompute(config, 1)["files"] == 0
     before = {file: file.stat().st_mtime_ns for file in files(config)}
@@ -150,7 +150,8 @@ def test_only_what_is_missing_is_computed(started_ray, stored, tmp_path, monkeyp
 def test_a_teacher_that_answers_with_nan_ends_the_job(started_ray, stored, tmp_path):
     (tmp_path / "broken").mkdir()
     config = stored()
-    config.teachers.seg.checkpoint = spoil(config.teachers.seg.checkpoint, tmp_path / "broken")
+    broken = spoil(config.teachers.seg.checkpoint, tmp_path / "broken")
+    config = changed(config, **{"teachers.seg.checkpoint": broken})
     with pytest.raises(Exception, match="NaN") as stop:
         precompute(config, 1)
     cause = root_cause(stop.value)
@@ -192,7 +193,8 @@ def test_another_teacher_is_refused(fill, stored, tmp_path):
     config = stored()
     fill(config)
     (tmp_path / "other").mkdir()
-    config.teachers.det.checkpoint = spoil(config.teachers.det.checkpoint, tmp_path / "other")
+    other = spoil(config.teachers.det.checkpoint, tmp_path / "other")
+    config = changed(config, **{"teachers.det.checkpoint": other})
     with pytest.raises(UserError, match=r"made with teachers\.det\.checkpoint of digest"):
         plan_run(config, specs_of(config))
 

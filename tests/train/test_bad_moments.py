@@ -14,6 +14,7 @@ from multas_ray.errors import RunError, UserError, root_cause
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
+from tests.support.configs import changed
 from tests.support.shards import damage_rows
 
 
@@ -81,7 +82,7 @@ def test_a_shard_that_vanishes_ends_the_run_with_its_name(started_ray, make_conf
         train={"run": make_config().train.run, "steps": 4000, "batch_size": 8, "workers": 2},
     )
     shard = min((data / "val").glob("*.parquet"))
-    config.evaluate.every_steps = 5
+    config = changed(config, **{"evaluate.every_steps": 5})
 
     # Found when the plan is laid, gone when the first evaluation reads it.
     def delete() -> None:

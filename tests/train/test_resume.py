@@ -9,6 +9,7 @@ from multas_ray.config_file import load_config
 from multas_ray.errors import UserError
 from multas_ray.storage import StoragePath
 from multas_ray.train.resume import prepare_folder
+from tests.support.configs import changed
 from tests.support.runs import add_checkpoint
 
 
@@ -16,14 +17,14 @@ def test_what_changes_no_step_may_change_when_a_run_goes_on(make_config):
     config = make_config(train={"run": make_config().train.run, "steps": 6, "batch_size": 8, "workers": 1})
     prepare_folder(StoragePath(config.train.run), config)
     add_checkpoint(config)
-    config.train.workers, config.train.steps, config.evaluate.batch_size = 2, 9, 7
+    config = changed(config, **{"train.workers": 2, "train.steps": 9, "evaluate.batch_size": 7})
     assert prepare_folder(StoragePath(config.train.run), config) is None
-    config.teachers.placement = "inline"
+    config = changed(config, **{"teachers.placement": "inline"})
     assert prepare_folder(StoragePath(config.train.run), config) is None
-    config.teachers.placement = "stored"
+    config = changed(config, **{"teachers.placement": "stored", "teachers.store": "store"})
     with pytest.raises(UserError, match=r"another teachers\.placement"):
         prepare_folder(StoragePath(config.train.run), config)
-    config.teachers.placement, config.data.augment.flip = "pool", 0.0
+    config = changed(config, **{"teachers.placement": "pool", "data.augment.flip": 0.0})
     with pytest.raises(UserError, match=r"another data\.augment\.flip"):
         prepare_folder(StoragePath(config.train.run), config)
 
@@ -45,7 +46,7 @@ def test_a_run_without_a_checkpoint_begins_anew_with_other_settings(make_config,
     assert (run / "samples" / "00000001.png").exists(), "with the same settings it only goes on"
     assert "anew" not in capsys.readouterr().out
 
-    config.optim.lr = 0.0001
+    config = changed(config, **{"optim.lr": 0.0001})
     assert prepare_folder(StoragePath(run), config) is None
     assert f"{run}: begins anew, with another optim.lr" in capsys.readouterr().out
     assert load_config(run / "config.yaml").optim.lr == 0.0001
@@ -62,7 +63,7 @@ def test_a_run_whose_checkpoints_are_broken_is_no_run_without(make_config, tmp_p
     (add_checkpoint(config) / "model.safetensors").write_bytes(b"torn")
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     assert prepare_folder(run, config) is None, "as a kill in the first checkpoint leaves it"
-    config.optim.lr = 0.0001
+    config = changed(config, **{"optim.lr": 0.0001})
     with pytest.raises(UserError, match=r"another optim\.lr, and none of its checkpoints is whole; delete the folder"):
         prepare_folder(run, config)
     assert (run / "metrics.jsonl").exists()
@@ -75,6 +76,6 @@ def test_a_finished_run_is_kept_also_without_its_checkpoints(make_config, tmp_pa
     result = {"final": {"score": 1.5}, "best": {"step": 4}, "steps": 6, "seconds": 1.0, "checkpoint": "x"}
     (run / "result.json").write_text(json.dumps(result))
     assert prepare_folder(run, config) == result
-    config.optim.lr = 0.0001
+    config = changed(config, **{"optim.lr": 0.0001})
     with pytest.raises(UserError, match=r"holds a run with another optim\.lr; choose another"):
         prepare_folder(run, config)

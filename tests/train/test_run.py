@@ -20,6 +20,7 @@ from multas_ray.formats import scenes
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
+from tests.support.configs import changed
 from tests.support.processes import named
 from tests.support.runs import add_checkpoint, losses, wait_for_step
 from tests.support.shared import ROOT
@@ -124,7 +125,7 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(make_config, chan
 
 def test_a_teacher_with_other_anchors_is_refused(make_config, random_teachers):
     config = make_config(teachers={"det": random_teachers["det"]})
-    config.model.anchor_base = 16
+    config = changed(config, **{"model.anchor_base": 16})
     with pytest.raises(UserError, match=r"its model.anchor_base is 24.0, the student's 16"):
         train(config)
 
@@ -142,7 +143,7 @@ def test_a_run_folder_of_another_network_is_refused(make_config, tmp_path):
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(config.to_yaml())
     add_checkpoint(config)
-    config.model.width = 32
+    config = changed(config, **{"model.width": 32})
     with pytest.raises(UserError, match=r"another model\.width"):
         train(config)
 

@@ -5,6 +5,10 @@ cosine basis of JPEG, rounded to multiples of `STEP`, then compressed without fu
 
 Losses that compare class distributions change by next to nothing. Losses that need the far tail of a distribution need
 the whole answer.
+
+Measured on the answers of a trained network (7 classes, 80x80 pixels): 7.5 kB an image, 1.5 ms to pack, KL from the
+whole answer 1.4e-4. In its place the k largest probabilities as float16, compressed alike: 18 kB and 1.5e-2 for k = 2,
+38 kB and 1.4e-3 for k = 4. All square roots in 8 bits: 26 kB and 1.5e-5.
 """
 
 import math
