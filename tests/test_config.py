@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from multas_ray.config_file import load_config, parse_config
 from multas_ray.errors import UserError
@@ -161,3 +162,11 @@ def test_a_part_given_by_some_of_its_keys_keeps_its_own_defaults(tmp_path):
     assert (config.data.resources.cpu, config.data.resources.labels) == (0.25, {"role": "a"})
     assert (config.teachers.resources.cpu, config.teachers.resources.labels) == (0.5, {"role": "b"})
     assert load_config(file, ["teachers.resources={cpu: 2}"]).teachers.resources.cpu == 2
+
+
+def test_a_configuration_stays_as_it_was_written():
+    config = parse_config({}, ["data.path=data/x", "train.run=runs/x", "train.steps=10"])
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.steps = 20
+    assert config.train.steps == 10
+    assert config.absolute().data.path != config.data.path == "data/x"

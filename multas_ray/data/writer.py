@@ -206,13 +206,14 @@ def _accepted(
     """Yield the rows that keep the data contract; record the others in `summary` and `rejections`."""
     notes = summary.notes[split] = Counter()
     pixels = summary.pixels[split] = np.zeros(256, np.int64)
+    classes = {task: len(names) for task, names in info.classes.items()}
     for row in rows:
         try:
             if isinstance(row, Reject):
                 raise row
             if row.image_id in seen:
                 raise Reject("duplicate id", f"the split has {quoted(row.image_id)} already")
-            checked = check_row(row, {task: len(names) for task, names in info.classes.items()})
+            checked = check_row(row, classes)
         except Reject as reject:
             summary.rejected[reject.reason] += 1
             summary.examples.setdefault(reject.reason, f"{row.image_id}: {reject.detail}")

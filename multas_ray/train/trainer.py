@@ -60,7 +60,6 @@ class Trainer:
         self.model = wrap(network)
         # DDP has the wrapped network as `module`.
         self.network: MultiTaskNet = network if self.model is network else self.model.module  # type: ignore[assignment]
-        self.network.config = self.network.config.model_copy(update={"pretrained": False})
         self.optimizer = build_optimizer(self.network, config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "float16")
         self.ema = Ema(self.network, config.optim)
