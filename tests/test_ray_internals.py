@@ -120,8 +120,14 @@ def test_a_node_tells_the_use_of_its_object_store(started_ray) -> None:
     from multas_ray.ray_internals import object_store_use
 
     (node,) = ray.nodes()
-    before, size = object_store_use(node), 2**24
-    held = ray.put(np.zeros(size, np.uint8))
-    assert soon(lambda: object_store_use(node).used >= before.used + size), changed("counts other bytes", STORE)
-    assert object_store_use(node).spilled == before.spilled
-    del held
+    size, held = 2**24, []
+
+    def counts_what_is_put() -> bool:
+        # Again where objects of an earlier test were freed in between.
+        before = object_store_use(node)
+        held.append(ray.put(np.zeros(size, np.uint8)))
+        return soon(lambda: object_store_use(node).used >= before.used + size, seconds=3)
+
+    spilled = object_store_use(node).spilled
+    assert soon(counts_what_is_put), changed("counts other bytes", STORE)
+    assert object_store_use(node).spilled == spilled

@@ -153,6 +153,8 @@ class Marker:
         return Path.touch, (self.file,)
 
 
+# Imports Ray Data, in a process of its own.
+@pytest.mark.ray
 @pytest.mark.parametrize("name", ["image_id", "height", "labels"])
 def test_a_pickle_in_a_column_is_never_run(tmp_path: Path, name: str) -> None:
     marker = tmp_path / "ran"
