@@ -57,7 +57,7 @@ def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> Sp
         for place in range(len(group)):
             try:
                 row = group.row(place)
-                mask = decode_mask(row, index.seg_classes) if row["has_seg"] else NO_MASK
+                mask = decode_mask(row, len(index.seg_classes)) if row["has_seg"] else NO_MASK
             except Reject as reject:
                 rejected.append(Reject(reject.reason, reject.detail, group.ids[place] or f"row {first + place}"))
                 continue

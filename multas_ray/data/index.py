@@ -35,10 +35,10 @@ class Index:
     digest: str = ""
     """SHA-256 of the data set's description and the files' footers, which hold every column's sizes and value
     ranges."""
-    det_classes: int = 0
-    """Number of object classes."""
-    seg_classes: int = 0
-    """Number of pixel classes."""
+    det_classes: tuple[str, ...] = ()
+    """Names of the object classes."""
+    seg_classes: tuple[str, ...] = ()
+    """Names of the pixel classes."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -47,6 +47,11 @@ class Index:
     @property
     def classes(self) -> dict[Task, int]:
         """Number of classes of each task."""
+        return {task: len(names) for task, names in self.names.items()}
+
+    @property
+    def names(self) -> dict[Task, tuple[str, ...]]:
+        """Names of each task's classes."""
         return {"det": self.det_classes, "seg": self.seg_classes}
 
     def rows(self, masks: Collection[TaskMask]) -> np.ndarray:
@@ -117,8 +122,8 @@ def read_index(path: str, split: str) -> Index:
         offset=offset,
         task_mask=task_mask,
         digest=digest.hexdigest(),
-        det_classes=len(info.det_classes),
-        seg_classes=len(info.seg_classes),
+        det_classes=tuple(info.det_classes),
+        seg_classes=tuple(info.seg_classes),
     )
 
 

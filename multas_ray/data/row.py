@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from multas_ray.config import Task
+from multas_ray.config import TASKS, Task
 from multas_ray.data.image import Stored, to_stored
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import TASK_MASKS, TaskMask
@@ -34,6 +34,8 @@ class Row:
     """(N,) bool: boxes that are not scored and not penalised."""
     mask: np.ndarray | None = None
     """(H, W) uint8: class ids of the pixels; None where has_seg is false."""
+    unlabelled: Mapping[Task, tuple[int, ...]] = field(default_factory=dict)
+    """Classes of each task that nobody looked for in this image, ascending; their absence says nothing."""
     notes: Counter[str] = field(default_factory=Counter)
     """Repairs, omissions and assumptions, counted over a split: phrase -> number of objects."""
     exif: bool = True
@@ -44,6 +46,12 @@ class Row:
         """Tasks that the row is annotated for."""
         return TASK_MASKS[self.has_det + 2 * self.has_seg]
 
+    @property
+    def kind(self) -> int:
+        """Task mask as a number, with a bit for each task of which some classes are unlabelled (see `footer`)."""
+        bits = [self.has_det, self.has_seg, *(bool(self.unlabelled.get(task)) for task in TASKS)]
+        return sum(bit << place for place, bit in enumerate(bits))
+
     def only(self, task: Task | None) -> "Row":
         """Return the row with the annotation of one task only, or of none."""
         row = replace(self)
@@ -52,6 +60,7 @@ class Row:
         if task != "det":
             row.has_det = False
             row.boxes, row.labels, row.difficult = self.boxes[:0], self.labels[:0], self.difficult[:0]
+        row.unlabelled = {each: classes for each, classes in self.unlabelled.items() if each == task}
         return row
 
 
@@ -86,6 +95,9 @@ def check_row(row: Row, classes: Mapping[Task, int]) -> Row:
     row = replace(row, height=stated[0], width=stated[1])
     for task, count in classes.items():
         row = PARTS[task].rows.check(row, image, count)
+        unknown = [number for number in row.unlabelled.get(task, ()) if not 0 <= number < count]
+        if unknown:
+            raise Reject("unknown class", f"{task} classes {unknown} are unlabelled, there are {count}")
     return replace(row, image=image.data, height=image.height, width=image.width)
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import ValidationError
 
+from multas_ray.config import TASKS
 from multas_ray.data.index import read_shard
 from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
@@ -249,17 +250,17 @@ def _write_shards(folder: Path, rows: Iterator[Row]) -> dict[TaskMask, int]:
 
 
 def _row_groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Group rows, by number and by bytes of images."""
+    """Group rows, by number and by bytes of images; in a group, rows of a kind lie together."""
     group: list[Row] = []
     size = 0
     for row in rows:
         group.append(row)
         size += len(row.image)
         if len(group) == ROW_GROUP or size >= GROUP_BYTES:
-            yield group
+            yield sorted(group, key=lambda row: row.kind)
             group, size = [], 0
     if group:
-        yield group
+        yield sorted(group, key=lambda row: row.kind)
 
 
 def _record(row: Row) -> dict[str, object]:
@@ -275,6 +276,7 @@ def _record(row: Row) -> dict[str, object]:
         "labels": row.labels.tolist(),
         "difficult": row.difficult.tolist(),
         "mask": None if row.mask is None else encode(Image.fromarray(row.mask), "PNG"),
+        **{f"{task}_unlabelled": list(row.unlabelled.get(task, ())) or None for task in TASKS},
     }
 
 
@@ -346,6 +348,7 @@ def _add_splits(out: Path, stage: Path, present: DatasetInfo, new: DatasetInfo) 
         rejections.write((stage / REJECTED).read_text())
     info = present.model_copy(
         update={
+            "schema_version": new.schema_version,
             "splits": counts,
             "source": "; ".join(dict.fromkeys(filter(None, [present.source, new.source]))),
             "command": "; ".join(filter(None, [present.command, new.command])),

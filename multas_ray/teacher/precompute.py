@@ -14,7 +14,7 @@ import ray
 
 from multas_ray.config import TASKS, Config, Task
 from multas_ray.config_file import parse_config
-from multas_ray.data.batch import TrainBatch
+from multas_ray.data.batch import Some, TrainBatch
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import Part, mix
@@ -167,8 +167,12 @@ def make_views(
         views = np.full_like(rows, view)
         seeds = mix(info.seed, views, rows)
         batch = make_train_batch(index, Part(0, 0, info.size, rows, views, views, seeds), info.augment)
-        distil = {task: np.flatnonzero(mask[batch.part.rows]) for task, mask in wanted.items()}
-        yield pack([(view, block, replace(batch, distil=distil, truth={}))])
+        distil = {}
+        for task, mask in wanted.items():
+            chosen = np.flatnonzero(mask[batch.part.rows])
+            # A stored answer is whole: which of its classes are used is decided where a batch is made.
+            distil[task] = Some(chosen, np.ones((len(chosen), index.classes[task]), bool))
+        yield pack([(view, block, replace(batch, distil=distil, truth={}, unlabelled={}))])
 
 
 class Writer:
@@ -204,7 +208,7 @@ class Writer:
         images = batch.images
         columns: dict[str, list[Any]] = {task: [None] * len(images) for task in TASKS}
         for task, teacher in self.teachers.items():
-            rows = batch.distil[task]
+            rows = batch.distil[task].rows
             for start in range(0, len(rows), BATCH):
                 chosen = rows[start : start + BATCH]
                 for row, packed in zip(chosen, teacher(images[chosen]).packed or (), strict=True):

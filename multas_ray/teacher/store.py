@@ -28,7 +28,7 @@ from multas_ray.tasks import PARTS
 from multas_ray.tasks.detection.distillation import SEEN
 from multas_ray.tasks.packed import LEVEL
 from multas_ray.tasks.segmentation.packed import BLOCK, STEP
-from multas_ray.teacher.selection import select_rows
+from multas_ray.teacher.selection import rows_to_distil
 from multas_ray.teacher.teacher import Answer, TeacherSpec
 
 INFO = "store.json"
@@ -188,7 +188,10 @@ def _facts(info: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
 
 def needs(index: Index, info: StoreInfo) -> dict[Task, np.ndarray]:
     """Compute for each teacher the rows of the split that have its answer, (N,) bool."""
-    return {task: select_rows(teacher.on, index.annotated(task)) for task, teacher in info.teachers.items()}
+    return {
+        task: rows_to_distil(teacher.on, index.annotated(task), index.partial(task))
+        for task, teacher in info.teachers.items()
+    }
 
 
 def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, int]]:
@@ -242,8 +245,8 @@ class StoreReader:
             UserError: a file of the store is missing or broken, or lacks a row.
         """
         soft: dict[Task, Answer] = {}
-        for task, rows in batch.distil.items():
-            answers = [self._find(task, batch, int(row)) for row in rows]
+        for task, chosen in batch.distil.items():
+            answers = [self._find(task, batch, int(row)) for row in chosen.rows]
             digests = np.array([digest for digest, _ in answers], np.uint64)
             soft[task] = Answer(digests, packed=tuple(packed for _, packed in answers))
         return replace(batch, soft=soft)
