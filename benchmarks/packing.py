@@ -77,7 +77,7 @@ def _gradients(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> 
     leaves = {name: value.clone().requires_grad_() for name, value in outputs.items()}
     config = DistillConfig()
     pair = [DetectionOutput(values["cls"], values["box"]) for values in (leaves, targets)]
-    terms = detection_distillation(pair[0], pair[1], None, None, config.det)
-    terms |= segmentation_distillation(leaves["seg"], targets["seg"], None, config.seg)
+    terms = detection_distillation(pair[0], pair[1], None, config.det)
+    terms |= segmentation_distillation(leaves["seg"], targets["seg"], config.seg)
     torch.stack([term.divided() for term in terms.values()]).sum().backward()
     return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}

@@ -33,9 +33,9 @@ BOX_SLOPE, BOX_NEAR = 1.5, 0.11
 def detection_distillation(
     student: DetectionOutput,
     teacher: DetectionOutput,
-    classes: Tensor | None,
     foreground: Tensor | None,
     config: DetectionDistillConfig,
+    classes: Tensor | None = None,
 ) -> dict[str, Term]:
     """Compute the configured losses between two detectors, each multiplied by its weight.
 
@@ -46,9 +46,9 @@ def detection_distillation(
     Args:
         student: output for B rows; B may be 0.
         teacher: answer for the same rows, of the same shapes.
-        classes: (B, C) bool: classes that are compared; None for all.
         foreground: (B, A/6) from `foreground_cells`, needed by DeFeat; all -1 in rows without annotated boxes.
         config: weights of the losses.
+        classes: (B, C) bool: classes that are compared; None for all.
     """
     terms: dict[str, Term] = {}
     for name, loss in LOSSES.items():

@@ -101,7 +101,7 @@ def distil(
         boxes = truth.at(rows[annotated])
         foreground[torch.from_numpy(annotated)] = foreground_cells(boxes.boxes, boxes.labels, grid)
     classes = None if chosen.values.all() else torch.tensor(chosen.values, device=student.cls.device)
-    return detection_distillation(student, teacher, classes, foreground, config.distill.det)
+    return detection_distillation(student, teacher, foreground, config.distill.det, classes)
 
 
 def answer(output: DetectionOutput, size: tuple[int, int]) -> DetectionOutput:

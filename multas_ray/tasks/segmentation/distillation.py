@@ -27,15 +27,15 @@ class Compared(NamedTuple):
 
 
 def segmentation_distillation(
-    logits: Tensor, teacher: Tensor, compared: Compared | None, config: SegmentationDistillConfig
+    logits: Tensor, teacher: Tensor, config: SegmentationDistillConfig, compared: Compared | None = None
 ) -> dict[str, Term]:
     """Compute the configured losses between two segmentation networks, each multiplied by its weight.
 
     Args:
         logits: (B, C, H, W) of the student, averaged to the teacher's resolution; B may be 0.
         teacher: (B, C, h, w) logits.
-        compared: what is compared; None for all of every row.
         config: weights and temperatures of the losses.
+        compared: what is compared; None for all of every row.
     """
     if logits.shape != teacher.shape:
         logits = F.adaptive_avg_pool2d(logits, (teacher.shape[2], teacher.shape[3]))

@@ -72,7 +72,7 @@ def distil(
         UserError: the teacher's answer has another shape.
     """
     if teacher is None:
-        return segmentation_distillation(student, student.detach(), None, config.distill.seg)
+        return segmentation_distillation(student, student.detach(), config.distill.seg)
     expected = (*student.shape[:2], *_answer_size(size))
     if teacher.shape != expected:
         source = config.teachers.seg.checkpoint if config.teachers.seg else ""
@@ -81,7 +81,7 @@ def distil(
             f"needs {expected}"
         )
     compared = _compared(chosen, truth, config.distill.seg.on, student.device, _answer_size(size))
-    return segmentation_distillation(student, teacher, compared, config.distill.seg)
+    return segmentation_distillation(student, teacher, config.distill.seg, compared)
 
 
 def _compared(
