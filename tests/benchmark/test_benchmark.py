@@ -90,6 +90,7 @@ def test_simulated_students_go_at_the_pace_of_slow_teachers(started_ray, scenes_
     assert slow.step_s > 0.6
 
 
+@pytest.mark.ray
 def test_without_real_images_the_benchmark_makes_scenes(tmp_path: Path) -> None:
     assert "generated scenes" in prepare_images(tmp_path / "data", tmp_path / "nowhere")
     info = read_info(str(tmp_path / "data"))
@@ -105,6 +106,7 @@ print(student.__name__, teacher.load("cpu").__name__)
 """
 
 
+@pytest.mark.ray
 def test_what_ray_sends_of_a_benchmark_needs_no_benchmarks_there(tmp_path: Path) -> None:
     sent = cloudpickle.dumps((simulated._student, SimulatedTeacher("det", 0.0, 64)))
     (tmp_path / "multas_ray").symlink_to(ROOT / "multas_ray")

@@ -80,6 +80,7 @@ def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config:
     dist.destroy_process_group()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sections", [{}, EVERY_LOSS], ids=["default", "every loss"])
 @pytest.mark.parametrize(
     ("masks", "owners"),

@@ -102,6 +102,7 @@ def default_dtype():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     ("optim", "dtype", "sections"),
@@ -153,6 +154,7 @@ def _step(config: Config, masks: list[str], rows: list[int]) -> tuple:
     return batch, confident_soft_of(batch, config, 7)
 
 
+@pytest.mark.heavy
 def test_a_loss_that_is_nan_with_one_worker_is_a_step_of_none(tmp_path):
     config = config_of(train={"run": "-", "steps": 5, "batch_size": 4})
     os.environ.setdefault("OMP_NUM_THREADS", "1")
