@@ -190,15 +190,17 @@ class EpochOrder:
 
     def _window(self, number: int) -> np.ndarray:
         if self.last[0] != number:
-            rows, keys = [], []
+            places, keys = [], []
+            stream = np.random.PCG64()
+            random = np.random.Generator(stream)
             for block in np.sort(self.order[number * self.window : (number + 1) * self.window]):
                 first, end = self.group.starts[block : block + 2]
-                generator = np.random.PCG64()
-                generator.state = self.state  # type: ignore[assignment]
-                generator.advance(int(first))
-                rows.append(self.group.rows.at(np.arange(first, end)))
-                keys.append(np.random.Generator(generator).random(end - first))
-            self.last = (number, np.concatenate(rows)[np.argsort(np.concatenate(keys))])
+                stream.state = self.state  # type: ignore[assignment]
+                stream.advance(int(first))
+                places.append(np.arange(first, end))
+                keys.append(random.random(end - first))
+            shuffled = np.concatenate(places)[np.argsort(np.concatenate(keys))]
+            self.last = (number, self.group.rows.at(shuffled))
         return self.last[1]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,13 @@ kinds = st.lists(st.integers(0, len(EVERY_KIND) - 1), max_size=6).map(lambda val
 
 def table_of_kinds(kinds: np.ndarray) -> pa.Table:
     """The columns that tell the kinds of rows."""
-    lists = {
-        task: [[1] * (kind >> bit & 1) or None for kind in kinds.tolist()] for bit, task in ((2, "det"), (3, "seg"))
+    columns = {
+        "has_det": pa.array((kinds & 1).astype(bool)),
+        "has_seg": pa.array((kinds & 2).astype(bool)),
+        "det_unlabelled": pa.array([[7] if kind & 4 else [] for kind in kinds.tolist()], pa.list_(pa.int32())),
+        "seg_unlabelled": pa.array([[0, 1] if kind & 8 else None for kind in kinds.tolist()], pa.list_(pa.int32())),
     }
-    schema = pa.schema(
-        [
-            *((f"has_{task}", pa.bool_()) for task in ("det", "seg")),
-            *((f"{task}_unlabelled", pa.list_(pa.int32())) for task in ("det", "seg")),
-        ]
-    )
-    has = {"has_det": (kinds & 1).astype(bool), "has_seg": (kinds & 2).astype(bool)}
-    return pa.table(has | {f"{task}_unlabelled": each for task, each in lists.items()}, schema)
+    return pa.table(columns)
 
 
 @given(st.lists(kinds, min_size=1, max_size=4))
@@ -77,7 +74,7 @@ def test_what_is_stated_is_what_the_columns_say(groups: list[np.ndarray]) -> Non
     assert stated_runs(silent) is None
     counted = counted_runs(silent)
     assert [kind for kind, count in counted for _ in range(count)] == np.concatenate(groups).tolist()
-    assert all(a != b for (a, _), (b, _) in zip(counted, counted[1:], strict=False))
+    assert all(a != b for (a, _), (b, _) in pairwise(counted))
 
 
 def test_the_bits_of_a_kind() -> None:
@@ -94,7 +91,6 @@ def test_of_a_file_that_states_its_kinds_the_footer_alone_is_read(tmp_path: Path
     groups = [table_of([row(0, **DET), row(1, **DET), row(2)]), table_of([row(3), row(4, **SEG)])]
     data = bytearray(shard_of(groups, to_metadata([[(1, 2), (3, 1)], [(3, 1), (2, 1)]]), compression="none"))
     silent = read_index(write_set(tmp_path / "silent", shard_of(groups, None)), "train")
-    data[4:-20_000] = bytes(len(data) - 20_004) if len(data) > 20_004 else data[4:-20_000]
     footer = int.from_bytes(data[-8:-4], "little")
     data[4 : -8 - footer] = bytes(len(data) - 12 - footer)
     stated = read_index(write_set(tmp_path / "stated", bytes(data)), "train")
@@ -118,11 +114,11 @@ def test_row_groups_without_rows_are_no_blocks(tmp_path: Path) -> None:
     [
         ("[[[3,2]", r"Invalid JSON"),
         ("{}", r"valid (list|array), not"),
-        ("[[3,2]]", r"\[0\]\[0\] in its footer: .*, not '3'"),
+        ("[[3,2]]", r"\[0\]\[0\] in its footer: .*, not 3\)"),
         ("[[[3,2,1]]]", r"\[0\]\[0\] in its footer"),
-        ("[[[16,2]]]", r"\[0\]\[0\]\[0\] in its footer: .* less than 16, not '16'"),
+        ("[[[16,2]]]", r"\[0\]\[0\]\[0\] in its footer: .* less than 16, not 16"),
         ("[[[-1,2]]]", r"greater than or equal to 0"),
-        ("[[[3,0],[1,2]]]", r"\[0\]\[0\]\[1\] in its footer: .* greater than or equal to 1, not '0'"),
+        ("[[[3,0],[1,2]]]", r"\[0\]\[0\]\[1\] in its footer: .* greater than or equal to 1, not 0"),
         ("[[[3,2.0]]]", "valid integer"),
         ('[[["3",2]]]', "valid integer"),
         ("[[[true,2]]]", "valid integer"),
@@ -130,19 +126,17 @@ def test_row_groups_without_rows_are_no_blocks(tmp_path: Path) -> None:
         ("[[[3,1],[1,2]]]", r"row groups of '\[3\]' rows, but they are of '\[2\]'"),
         ("[[[3,1]],[[3,1]]]", r"row groups of '\[1, 1\]' rows, but they are of '\[2\]'"),
         ("[]", r"row groups of '\[\]' rows"),
-        ("[" * 100_000, "Invalid JSON"),
-        (f"[[[3,{10**30}]]]", "row groups of|valid integer"),
-        (b"\xff", "Invalid JSON|UTF-8"),
+        pytest.param("[" * 100_000, "Invalid JSON", id="deep"),
+        (f"[[[3,{10**30}]]]", "row groups of"),
+        pytest.param(b"\xff", "Invalid JSON", id="bytes"),
     ],
-    ids=str,
 )
 def test_a_footer_that_states_something_else_is_refused_in_one_line(
     tmp_path: Path, stated: str | bytes, words: str
 ) -> None:
     data = shard_of([table_of([row(0), row(1)])], {KEY: stated})
-    with pytest.raises(
-        UserError, match=rf"train/part\.parquet: not a readable .*'multas_ray\.kinds'.*{words}"
-    ) as found:
+    expected = rf"train/part\.parquet: not a readable .*'multas_ray\.kinds'.*{words}"
+    with pytest.raises(UserError, match=expected) as found:
         read_index(write_set(tmp_path, data), "train")
     assert len(str(found.value)) < 1000
     assert "\n" not in str(found.value)
