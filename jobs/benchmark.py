@@ -144,8 +144,8 @@ def index(arguments: argparse.Namespace) -> dict[str, float]:
     from benchmarks import index as synthetic
 
     print(f"{synthetic.ROWS:,} rows in {synthetic.GROUPS:,} row groups of {synthetic.FILES:,} files", flush=True)
-    figures = synthetic.measure_index(arguments.out / "index")
-    table = Table("figure", "value", title="Index and plan, in a driver and in a data task")
+    figures = synthetic.measure_index(arguments.out)
+    table = Table("figure", "value", title="Index and plan")
     for name, value in figures.items():
         table.add_row(name, f"{value:.2f}")
     terminal().print(table)
