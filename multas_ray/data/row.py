@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from multas_ray.config import TASKS, Task
+from multas_ray.data.footer import HAS, UNLABELLED
 from multas_ray.data.image import Stored, to_stored
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import TASK_MASKS, TaskMask
@@ -48,9 +49,10 @@ class Row:
 
     @property
     def kind(self) -> int:
-        """Task mask as a number, with a bit for each task of which some classes are unlabelled (see `footer`)."""
-        bits = [self.has_det, self.has_seg, *(bool(self.unlabelled.get(task)) for task in TASKS)]
-        return sum(bit << place for place, bit in enumerate(bits))
+        """Tasks that the row is annotated for, and of which of them some classes are unlabelled: see data/footer.py."""
+        has = {"det": self.has_det, "seg": self.has_seg}
+        partial = {task: bool(self.unlabelled.get(task)) for task in TASKS}
+        return sum(HAS[task] * has[task] + UNLABELLED[task] * partial[task] for task in TASKS)
 
     def only(self, task: Task | None) -> "Row":
         """Return the row with the annotation of one task only, or of none."""

@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from multas_ray.config import TASKS
+from multas_ray.data.footer import runs, to_metadata
 from multas_ray.data.index import read_shard
 from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
@@ -243,9 +244,12 @@ def _write_shards(folder: Path, rows: Iterator[Row]) -> dict[TaskMask, int]:
         file = folder / f"part-{shard:05d}.parquet"
         # Images and masks are compressed already, and nothing in them repeats.
         with pq.ParquetWriter(file, SCHEMA, compression="none", use_dictionary=False) as writer:
+            kinds = []
             for group in itertools.chain([first], itertools.islice(groups, SHARD_GROUPS - 1)):
                 counts.update(row.task_mask for row in group)
                 writer.write_table(pa.Table.from_pylist([_record(row) for row in group], schema=SCHEMA))
+                kinds.append(runs(np.array([row.kind for row in group], np.uint8)))
+            writer.add_key_value_metadata(to_metadata(kinds))
     return {mask: counts[mask] for mask in TASK_MASKS if counts[mask]}
 
 

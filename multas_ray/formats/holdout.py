@@ -48,7 +48,7 @@ def read(options: Options) -> Source:
     aside = np.zeros(len(index), bool)
     for mask in TASK_MASKS:
         rows = index.rows([mask])
-        aside[random.permutation(rows)[: round(options.fraction * len(rows))]] = True
+        aside[rows.at(random.permutation(len(rows))[: round(options.fraction * len(rows))])] = True
     parts = {"train": np.flatnonzero(~aside).tolist(), "val": np.flatnonzero(aside).tolist()}
     return Source(
         name=info.name,

@@ -113,7 +113,7 @@ def _job(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     teachers = config.teachers
     assert teachers.store is not None
-    make = partial(make_views, todo=todo, index=index, wanted=needs(index, info), info=info)
+    make = partial(make_views, todo=todo, index=index, wanted=needs(info), info=info)
     return (
         ray.data.from_items([{"id": number} for number in range(len(todo))], override_num_blocks=len(todo))
         .map_batches(
@@ -148,7 +148,7 @@ def make_views(
         chunk: `id`, numbers of files in `todo`.
         todo: view and row group of each file.
         index: index of the training split.
-        wanted: (N,) bool for each task: rows of the split that need its teacher's answer.
+        wanted: (K,) bool for each task: kinds of the rows that need its teacher's answer.
         info: description of the store.
 
     Yields:
@@ -162,14 +162,14 @@ def make_views(
     torch.set_num_threads(1)
     for number in chunk["id"]:
         view, block = todo[number]
-        needed = np.logical_or.reduce(list(wanted.values())) & (index.block == block)
-        rows = np.flatnonzero(needed)
+        rows = np.arange(*index.block_starts[block : block + 2])
+        rows = rows[np.logical_or.reduce(list(wanted.values()))[index.kind(rows)]]
         views = np.full_like(rows, view)
         seeds = mix(info.seed, views, rows)
         batch = make_train_batch(index, Part(0, 0, info.size, rows, views, views, seeds), info.augment)
-        distil = {}
-        for task, mask in wanted.items():
-            chosen = np.flatnonzero(mask[batch.part.rows])
+        kinds, distil = index.kind(batch.part.rows), {}
+        for task, of_kind in wanted.items():
+            chosen = np.flatnonzero(of_kind[kinds])
             # A stored answer is whole: which of its classes are used is decided where a batch is made.
             distil[task] = Some(chosen, np.ones((len(chosen), index.classes[task]), bool))
         yield pack([(view, block, replace(batch, distil=distil, truth={}, unlabelled={}))])

@@ -13,6 +13,7 @@ import torch
 from ray import cloudpickle
 
 from benchmarks import published, simulated
+from benchmarks.index import made_up_index
 from benchmarks.placements import prepare_images
 from benchmarks.simulated import CLASSES, Case, SimulatedTeacher, simulate, start_simulated_pool
 from benchmarks.timing import alternate, write_figures
@@ -95,6 +96,17 @@ def test_without_real_images_the_benchmark_makes_scenes(tmp_path: Path) -> None:
     assert "generated scenes" in prepare_images(tmp_path / "data", tmp_path / "nowhere")
     info = read_info(str(tmp_path / "data"))
     assert info.splits == {"train": {"det": 800, "seg": 800}, "val": {"both": 64}}
+
+
+def test_the_made_up_index_is_one_of_sorted_row_groups() -> None:
+    index = made_up_index(rows=4000, groups=100, files=20)
+    rows = np.arange(4000)
+    file, group, place = index.locate(rows)
+    np.testing.assert_array_equal((file * 5 + group) * 40 + place, rows)
+    kinds = index.kind(rows).reshape(100, 40)
+    np.testing.assert_array_equal(kinds, np.sort(kinds, axis=1))
+    assert set(np.unique(kinds)) == {0, 1, 2, 3}
+    assert (np.diff(index.run_starts) > 0).all()
 
 
 RECEIVE = """
