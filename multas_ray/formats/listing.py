@@ -56,12 +56,17 @@ def list_images(folder: Folder, below: str, remarks: list[str]) -> list[str]:
             for name in files
             if name.lower().endswith(SUFFIXES) and not name.startswith(".")
         ]
+    readable = [name for name in names if name.encode(errors="ignore").decode() == name]
+    if len(readable) < len(names):
+        remarks.append(
+            f"{folder.root / below}: {len(names) - len(readable)} images left out: their names are not UTF-8"
+        )
     if linked and not folder.follow_links:
         remarks.append(
             f"{folder.root / below}: {len(linked)} sub-folders that are links left out, such as {linked[0]}; "
             "--follow-links reads them"
         )
-    return sorted(names)
+    return sorted(readable)
 
 
 def _refuse(error: OSError) -> None:

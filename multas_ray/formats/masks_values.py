@@ -71,7 +71,8 @@ def read_values(data: bytes, classes: MaskClasses, notes: Counter[str]) -> np.nd
         target[raw], known[raw] = value, True
     if not (usual := known[ids]).all():
         raise Reject("unknown class", f"mask values {some(np.unique(ids[~usual]).tolist())}: {classes.source} has none")
-    return target[ids]
+    values: np.ndarray = target[ids]
+    return values
 
 
 def _ids(image: Image.Image, classes: MaskClasses, notes: Counter[str]) -> np.ndarray:

@@ -56,5 +56,5 @@ MOST_CLASSES = 254
 
 
 def with_background(classes: Sequence[str]) -> "dict[Task, Sequence[str]]":
-    """The classes of both tasks where boxes and masks are of the same objects; of boxes alone where masks hold fewer."""
+    """The classes of both tasks where boxes and masks are of the same objects; more than masks hold: of boxes alone."""
     return {"det": classes, "seg": ["background", *classes] if len(classes) <= MOST_CLASSES else []}

@@ -1,4 +1,4 @@
-"""YOLO's data.yaml: boxes, outlines or masks, as Ultralytics and Roboflow write them.
+"""YOLO's layout, a data.yaml of Ultralytics or Roboflow: boxes, outlines, masks.
 
 A label file has a line for each object, a box or an outline, which may be mixed.
 """
@@ -111,8 +111,8 @@ def _with_labels(
     outlines = masks and hold_outlines(labels, [image for split in images.values() for image in split])
     if len(classes) > MOST_CLASSES and outlines:
         raise UserError(
-            f"{options.data}: {len(classes)} classes, and masks hold {MOST_CLASSES} at most; choose some with --classes, "
-            "or keep the boxes alone with --partial det=1"
+            f"{options.data}: {len(classes)} classes, and masks hold {MOST_CLASSES} at most; choose some with "
+            "--classes, or keep the boxes alone with --partial det=1"
         )
     masks = masks and len(classes) <= MOST_CLASSES
     missing = None if options.missing == "skip" else options.missing

@@ -1,4 +1,4 @@
-"""The content of a data.yaml, as Ultralytics and Roboflow write it; what else is in it, such as `download`, is not read."""
+"""The content of a data.yaml, as Ultralytics and Roboflow write it. What else is in it is neither read nor run."""
 
 from math import prod
 from pathlib import Path
@@ -61,7 +61,7 @@ class YoloFile(BaseModel):
     valid: Paths = []
     validation: Paths = []
     test: Paths = []
-    names: Annotated[list[str], BeforeValidator(_names)] = Field(None, min_length=1)  # type: ignore[assignment]
+    names: Annotated[list[str], BeforeValidator(_names), Field(min_length=1)]
     """Classes in the order of their numbers; those of `nc` are called class_0 and so on."""
     nc: int | None = Field(None, ge=1, le=MOST_CLASSES)
     kpt_shape: tuple[Annotated[int, Field(ge=1, le=1000)], Annotated[int, Field(ge=2, le=3)]] | None = None

@@ -102,10 +102,10 @@ def open_folder(file: Path, content: YoloFile, follow_links: bool) -> YoloFolder
     named = (content.path or ".").replace("\\", "/")
     for root in (file.parent / named, Path(named)):
         if Folder(root).has("."):
-            return YoloFolder(file, Folder(Path(os.path.abspath(root)), follow_links))  # noqa: PTH100: links are kept
+            return YoloFolder(file, Folder(root, follow_links))
     raise UserError(
-        f"{file}: path: {quoted(named)} is no folder, seen from the file or from here; correct it, or leave it out where "
-        "the images lie below the file's own folder"
+        f"{file}: path: {quoted(named)} is no folder, seen from the file or from here; correct it, or leave it out "
+        "where the images lie below the file's own folder"
     )
 
 

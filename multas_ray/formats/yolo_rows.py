@@ -64,8 +64,9 @@ class RowReader:
             if self.missing == "unlabelled":
                 return row
         labelled = [item for item in objects if item.label is not None]
+        sides = [width, height, width, height]
         row.has_det = True
-        row.boxes = np.array([item.box * [width, height] * 2 for item in labelled], np.float32).reshape(-1, 4)
+        row.boxes = np.array([item.box * sides for item in labelled], np.float32).reshape(-1, 4)
         row.labels = np.array([item.label for item in labelled], np.int32)
         row.difficult = np.zeros(len(labelled), bool)
         if self.masks:
