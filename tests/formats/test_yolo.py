@@ -481,7 +481,7 @@ def test_masks_hold_254_classes(kit: Kit) -> None:
     assert (row["labels"], row["has_seg"]) == ([299], False)
     assert read_info(str(kit.out)).seg_classes == []
     kit.add("images/a.jpg", "299 0.1 0.1 0.5 0.1 0.5 0.5")
-    with pytest.raises(UserError, match="300 classes, and masks hold 254 at most; .*--partial det=1"):
+    with pytest.raises(UserError, match=r"300 classes, and masks hold 254 at most; .*--partial det=1"):
         kit.source()
     assert len(kit.prepare("--partial", "det=1", "--overwrite")["train"][0]["boxes"]) == 1
     [chosen] = kit.prepare("--classes", "c7,c299", "--overwrite")["train"]
@@ -586,7 +586,7 @@ def test_images_without_a_mask(kit: Kit) -> None:
 def test_a_mask_is_never_the_image_itself_nor_outside(kit: Kit) -> None:
     kit.add("train/a.png")
     kit.describe(train="train", masks_dir="masks")
-    with pytest.raises(UserError, match="masks_dir: train/a.png .* lies in no folder `images`"):
+    with pytest.raises(UserError, match=r"masks_dir: train/a.png .* lies in no folder `images`"):
         kit.source()
     kit.add("images/a.jpg")
     Image.new("L", (40, 30)).save(kit.root.parent / "a.png")
