@@ -12,11 +12,12 @@ from pydantic import Field
 
 from multas_ray.errors import UserError
 from multas_ray.formats.files import Folder, FolderOptions
-from multas_ray.formats.flags import ExistingFolder
+from multas_ray.formats.flags import ExistingFolder, Names
 from multas_ray.formats.source import Source, Split
 
 if TYPE_CHECKING:
     from multas_ray.formats.masks_presets import Preset
+    from multas_ray.formats.masks_rows import MaskImage
 
 
 class Options(FolderOptions):
@@ -26,8 +27,8 @@ class Options(FolderOptions):
     """folder of the images"""
     masks: ExistingFolder
     """folder of their masks, with the same sub-folders"""
-    split: str
-    """name of the split that is written, e.g. train"""
+    split: Names
+    """splits that are written, e.g. train,val; each is in sub-folders of its name, where there are such"""
     classes: Path | None = Field(None, title="FILE")
     """classes, a line each: `name: value` or `name: red,green,blue`"""
     preset: Literal["cityscapes-labelids", "cityscapes-trainids", "ade20k", "camvid"] | None = None
@@ -43,35 +44,57 @@ class Options(FolderOptions):
 
 
 def read(options: Options) -> Source:
-    """List the images of a folder with their masks: one split.
+    """List the images of a folder with their masks.
 
     Raises:
-        UserError: it is not said what the masks mean, there is no image, or an image has no mask.
+        UserError: it is not said what the masks mean, a split has no folders of its own beside others, there is no
+            image, or an image has no mask and it is not said what it is.
     """
     from multas_ray.formats.masks_pairs import pair
     from multas_ray.formats.masks_rows import RowReader
 
     preset = _preset(options)
-    images, masks = Folder(options.images, options.follow_links), Folder(options.masks, options.follow_links)
     remarks: list[str] = []
-    pairs = pair(images, masks, preset.image_suffix, preset.mask_suffix, remarks)
-    without = [image for image in pairs if image.mask is None]
-    if without and options.missing is None:
-        raise UserError(
-            f"{len(without)} of {len(pairs)} images have no mask in {options.masks}, such as "
-            f"{without[0].name}: --missing unlabelled or skip says what they are; --image-suffix and --mask-suffix say "
-            "how the names of images and masks differ"
-        )
-    if options.missing == "skip":
-        pairs = [image for image in pairs if image.mask is not None]
-    reader = RowReader(images, masks, preset.classes)
+    splits = {}
+    for name in options.split:
+        images, masks = _folders(options, name)
+        pairs = pair(images, masks, preset.image_suffix, preset.mask_suffix, remarks)
+        reader = RowReader(images, masks, preset.classes)
+        splits[name] = Split(_settle_missing(options, name, pairs), reader.read)
     return Source(
         name="masks",
         classes={"det": [], "seg": preset.classes.names},
-        splits={options.split: Split(pairs, reader.read)},
+        splits=splits,
         about=f"masks: {options.masks}",
         remarks=remarks,
     )
+
+
+def _folders(options: Options, split: str) -> tuple[Folder, Folder]:
+    """The folders of a split's images and masks: those of its name, if both are there, else the whole."""
+    whole = [Folder(root, options.follow_links) for root in (options.images, options.masks)]
+    if all(folder.has(split) for folder in whole):
+        images, masks = (replace(folder, root=folder.root / split) for folder in whole)
+    elif len(options.split) == 1:
+        images, masks = whole
+    else:
+        raise UserError(
+            f"--split {split}: of several splits, each needs a folder of its name in {options.images} and in "
+            f"{options.masks}"
+        )
+    return images, masks
+
+
+def _settle_missing(options: Options, split: str, images: "list[MaskImage]") -> "list[MaskImage]":
+    """The images without those that are to be skipped."""
+    without = [image for image in images if image.mask is None]
+    if without and options.missing is None:
+        raise UserError(
+            f"{split}: {len(without)} of {len(images)} images have no mask in {options.masks}, such as "
+            f"{without[0].name}: --missing unlabelled or skip says what they are; --image-suffix and --mask-suffix say "
+            "how the names of images and masks differ"
+        )
+    return images if options.missing != "skip" else [image for image in images if image.mask is not None]
 
 
 def _preset(options: Options) -> "Preset":

@@ -137,7 +137,7 @@ def _with_masks(
         raise UserError("--missing empty: it is for label files; without a mask, nothing is known of an image's pixels")
     classes = mask_classes(options.data, content)
     if options.classes is not None:
-        classes = classes.only(_choose(content.names, options))
+        classes = classes.only(_choose(classes.names, options))
     masked = {name: [with_mask(folder, image, masks_dir) for image in split] for name, split in images.items()}
     if any(folder.files.has(label_name(image.name)) for split in masked.values() for image in split[:100]):
         remarks.append(f"{options.data}: masks_dir: masks are read, and label files are not")

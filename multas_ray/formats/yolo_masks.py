@@ -14,16 +14,19 @@ from multas_ray.tasks.segmentation.rows import IGNORE
 def mask_classes(file: Path, content: YoloFile) -> MaskClasses:
     """The classes of the masks, as the file has them, and what the masks' values mean.
 
+    Where the file has a single class, the masks' 0 is the background, and 1 the class.
+
     Raises:
         UserError: `label_mapping` makes a value a class that there is not.
     """
-    own = {number: number for number in range(min(len(content.names), IGNORE))}
+    names = ["background", *content.names] if len(content.names) == 1 else content.names
+    own = {number: number for number in range(min(len(names), IGNORE))}
     strange = [value for value in content.label_mapping.values() if value not in own and value != IGNORE]
     if strange:
         raise UserError(f"{file}: label_mapping: {strange[0]} is none of {len(own)} classes, which begin at 0")
     # Values beyond a byte, such as -1 of Cityscapes' licence plates, are in no mask.
     mapped = {raw: value for raw, value in content.label_mapping.items() if 0 <= raw <= IGNORE}
-    return MaskClasses(content.names, own | mapped, {}, str(file))
+    return MaskClasses(names, own | mapped, {}, str(file))
 
 
 def with_mask(folder: YoloFolder, image: YoloImage, masks_dir: str) -> MaskImage:

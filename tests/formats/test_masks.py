@@ -74,7 +74,7 @@ class Kit:
     def source(self, images: str = "images", masks_: str = "masks", **options: Any) -> Source:
         """The source of two folders."""
         folders = {"images": self.root / images, "masks": self.root / masks_}
-        return masks.read(masks.Options(**folders, **({"split": "train"} | options)))
+        return masks.read(masks.Options(**folders, **({"split": ["train"]} | options)))
 
     def rows(self, *folders: str, **options: Any) -> list[Row | Reject]:
         """What is read of them."""
@@ -85,7 +85,7 @@ class Kit:
         """Run the job; the rows that it wrote."""
         folders = ["--images", str(self.root / images), "--masks", str(self.root / masks_), "--split", split]
         job.main(["masks", *folders, "--out", str(self.out), *arguments])
-        return pq.read_table(self.out / split).to_pylist()
+        return [row for name in split.split(",") for row in pq.read_table(self.out / name).to_pylist()]
 
 
 @pytest.fixture
@@ -349,6 +349,23 @@ def test_sub_folders_are_kept_and_suffixes_told_apart(kit: Kit) -> None:
     file = kit.classes("sky", "road", "car")
     ids = [row.image_id for row in kit.rows(classes=file)]
     assert ids == ["b.jpg", "b.png", "day/a", "night/a"]
+
+
+def test_splits_are_in_sub_folders_of_their_names(kit: Kit) -> None:
+    for split in ("training", "validation"):
+        kit.add(f"images/{split}/a.jpg", f"annotations/{split}/a.png", np.ones((30, 40), np.uint8))
+    arguments = ["--preset", "ade20k"]
+    assert len(kit.prepare("images", "annotations", *arguments, split="training,validation")) == 2
+    splits = read_info(str(kit.out)).splits
+    assert splits == {"training": {"seg": 1}, "validation": {"seg": 1}}
+    with pytest.raises(UserError, match=r"--split test: of several splits, each needs a folder of its name"):
+        kit.source("images", "annotations", preset="ade20k", split=["training", "test"])
+    # One split may be the whole of its folders, or a part of that name.
+    assert [row.image_id for row in kit.rows("images", "annotations", preset="ade20k")] == [
+        "training/a",
+        "validation/a",
+    ]
+    assert [row.image_id for row in kit.rows("images", "annotations", preset="ade20k", split=["training"])] == ["a"]
 
 
 def test_an_image_without_a_mask(kit: Kit) -> None:

@@ -570,6 +570,18 @@ def test_raw_values_are_mapped(kit: Kit) -> None:
     assert (reject.reason, reject.detail.split(":")[0]) == ("unknown class", "mask values 33")
 
 
+def test_of_a_single_class_the_masks_have_a_background(kit: Kit) -> None:
+    kit.add("images/train/a.jpg")
+    values = np.zeros((30, 40))
+    values[:10], values[10:20] = 1, 255
+    add_mask(kit, "train/a.png", values)
+    kit.describe(train="images/train", masks_dir="masks", names=["crack"])
+    assert kit.source().classes == {"det": [], "seg": ["background", "crack"]}
+    [row] = kit.rows()
+    assert isinstance(row, Row)
+    np.testing.assert_array_equal(row.mask, values)
+
+
 def test_images_without_a_mask(kit: Kit) -> None:
     kit.add("images/train/a.jpg")
     kit.add("images/train/b.jpg")
