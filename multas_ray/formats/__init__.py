@@ -5,6 +5,13 @@ A format is added by a module with `Options` and `read` (see `multas_ray.formats
 
 from types import ModuleType
 
-from multas_ray.formats import coco, holdout, scenes, voc
+from multas_ray.formats import coco, holdout, masks, scenes, voc, yolo
 
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "scenes": scenes, "holdout": holdout}
+FORMATS: dict[str, ModuleType] = {
+    "voc": voc,
+    "coco": coco,
+    "yolo": yolo,
+    "masks": masks,
+    "scenes": scenes,
+    "holdout": holdout,
+}

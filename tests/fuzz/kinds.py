@@ -15,6 +15,8 @@ KINDS: dict[str, Kind] = {
     "mask": pictures.mask,
     "coco": sources.coco,
     "voc": sources.voc,
+    "yolo": sources.yolo,
+    "masks": sources.masks,
     "list": sources.images_list,
     "predict": sources.predict_rows,
     "shard": stored.shard,
