@@ -33,13 +33,17 @@ def read(options: Options) -> Source:
     folder = Folder(options.root, options.follow_links)
     remarks: list[str] = []
     found = {split: list_images(folder, split, remarks) for split in SPLITS}
-    images = {split: list(each) for split, each in without_leaks(found, remarks).items() if each}
+    images = {split: each for split, each in without_leaks(found, remarks).items() if each}
     if not images:
         raise UserError(
             f"{options.root}: no labels of BDD100K here: {BOXES[0].format(split='train')} (boxes) or "
             f"{MASKS.format(split='train')} (pixels) is needed, or those of val"
         )
     reader = RowReader(folder)
-    splits: dict[str, Split] = {split: Split(each, reader.read) for split, each in images.items()}
-    classes = {"det": DET_CLASSES, "seg": SEG_CLASSES}
-    return Source("bdd100k", classes, splits, f"BDD100K: {options.root}", remarks)
+    return Source(
+        name="bdd100k",
+        classes={"det": DET_CLASSES, "seg": SEG_CLASSES},
+        splits={split: Split(each, reader.read) for split, each in images.items()},
+        about=f"BDD100K: {options.root}",
+        remarks=remarks,
+    )
