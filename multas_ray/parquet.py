@@ -63,7 +63,7 @@ def read_parquet(
     def checked(source: pa.NativeFile) -> Result:
         try:
             with pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True) as parquet:
-                _check_types(parquet.schema_arrow, file, columns, optional)
+                check_types(parquet.schema_arrow, file, columns, optional)
                 _check_extent(parquet, source.size(), file, columns, groups)
                 return read(parquet)
         # Broken files bring all of Arrow's errors about.
@@ -88,7 +88,12 @@ def _unreadable(file: StoragePath, error: Exception) -> UserError:
     return UserError(f"{file}: not a readable Parquet file ({first_line(error)})")
 
 
-def _check_types(schema: pa.Schema, file: StoragePath, columns: pa.Schema, optional: Collection[str]) -> None:
+def check_types(schema: pa.Schema, file: StoragePath, columns: pa.Schema, optional: Collection[str] = ()) -> None:
+    """Check that a file has columns, by its schema; see `read_parquet`.
+
+    Raises:
+        UserError: a column is missing, stands twice, or is of a type that holds other values.
+    """
     for column in columns:
         places = schema.get_all_field_indices(column.name)
         if len(places) > 1:
@@ -101,7 +106,14 @@ def _check_types(schema: pa.Schema, file: StoragePath, columns: pa.Schema, optio
 
 
 def holds(stored: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether values stored in one type are values of the other type, at most in another encoding."""
+    """Whether values stored in one type are values of the other type, at most in another encoding.
+
+    A struct may have further fields: they are not looked at, whatever their types.
+    """
+    if types.is_struct(wanted):
+        return types.is_struct(stored) and all(
+            stored.get_field_index(part.name) >= 0 and holds(stored.field(part.name).type, part.type) for part in wanted
+        )
     if any(is_list(wanted) for is_list in LISTS):
         fixed = types.is_fixed_size_list(stored) and types.is_fixed_size_list(wanted)
         if fixed and stored.list_size != wanted.list_size:
