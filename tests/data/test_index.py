@@ -23,7 +23,11 @@ from multas_ray.errors import UserError
 from tests.support.shards import changed, row, table_of, write_set
 from tests.support.shared import ROOT
 
-ROWS = [row(0), row(1, has_seg=False, mask=None), row(2, has_det=False, boxes=[], labels=[], difficult=[])]
+ROWS = [
+    row(0, det_unlabelled=[1], seg_unlabelled=[1, 2]),
+    row(1, has_seg=False, mask=None),
+    row(2, has_det=False, boxes=[], labels=[], difficult=[], seg_unlabelled=[1]),
+]
 
 
 def as_python(values: dict) -> dict:
@@ -41,6 +45,7 @@ def as_python(values: dict) -> dict:
         ("boxes", pa.list_(pa.large_list(pa.float32()))),
         *[("labels", kind) for kind in (pa.large_list(pa.int64()), pa.list_(pa.uint8()))],
         ("difficult", pa.large_list(pa.bool_())),
+        *[("det_unlabelled", kind) for kind in (pa.large_list(pa.int64()), pa.list_(pa.uint8()))],
     ],
     ids=str,
 )

@@ -43,6 +43,8 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "labels": [1, number % 2],
         "difficult": [False, True],
         "mask": encoded(random.choice(np.array([0, 1, 2, 255], np.uint8), (HEIGHT, WIDTH))),
+        "det_unlabelled": [],
+        "seg_unlabelled": [],
     } | changes
 
 

@@ -169,3 +169,18 @@ def test_pycocotools_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     add(metric, "a", [(A, 0.9, 0)], [(A, 0)])
     metric.compute()
     assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_of_a_class_counts_in_images_in_which_nobody_looked_for_it() -> None:
+    metric, parts = DetectionMetric(["cat", "dog"]), [DetectionMetric(["cat", "dog"]) for _ in range(2)]
+    for to in (metric, parts[0]):
+        # A dog that nobody labelled is no false positive, and one that somebody labelled by the way is not missed.
+        add(to, "a", [(A, 0.9, 0), (B, 0.99, 1)], [(A, 0), (FAR, 1)], unlabelled=(1,))
+    for to in (metric, parts[1]):
+        add(to, "b", [(A, 0.8, 1)], [(A, 1)])
+    result = metric.compute()
+    assert (result["det/AP/cat"], result["det/AP/dog"]) == (pytest.approx(100), pytest.approx(100))
+    assert metric.images() == {"cat": 2, "dog": 1}
+    parts[0].merge(parts[1].state())
+    assert parts[0].compute() == result
+    assert parts[0].images() == metric.images()
