@@ -13,15 +13,15 @@ from time import perf_counter
 
 import numpy as np
 
-from multas_ray.data.index import Index
+from multas_ray.data.index import Index, Origin
 from multas_ray.data.plan import Plan, lay_plan
-from multas_ray.data.schema import TASK_MASKS, TaskMask
+from multas_ray.data.schema import TASK_MASKS
 
 ROWS, GROUPS, FILES = 10**9, 10**6, 62_500
 """Rows, row groups and files of the split."""
 RUNS = 4
 """Most runs of rows of one kind in a row group."""
-MIXING: dict[TaskMask, int] = {"det": 96, "seg": 96, "both": 64}
+MIXING: dict[str, int] = {"det": 96, "seg": 96, "both": 64}
 """Rows of each task mask in a batch."""
 WORKERS = 8
 PARTS = 1000
@@ -40,7 +40,8 @@ def made_up_index(rows: int = ROWS, groups: int = GROUPS, files: int = FILES) ->
     # Cuts may coincide: no run is empty.
     some = np.diff(run_starts, append=rows) > 0
     return Index(
-        path="nowhere",
+        origins=(Origin("nowhere"),),
+        origin=np.zeros(files, np.uint16),
         files=tuple(f"train/part-{number:05d}.parquet" for number in range(files)),
         file=np.repeat(np.arange(files, dtype=np.int32), groups // files),
         group=np.tile(np.arange(groups // files, dtype=np.int32), files),

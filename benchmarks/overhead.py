@@ -12,7 +12,7 @@ import ray
 
 from multas_ray.config import Config
 from multas_ray.config_file import parse_config
-from multas_ray.data.schema import read_info
+from multas_ray.data.sources import read_sources
 from multas_ray.ray_setup import start_ray
 from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import plan_run, train
@@ -85,7 +85,7 @@ def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
     from multas_ray.train.trainer import Trainer
 
     torch.set_num_threads(config.train.threads)
-    info = read_info(config.data.path)
+    info = read_sources(config.data).info
     plan = plan_run(config, {})
     batches = [make_train_batch(plan.index, plan.part(step, 0, 1), config.data.augment) for step in range(plan.steps)]
     trainer = Trainer(config, info.classes, torch.device("cpu"))

@@ -53,12 +53,13 @@ def start(arguments: argparse.Namespace) -> None:
     if config.teachers.pool is None:
         raise UserError("teachers.pool: not set; a shared pool needs a name")
 
+    from multas_ray.data.sources import read_sources
     from multas_ray.placement import Ask, check_placement
     from multas_ray.resolve import resolve_precision
     from multas_ray.teacher.pool import start_pool
     from multas_ray.teacher.specs import require_teacher_specs
 
-    specs = require_teacher_specs(config)
+    specs = require_teacher_specs(config, read_sources(config.data).info)
     connect()
     precision = resolve_precision(config).train.precision
     specs = {task: replace(spec, terms=replace(spec.terms, precision=precision)) for task, spec in specs.items()}

@@ -9,6 +9,10 @@ from multas_ray.storage import StoragePath
 
 Task = Literal["det", "seg"]
 TASKS: tuple[Task, ...] = ("det", "seg")
+TaskMask = Literal["det", "seg", "both", "none"]
+"""Tasks that a row is annotated for."""
+TASK_MASKS: tuple[TaskMask, ...] = ("none", "det", "seg", "both")
+"""All task masks, indexed by has_det + 2 * has_seg."""
 Protocol = Literal["coco", "voc2007", "voc2012"]
 DistilledOn = Literal["missing", "annotated", "all"]
 """Rows to distil a task on: those without its annotation, those with it, or all rows."""
@@ -62,23 +66,45 @@ class AugmentConfig(Section):
     """Probability of a horizontal flip."""
 
 
-class DataConfig(Section):
-    """The data set and how it is streamed."""
+class SourceConfig(Section):
+    """One of several data sets."""
 
     path: str
     """Data set folder: local, or any URI that pyarrow reads."""
+    classes: dict[str, str | None] = {}
+    """Classes of the data set that have another name in the run; null for one that is ignored: its boxes and pixels
+    teach nothing, and nothing else there is wrong. Several may have one name."""
+    train: str | None = "train"
+    """Split to train on; null for none."""
+    val: str | None = "val"
+    """Split to evaluate on; null for none."""
+
+
+class DataConfig(Section):
+    """The data sets and how they are streamed."""
+
+    path: str | None = None
+    """Data set folder: local, or any URI that pyarrow reads. Either this or `sources`."""
+    sources: dict[str, SourceConfig] = {}
+    """Several data sets by names of your own. A class of the run that one of them does not list is unlabelled in all
+    its images."""
+    det_classes: list[str] | None = None
+    """Object classes of the run over several sources. Default: the union by name, in order of first appearance."""
+    seg_classes: list[str] | None = None
+    """Pixel classes of the run over several sources; `background` first, if there is one. Default: as of objects."""
     train: str = "train"
-    """Split to train on."""
+    """Split of `path` to train on."""
     val: str = "val"
-    """Split to evaluate on."""
+    """Split of `path` to evaluate on."""
     size: int | list[int] = 320
     """Side of the square network input in pixels, a multiple of 32; a list trains multi-scale, one size a batch
     (evaluation uses the last one)."""
     multi_scale_until: float = Field(1.0, ge=0, le=1)
     """Fraction of the training after which only the last of several sizes is used."""
-    mixing: Literal["natural"] | dict[Literal["det", "seg", "both", "none"], int] = "natural"
-    """Rows of a batch. `natural`: in the proportions of the data set. A mapping fixes the number of rows of each task
-    mask in every batch, e.g. {det: 8, seg: 8}; each group then has its own epochs."""
+    mixing: Literal["natural"] | dict[str, int] = "natural"
+    """Rows of a batch. `natural`: in the proportions of the data. A mapping fixes the number of rows of each task mask
+    (det, seg, both, none) in every batch, e.g. {det: 8, seg: 8}, or of each source; each group then has its own
+    epochs."""
     augment: AugmentConfig = AugmentConfig()
     """Evaluation images are not augmented."""
     workers: int | None = Field(None, ge=1)
@@ -104,10 +130,51 @@ class DataConfig(Section):
             raise ValueError("data tasks have no use for a GPU")
         return value
 
+    @field_validator("sources")
+    @classmethod
+    def _source_names(cls, value: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        for name in value:
+            if not name.isidentifier() or name in TASK_MASKS or name in TASKS:
+                raise ValueError(
+                    f"'{name}': a source's name is of letters, digits and _, and none of {', '.join(TASK_MASKS)}"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataConfig":
+        if (self.path is None) == (not self.sources):
+            raise ValueError("either path, a data set, or sources, several of them, is needed")
+        if self.path is not None and (self.det_classes or self.seg_classes):
+            raise ValueError("det_classes and seg_classes are those of several sources; path has its own")
+        for role, purpose in (("train", "train"), ("val", "evaluate")):
+            if self.sources and all(getattr(source, role) is None for source in self.sources.values()):
+                raise ValueError(f"sources: none of them has a split to {purpose} on")
+        for task in TASKS:
+            _check_class_names(f"{task}_classes", self.chosen_classes(task) or [])
+        if isinstance(self.mixing, dict):
+            allowed: list[tuple[str, ...]] = [TASK_MASKS, *([tuple(self.sources)] if self.sources else [])]
+            if min(self.mixing.values(), default=-1) < 0 or not any(
+                set(self.mixing) <= set(names) for names in allowed
+            ):
+                shown = " or ".join(", ".join(names) for names in allowed)
+                raise ValueError(f"mixing: natural, or numbers of {shown}; not {self.mixing}")
+        return self
+
+    def chosen_classes(self, task: Task) -> list[str] | None:
+        """Classes of a task that the run over several sources is to have; None for all that they have."""
+        return {"det": self.det_classes, "seg": self.seg_classes}[task]
+
     @property
     def sizes(self) -> list[int]:
         """Training sizes in pixels."""
         return self.size if isinstance(self.size, list) else [self.size]
+
+    def absolute(self) -> "DataConfig":
+        """Return a copy with absolute paths."""
+        sources = {
+            name: source.model_copy(update={"path": _absolute(source.path)}) for name, source in self.sources.items()
+        }
+        return self.model_copy(update={"path": None if self.path is None else _absolute(self.path), "sources": sources})
 
     @property
     def eval_size(self) -> int:
@@ -522,7 +589,7 @@ class Config(Section):
         return self.model_copy(
             update={
                 "train": self.train.model_copy(update={"run": _absolute(self.train.run)}),
-                "data": self.data.model_copy(update={"path": _absolute(self.data.path)}),
+                "data": self.data.absolute(),
                 "teachers": self.teachers.model_copy(update={"store": None if store is None else _absolute(store)}),
             }
         )
@@ -542,6 +609,14 @@ class Config(Section):
     def to_yaml(self) -> str:
         """Return the whole tree as YAML with all defaults filled in: enough to repeat the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _check_class_names(key: str, names: list[str]) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{key}: '{twice[0]}' stands there {names.count(twice[0])} times")
+    if key == "seg_classes" and "background" in names[1:]:
+        raise ValueError("seg_classes: background is the first class, where there is one")
 
 
 def _absolute(path: str) -> str:

@@ -55,7 +55,9 @@ def sections(
         yield path, section, holder
     for name, part in children:
         if part is not None:
-            yield from sections(f"{path}.{name}" if path else name, part, section.model_fields[name])
+            field = section.model_fields[name]
+            named = f"{name}.<name>" if get_origin(field.annotation) is dict else name
+            yield from sections(f"{path}.{named}" if path else named, part, field)
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:

@@ -139,6 +139,8 @@ class EvalBatch:
     """Annotation of the annotated rows of each task, an entry a row, as `original` of its rows.py returns it."""
     unlabelled: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)
     """(k, C) bool for the rows of `truth` in which some of the task's C classes are unlabelled: these classes."""
+    sources: tuple[str, ...] = ()
+    """Name of the data set of each image, where there are several."""
     rejected: tuple[RejectedRow, ...] = ()
 
     def annotated(self, task: Task, row: int) -> AnnotatedImage | None:

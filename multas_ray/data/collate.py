@@ -78,6 +78,7 @@ def make_eval_batch(index: Index, part: Part) -> EvalBatch:
         sizes=tuple((row["height"], row["width"]) for row in rows),
         truth=truth,
         unlabelled=_unlabelled(index, rows, TASKS),
+        sources=tuple(index.origin_of(int(row)).name for row in usable.rows),
         rejected=rejected,
     )
 

@@ -5,17 +5,19 @@ Its memory grows with the number of row groups, and of runs of rows of one kind,
 
 import hashlib
 import io
+import json
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from multas_ray.config import Task
-from multas_ray.data.footer import EVERY_KIND, HAS, Run, counted_runs, group_sizes, stated_runs
+from multas_ray.data.classes import ClassMap
+from multas_ray.data.footer import EVERY_KIND, HAS, UNLABELLED, Run, annotated, counted_runs, group_sizes, stated_runs
 from multas_ray.data.row_sets import RowSet
 from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, TaskMask, read_info
 from multas_ray.errors import UserError, first_line
@@ -26,17 +28,36 @@ READERS = 32
 """Number of files whose footers are read at a time: from a bucket, each is a wait of some tens of milliseconds."""
 
 
-@dataclass(frozen=True, eq=False)
-class Index:
-    """N rows of one split, in storage order: G blocks, the rows of one row group each, and R runs of rows of one kind.
-
-    Runs may extend over several blocks.
-    """
+@dataclass(frozen=True)
+class Origin:
+    """A data set that rows of an index come from."""
 
     path: str
-    """Data set folder."""
+    """Its folder."""
+    name: str = ""
+    """Its name among the sources of a run; empty for the only one."""
+    classes: Mapping[Task, int] = field(default_factory=dict)
+    """Number of its own classes of each task."""
+    maps: Mapping[Task, ClassMap] = field(default_factory=dict)
+    """Its classes by those of the run; a task without a map has the run's."""
+    digest: str = ""
+    """SHA-256 of its description and its files' footers, which hold every column's sizes and value ranges."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """N rows, in storage order: G blocks, the rows of one row group each, and R runs of rows of one kind.
+
+    They are those of one split of a data set, or of splits of several, one after the other. Runs may extend over
+    several blocks.
+    """
+
+    origins: tuple[Origin, ...]
+    """Data sets of the rows."""
     files: tuple[str, ...]
-    """Paths of the Parquet files in the data set folder."""
+    """Paths of the Parquet files in the folders of their data sets."""
+    origin: np.ndarray
+    """(files,) uint16: index into `origins` of each file."""
     file: np.ndarray
     """(G,) int32: index into `files` of each block."""
     group: np.ndarray
@@ -50,8 +71,7 @@ class Index:
     kinds: np.ndarray
     """(R,) uint8: kind of each run's rows, see data/footer.py."""
     digest: str = ""
-    """SHA-256 of the data set's description and the files' footers, which hold every column's sizes and value
-    ranges."""
+    """SHA-256 of all that the rows depend on: of the origins' digests and class maps."""
     det_classes: tuple[str, ...] = ()
     """Names of the object classes."""
     seg_classes: tuple[str, ...] = ()
@@ -60,6 +80,11 @@ class Index:
     def __len__(self) -> int:
         """Return the number N of rows."""
         return int(self.block_starts[-1])
+
+    @property
+    def path(self) -> str:
+        """Folders of the data sets, for people."""
+        return ", ".join(origin.path for origin in self.origins)
 
     @property
     def classes(self) -> dict[Task, int]:
@@ -71,9 +96,14 @@ class Index:
         """Names of each task's classes."""
         return {"det": self.det_classes, "seg": self.seg_classes}
 
-    def rows(self, masks: Collection[TaskMask]) -> RowSet:
-        """Return the rows with one of these task masks."""
-        return self.rows_of(np.isin(_masks(EVERY_KIND), [TASK_MASKS.index(mask) for mask in masks]))
+    def rows(self, masks: Collection[TaskMask], source: str | None = None) -> RowSet:
+        """Return the rows with one of these task masks, of one source or of all."""
+        chosen = self.rows_of(np.isin(_masks(EVERY_KIND), [TASK_MASKS.index(mask) for mask in masks]))
+        if source is None:
+            return chosen
+        own = [number for number, origin in enumerate(self.origins) if origin.name == source]
+        blocks = np.flatnonzero(np.isin(self.origin[self.file], own))
+        return chosen.between(*self.block_starts[[blocks[0], blocks[-1] + 1]]) if len(blocks) else chosen.between(0, 0)
 
     def rows_of(self, chosen: np.ndarray) -> RowSet:
         """Return the rows of some kinds.
@@ -111,6 +141,7 @@ class Index:
         return replace(
             self,
             files=tuple(self.files[number] for number in used.tolist()),
+            origin=self.origin[used],
             file=file.astype(np.int32),
             group=group,
             offset=offset.astype(np.int32),
@@ -119,10 +150,15 @@ class Index:
             kinds=self.kind(chosen),
         )
 
+    def origin_of(self, row: int) -> Origin:
+        """Return the data set of a row."""
+        file, _, _ = self.locate(np.array(row))
+        return self.origins[int(self.origin[int(file)])]
+
     def shard(self, row: int) -> StoragePath:
         """Return the Parquet file of a row."""
         file, _, _ = self.locate(np.array(row))
-        return StoragePath(self.path) / self.files[int(file)]
+        return StoragePath(self.origin_of(row).path) / self.files[int(file)]
 
 
 def _masks(kinds: np.ndarray) -> np.ndarray:
@@ -159,9 +195,11 @@ def read_index(path: str, split: str) -> Index:
     kinds, counts = np.concatenate(runs).T
     first = np.diff(kinds, prepend=-1) != 0
     every_size = np.concatenate(sizes)
+    counts_of: dict[Task, int] = {task: len(of) for task, of in info.classes.items()}
     return Index(
-        path=path,
+        origins=(Origin(path, classes=counts_of, digest=digest.hexdigest()),),
         files=tuple(f"{split}/{name}" for name in names),
+        origin=np.zeros(len(names), np.uint16),
         # Row groups without rows are no blocks.
         file=np.repeat(np.arange(len(sizes), dtype=np.int32), [np.count_nonzero(each) for each in sizes]),
         group=np.concatenate([np.flatnonzero(each) for each in sizes]).astype(np.int32),
@@ -173,6 +211,58 @@ def read_index(path: str, split: str) -> Index:
         det_classes=tuple(info.det_classes),
         seg_classes=tuple(info.seg_classes),
     )
+
+
+def join_indexes(
+    parts: Mapping[str, Index], maps: Mapping[str, Mapping[Task, ClassMap]], classes: Mapping[Task, Sequence[str]]
+) -> Index:
+    """Join indexes of several data sets, one after the other.
+
+    Args:
+        parts: index of each data set, by its name.
+        maps: its classes by those of the run.
+        classes: names of the run's classes.
+    """
+    origins, kinds, digest = [], [], hashlib.sha256()
+    for name, index in parts.items():
+        [origin] = index.origins
+        origins.append(replace(origin, name=name, maps=maps[name]))
+        kinds.append(_kinds_in_the_run(maps[name])[index.kinds])
+        targets = {task: (each.targets, each.count) for task, each in maps[name].items()}
+        digest.update(json.dumps([name, origin.digest, targets]).encode())
+    indexes = list(parts.values())
+    files = _sums(np.array([len(index.files) for index in indexes]))
+    rows = _sums(np.array([len(index) for index in indexes]))
+    numbered = list(enumerate(indexes))
+    return Index(
+        origins=tuple(origins),
+        files=tuple(file for index in indexes for file in index.files),
+        origin=np.repeat(np.arange(len(indexes), dtype=np.uint16), np.diff(files)),
+        file=np.concatenate([index.file + np.int32(files[number]) for number, index in numbered]),
+        group=np.concatenate([index.group for index in indexes]),
+        offset=np.concatenate([index.offset for index in indexes]),
+        block_starts=np.append(
+            np.concatenate([index.block_starts[:-1] + rows[number] for number, index in numbered]), rows[-1]
+        ),
+        run_starts=np.append(
+            np.concatenate([index.run_starts[:-1] + rows[number] for number, index in numbered]), rows[-1]
+        ),
+        kinds=np.concatenate(kinds),
+        digest=digest.hexdigest(),
+        det_classes=tuple(classes["det"]),
+        seg_classes=tuple(classes["seg"]),
+    )
+
+
+def _kinds_in_the_run(maps: Mapping[Task, ClassMap]) -> np.ndarray:
+    """Return the kind (K,) uint8 that a row of each kind of a data set is of in the run."""
+    kinds = EVERY_KIND.copy()
+    for task, each in maps.items():
+        if each.empty:
+            kinds &= np.uint8(255 - HAS[task] - UNLABELLED[task])
+        elif each.unlabelled:
+            kinds[annotated(kinds, task)] |= np.uint8(UNLABELLED[task])
+    return kinds
 
 
 def _sums(counts: np.ndarray) -> np.ndarray:

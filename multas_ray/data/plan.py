@@ -234,7 +234,7 @@ def lay_plan(
     index: Index,
     *,
     usable: Sequence[TaskMask],
-    mixing: Mapping[TaskMask, int] | None,
+    mixing: Mapping[str, int] | None,
     batch_size: int,
     steps: int,
     seed: int,
@@ -248,7 +248,8 @@ def lay_plan(
     Args:
         index: index of the training split.
         usable: task masks of rows that some loss can use; other rows are left out.
-        mixing: number of rows of each task mask in a batch; None for their natural proportions.
+        mixing: number of rows of each task mask in a batch, or of each source of the index; None for their natural
+            proportions.
         batch_size: number of rows of a batch; used without `mixing`.
         steps: number of batches.
         seed: seed of the order, the sizes and the augmentation.
@@ -266,13 +267,25 @@ def lay_plan(
             raise UserError(f"{index.path}: no row is of use: the model's tasks need rows with {' or '.join(usable)}")
         groups: tuple[Group, ...] = (_group(index, rows, batch_size),)
     else:
-        for mask, quota in mixing.items():
-            if quota and mask not in usable:
-                raise UserError(f"data.mixing.{mask}: {quota} rows, but no loss of this run can use such rows")
-            if quota and not len(index.rows([mask])):
-                raise UserError(f"data.mixing.{mask}: {quota} rows a batch, but {index.path} has none of them")
-        groups = tuple(_group(index, index.rows([mask]), mixing[mask]) for mask in TASK_MASKS if mixing.get(mask))
+        order = [*TASK_MASKS, *(origin.name for origin in index.origins)]
+        groups = tuple(
+            _group(index, _mixed_rows(index, name, mixing[name], usable), mixing[name])
+            for name in order
+            if mixing.get(name)
+        )
     return Plan(index, groups, seed, steps, tuple(sizes), window, round(multi_scale_until * steps), replay)
+
+
+def _mixed_rows(index: Index, name: str, quota: int, usable: Sequence[TaskMask]) -> RowSet:
+    """Return the usable rows of a task mask or source that `mixing` names, or raise a UserError if there are none."""
+    masks = [mask for mask in TASK_MASKS if name == mask]
+    if masks and masks[0] not in usable:
+        raise UserError(f"data.mixing.{name}: {quota} rows, but no loss of this run can use such rows")
+    rows = index.rows(masks) if masks else index.rows(usable, source=name)
+    if not len(rows):
+        of = index.path if masks else "its split"
+        raise UserError(f"data.mixing.{name}: {quota} rows a batch, but {of} has none of them")
+    return rows
 
 
 def _group(index: Index, rows: RowSet, quota: int) -> Group:

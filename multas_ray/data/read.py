@@ -8,9 +8,10 @@ import pyarrow as pa
 from cachetools import LRUCache, cached
 
 from multas_ray.config import TASKS, Task
+from multas_ray.data.classes import ClassMap
 from multas_ray.data.columns import Fault, integers, is_null, missing, truths
 from multas_ray.data.image import decode_rgb
-from multas_ray.data.index import Index, read_shard
+from multas_ray.data.index import Index, Origin, read_shard
 from multas_ray.data.pillow import MAX_PIXELS
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import ROW_FIELDS, SCHEMA
@@ -53,19 +54,38 @@ def read_sample(index: Index, row: int) -> tuple[dict[str, Any], Sample]:
         Reject: the row breaks the data contract, or cannot be decoded.
         UserError: its file is missing, or has changed since the run began.
     """
-    values = read_row(index, row)
+    origin = index.origin_of(row)
+    values = {"image_id": f"row {row}"}
     try:
-        return values, decode(values, index.classes)
+        values = read_row(index, row)
+        sample = decode(values, origin.classes, origin.maps)
     except Reject as reject:
-        raise Reject(reject.reason, reject.detail, values["image_id"]) from None
+        raise Reject(reject.reason, reject.detail, _qualified(origin, reject.image_id or values["image_id"])) from None
+    return _in_the_run(values, origin), sample
 
 
-def decode(row: dict[str, Any], classes: Mapping[Task, int]) -> Sample:
+def _qualified(origin: Origin, image_id: str) -> str:
+    """Return the id of a row that is unique in the run: `source/id` where there are several data sets."""
+    return f"{origin.name}/{image_id}" if origin.name else image_id
+
+
+def _in_the_run(values: dict[str, Any], origin: Origin) -> dict[str, Any]:
+    """Return the values of a row with its id and its class masks as they are in the run."""
+    changed: dict[str, Any] = {"image_id": _qualified(origin, values["image_id"])}
+    for task, each in origin.maps.items():
+        changed[f"has_{task}"] = values[f"has_{task}"] and not each.empty
+        if changed[f"has_{task}"]:
+            changed[f"{task}_unlabelled"] = each.marks(values[f"{task}_unlabelled"])
+    return values | changed
+
+
+def decode(row: dict[str, Any], classes: Mapping[Task, int], maps: Mapping[Task, ClassMap] | None = None) -> Sample:
     """Decode the image of a row, and its annotation of each task that it is annotated for.
 
     Args:
         row: values of the row, as `read_row` returns them.
-        classes: number of classes of each task.
+        classes: number of classes that the row's data set has of each task.
+        maps: these classes by those of the run; a task without a map has the run's.
 
     Raises:
         Reject: the image or the annotation is broken, of another size than the row says, or of an unknown class.
@@ -74,13 +94,14 @@ def decode(row: dict[str, Any], classes: Mapping[Task, int]) -> Sample:
     annotation: dict[str, np.ndarray] = {}
     for task, count in classes.items():
         if row[f"has_{task}"]:
-            annotation |= PARTS[task].rows.decode(row, count)
+            own = PARTS[task].rows.decode(row, count)
+            annotation |= PARTS[task].rows.translate(own, maps[task]) if maps and task in maps else own
     return to_sample(image, annotation)
 
 
 @cached(
     LRUCache(CACHE_BYTES, getsizeof=lambda group: group.bytes),
-    key=lambda index, row: (index.path, *_place(index, row)[:2], index.digest),
+    key=lambda index, row: (index.origin_of(row).path, *_place(index, row)[:2], index.digest),
 )
 def _cached_group(index: Index, row: int) -> "RowGroup":
     return group_of(index, row, SCHEMA.names)
@@ -103,9 +124,9 @@ def group_of(index: Index, row: int, columns: list[str]) -> "RowGroup":
     Raises:
         UserError: the file is missing, or has changed since the run began.
     """
-    file, group = index.shard(row), _place(index, row)[1]
+    file, group, classes = index.shard(row), _place(index, row)[1], index.origin_of(row).classes
     try:
-        return read_shard(file, lambda shard: RowGroup(shard.read_row_group(group, columns), index.classes), [group])
+        return read_shard(file, lambda shard: RowGroup(shard.read_row_group(group, columns), classes), [group])
     except FileNotFoundError:
         raise UserError(f"{file}: was there when the run began, and is gone") from None
 

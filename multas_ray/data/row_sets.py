@@ -24,6 +24,13 @@ class RowSet:
         rows: np.ndarray = self.starts[run] + (places - self.sums[run])
         return rows
 
+    def between(self, first: int, end: int) -> "RowSet":
+        """Return the rows of the set from `first` on and below `end`."""
+        starts = np.clip(self.starts, first, end)
+        ends = np.clip(self.starts + np.diff(self.sums), first, end)
+        kept = ends > starts
+        return RowSet(starts[kept], np.concatenate([[0], np.cumsum((ends - starts)[kept])]))
+
     def below(self, rows: np.ndarray) -> np.ndarray:
         """Return the number of rows in the set that lie below each of some rows (m,): (m,) int64.
 

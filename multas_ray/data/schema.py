@@ -1,12 +1,14 @@
 """Format of a data set on disk: a folder with `dataset.json` and a folder of Parquet files for each split."""
 
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from multas_ray.config import TASK_MASKS as TASK_MASKS
 from multas_ray.config import TASKS, Task
+from multas_ray.config import TaskMask as TaskMask
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.storage import StoragePath
@@ -29,11 +31,6 @@ SCHEMA = pa.schema([*ROW_FIELDS, *(field for task in TASKS for field in PARTS[ta
 """Columns of a Parquet file (docs/data.md)."""
 MAY_BE_MISSING = tuple(name for task in TASKS for name in PARTS[task].rows.MAY_BE_MISSING)
 """Columns that a file need not have."""
-
-TaskMask = Literal["det", "seg", "both", "none"]
-"""Tasks that a row is annotated for."""
-TASK_MASKS: tuple[TaskMask, ...] = ("none", "det", "seg", "both")
-"""All task masks, indexed by has_det + 2 * has_seg."""
 
 
 def tasks_of(mask: TaskMask) -> set[Task]:

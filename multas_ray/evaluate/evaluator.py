@@ -1,6 +1,6 @@
 """Scoring of a network on a split: each worker scores its share, and the shares are merged."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ def evaluate(
     model: MultiTaskNet,
     batches: Iterable[EvalBatch],
     config: EvaluateConfig,
+    sources: Sequence[str] = (),
 ) -> dict[str, float]:
     """Compute the metrics of a network on the batches of all workers together; every worker returns them.
 
@@ -45,22 +46,30 @@ def evaluate(
         model: network in evaluation mode.
         batches: this worker's share.
         config: thresholds and protocol.
+        sources: names of data sets whose images are scored by themselves too.
 
     Returns:
-        The values of `scored`.
+        The values of `scored`, and under `<source>/` those of each source.
     """
-    metrics = new_metrics(model, config)
+    together = new_metrics(model, config)
+    apart = {name: new_metrics(model, config) for name in sources}
     device = model.mean.device
     for batch in batches:
         if not len(batch.images):
             continue
         predictions = predict(model, torch.tensor(batch.images, device=device), config)
         for row, prediction in enumerate(predictions):
-            add(batch, row, prediction, metrics)
-    for metric in metrics.values():
-        for state in _from_other_workers(metric.state()):
-            metric.merge(state)
-    return scored(metrics)
+            add(batch, row, prediction, together)
+            if apart:
+                add(batch, row, prediction, apart[batch.sources[row]])
+    for metrics in (together, *apart.values()):
+        for metric in metrics.values():
+            for state in _from_other_workers(metric.state()):
+                metric.merge(state)
+    values = scored(together)
+    for source, metrics in apart.items():
+        values |= {f"{source}/{name}": value for name, value in computed(metrics).items()}
+    return values
 
 
 def add(batch: EvalBatch, row: int, prediction: Prediction, metrics: Metrics) -> None:

@@ -13,10 +13,9 @@ from torch import Tensor
 from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import EvaluateConfig
 from multas_ray.data.collate import make_eval_batch
-from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.read import read_sample
-from multas_ray.data.schema import read_info
+from multas_ray.data.sources import read_sources
 from multas_ray.evaluate.evaluator import Prediction, predict
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.overlays import draw_prediction, draw_truth
@@ -59,9 +58,9 @@ class _Compared(NamedTuple):
 def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes | None:
     """Draw the images of a trial's validation split on which networks, given by arm, disagree most."""
     data = trial.config.data
-    info = read_info(data.path)
-    palette = Palette(info.det_classes, info.seg_classes)
-    index = read_index(data.path, data.val)
+    sources = read_sources(data)
+    palette = Palette(sources.info.det_classes, sources.info.seg_classes)
+    index = sources.index("val")
     compared = _compare(EvaluationPlan(index, BATCH_SIZE, data.eval_size), networks)
     # Keeps no more than these: the logits of all images might not fit into memory.
     shown = nlargest(IMAGES, compared, key=lambda image: image.disagreement)

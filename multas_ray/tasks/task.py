@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from multas_ray.config import Config, EvaluateConfig, ModelConfig
     from multas_ray.data.batch import AnnotatedImage, Some
+    from multas_ray.data.classes import ClassMap
     from multas_ray.data.columns import Fault
     from multas_ray.data.image import Stored
     from multas_ray.data.row import Row
@@ -101,6 +102,14 @@ class TaskRows(Protocol):
 
         Raises:
             Reject: the annotation cannot be decoded, or breaks the data contract.
+        """
+
+    def translate(self, annotation: Mapping[str, np.ndarray], classes: ClassMap) -> dict[str, np.ndarray]:
+        """Translate what `decode` returned to the classes of a run over several data sets.
+
+        Args:
+            annotation: arrays by name.
+            classes: classes of the row's data set by those of the run.
         """
 
     def collate(self, samples: Sequence[Mapping[str, Any]], size: int) -> Truth:

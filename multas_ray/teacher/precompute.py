@@ -15,9 +15,10 @@ import ray
 from multas_ray.config import TASKS, Config, Task
 from multas_ray.config_file import parse_config
 from multas_ray.data.batch import Some, TrainBatch
-from multas_ray.data.index import Index, read_index
+from multas_ray.data.index import Index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import Part, mix
+from multas_ray.data.sources import read_sources
 from multas_ray.errors import UserError
 from multas_ray.placement import Ask, check_placement
 from multas_ray.ray_internals import set_data_context
@@ -74,8 +75,9 @@ def precompute(config: Config, views: int, progress: Progress = lambda done, tot
     config = resolve_precision(config)
     path = config.teachers.store
     assert path is not None
-    specs = require_teacher_specs(config)
-    index = read_index(config.data.path, config.data.train)
+    sources = read_sources(config.data)
+    specs = require_teacher_specs(config, sources.info)
+    index = sources.index("train")
     info = describe_store(config, specs, index, views)
     if read_store_info(path) is not None:
         before = check_store(path, info)

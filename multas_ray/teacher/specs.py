@@ -1,7 +1,7 @@
 """Teachers of a configuration, found and described."""
 
 from multas_ray.config import Config, Task
-from multas_ray.data.schema import DatasetInfo, read_info
+from multas_ray.data.schema import DatasetInfo
 from multas_ray.errors import UserError
 from multas_ray.teacher import loader_of
 from multas_ray.teacher.teacher import StudentTerms, TeacherSpec
@@ -39,13 +39,13 @@ def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
     return specs
 
 
-def require_teacher_specs(config: Config) -> dict[Task, TeacherSpec]:
+def require_teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TeacherSpec]:
     """Find the configured teachers for a job that is about teachers alone, see `teacher_specs`.
 
     Raises:
-        UserError: there is no data set, no task is distilled, or a teacher cannot be found or does not fit.
+        UserError: no task is distilled, or a teacher cannot be found or does not fit.
     """
-    specs = teacher_specs(config, read_info(config.data.path))
+    specs = teacher_specs(config, data)
     if not specs:
         raise UserError("teachers: no teacher of a task that is distilled; set teachers.det or teachers.seg")
     return specs

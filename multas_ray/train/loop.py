@@ -57,6 +57,8 @@ class WorkerJob:
     classes: Mapping[Task, Sequence[str]]
     """Names of each task's classes."""
     steps_per_epoch: float
+    sources: tuple[str, ...]
+    """Names of the data sets to evaluate on, each by itself too; empty for a single one."""
     samples: Index
     """Validation rows to draw."""
     teachers: Mapping[Task, TeacherSpec]
@@ -227,7 +229,7 @@ class _Run:
         batches = self.rejected.watch(read_batches(ray.train.get_dataset_shard("val")))
         config = self.config.evaluate
         with autocast(self.trainer.device, self.config.train.precision):
-            metrics = evaluate(network, batches, config)
+            metrics = evaluate(network, batches, config, self.job.sources)
         per_rank = self.group.gather(self.rejected.take())
         self.tracker.reject(row for rows in per_rank for row in rows)
         self.tracker.log(step, metrics)

@@ -27,7 +27,7 @@ def describe_attempt(
 
     Args:
         start: step that it resumes from, 0 for a new run.
-        splits: splits of the data set by role, "train" and "val".
+        splits: rows by role, "train" and "val".
         specs: teachers by task.
         precision: type that `train.precision` was resolved to.
 
@@ -40,7 +40,11 @@ def describe_attempt(
         "code": {"commit": commit(PACKAGE.parent), "digest": source_digest(PACKAGE)},
         "precision": precision,
         "versions": {name: version(name) for name in ("ray", "torch", "torchvision")},
-        "data": {role: index.digest for role, index in splits.items()},
+        "data": {
+            "/".join(filter(None, [role, origin.name])): origin.digest
+            for role, index in splits.items()
+            for origin in index.origins
+        },
         "teachers": {task: spec.digest for task, spec in specs.items()},
     }
 

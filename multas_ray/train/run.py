@@ -16,9 +16,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, read_meta
 from multas_ray.config import Config, Task, TeacherConfig
-from multas_ray.data.index import Index, read_index
+from multas_ray.data.index import Index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
-from multas_ray.data.schema import TASK_MASKS, DatasetInfo, read_info, tasks_of
+from multas_ray.data.schema import TASK_MASKS, DatasetInfo, tasks_of
+from multas_ray.data.sources import read_sources
 from multas_ray.data.stream import Addition, PlannedData, PlannedStream
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.network import MultiTaskNet
@@ -53,19 +54,18 @@ def train(config: Config) -> dict[str, Any]:
     """
     config = config.absolute()
     run = StoragePath(config.train.run)
-    info = read_info(config.data.path)
+    sources = read_sources(config.data)
+    info = sources.info
     check_student(config, info)
     precise = resolve_precision(config, trained_precision(run, config))
     specs = teacher_specs(precise, info)
     # The run folder has the precision as the user wrote it, `auto` too, and the teachers that were found.
     written, config = (resolve_networks(each, specs) for each in (config, precise))
     plan = plan_run(config, specs)
-    validation = EvaluationPlan(
-        read_index(config.data.path, config.data.val), config.evaluate.batch_size, config.data.eval_size
-    )
+    validation = EvaluationPlan(sources.index("val"), config.evaluate.batch_size, config.data.eval_size)
     for task in config.model.tasks:
         if not len(validation.index.rows([task, "both"])):
-            raise UserError(f"data.val: split '{config.data.val}' has no row annotated for {task}, which is trained")
+            raise UserError(f"data.val: {sources.splits('val')} has no row annotated for {task}, which is trained")
     finished = prepare_folder(run, written)
     if finished is not None:
         return finished
@@ -97,6 +97,7 @@ def train(config: Config) -> dict[str, Any]:
         began=began,
         classes=info.classes,
         steps_per_epoch=plan.steps_per_epoch,
+        sources=tuple(origin.name for origin in validation.index.origins if origin.name),
         samples=choose_samples(validation.index, config.model.tasks, config.evaluate.pictures),
         teachers=specs,
         pool=start_pool(config.teachers, specs) if pooled else None,
@@ -116,7 +117,7 @@ def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
     Raises:
         UserError: no row is usable, or the store of soft targets does not fit or is incomplete.
     """
-    index = read_index(config.data.path, config.data.train)
+    index = read_sources(config.data).index("train")
     return lay_plan(
         index,
         usable=[mask for mask in TASK_MASKS if _is_usable(config, tasks_of(mask))],

@@ -123,7 +123,7 @@ READ_ALL = """
 import sys
 import ray.data  # which registers the types that unpickle
 from multas_ray.data.describe import count
-from multas_ray.data.index import Index, read_index
+from multas_ray.data.index import Index, Origin, read_index
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.read import read_row
 from multas_ray.data.schema import read_info
@@ -134,7 +134,8 @@ import numpy as np
 
 path = sys.argv[1]
 one, bounds = np.zeros(1, np.int32), np.arange(2)
-index = Index(path, ("train/part.parquet",), one, one, one, bounds, bounds, one.astype(np.uint8), "", 2, 3)
+origin = Origin(path, classes={"det": 2, "seg": 3})
+index = Index((origin,), ("train/part.parquet",), one, one, one, one, bounds, bounds, one.astype(np.uint8))
 layout = ChunkLayout(EvaluationPlan(index, 1, 32), workers=1, start=0, length=1, augment=None, additions=())
 for read in (
     lambda: read_index(path, "train"),

@@ -197,7 +197,7 @@ def test_a_shard_that_changed_under_a_run_ends_it_in_one_line(tmp_path: Path) ->
     for name, (table, words) in others.items():
         moved = write_set(tmp_path / name, table)
         shutil.copy(Path(path) / "dataset.json", moved)
-        index = replace(plan.index, path=moved)
+        index = replace(plan.index, origins=(replace(plan.index.origins[0], path=moved),))
         with pytest.raises(UserError, match=words):
             make_eval_batch(index, one_part(index))
     (tmp_path / "no file" / "train" / "part.parquet").unlink()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from multas_ray.data.footer import runs
-from multas_ray.data.index import Index
+from multas_ray.data.index import Index, Origin
 
 
 def index_of(groups: Sequence[Sequence[Sequence[int]]]) -> Index:
@@ -14,7 +14,8 @@ def index_of(groups: Sequence[Sequence[Sequence[int]]]) -> Index:
     rows = np.array([kind for of in groups for kinds in of for kind in kinds], np.uint8)
     found = runs(rows)
     return Index(
-        path="memory",
+        origins=(Origin("memory"),),
+        origin=np.zeros(len(groups), np.uint16),
         files=tuple(f"train/{number}.parquet" for number in range(len(groups))),
         file=np.array([file for file, _, _ in blocks], np.int32),
         group=np.array([group for _, group, _ in blocks], np.int32),

@@ -15,6 +15,7 @@ from multas_ray.data.pillow import TURNED, turn_boxes
 from multas_ray.data.reject import Reject
 
 if TYPE_CHECKING:
+    from multas_ray.data.classes import ClassMap
     from multas_ray.data.image import Stored
     from multas_ray.data.row import Row
 
@@ -173,6 +174,25 @@ def decode(row: Mapping[str, Any], classes: int) -> dict[str, np.ndarray]:
         "boxes": np.array(row["boxes"], np.float32),
         "labels": np.array(row["labels"], np.int64),
         "difficult": np.array(row["difficult"], bool),
+    }
+
+
+def translate(annotation: Mapping[str, np.ndarray], classes: ClassMap) -> dict[str, np.ndarray]:
+    """Translate labels to the classes of a run over several data sets.
+
+    Where a class is ignored, its box is a difficult one of each class that the data set lists: found there, none of
+    them is wrong.
+    """
+    labels = np.array([PADDING if target is None else target for target in classes.targets])[annotation["labels"]]
+    known, listed = (
+        labels != PADDING,
+        np.array(sorted({target for target in classes.targets if target is not None}), np.int64),
+    )
+    ignored = np.repeat(annotation["boxes"][~known], len(listed), axis=0)
+    return {
+        "boxes": np.concatenate([annotation["boxes"][known], ignored]),
+        "labels": np.concatenate([labels[known], np.tile(listed, np.count_nonzero(~known))]).astype(np.int64),
+        "difficult": np.concatenate([annotation["difficult"][known], np.ones(len(ignored), bool)]),
     }
 
 

@@ -14,6 +14,7 @@ from multas_ray.data.pillow import TURNED, decode_labels, turn_mask
 from multas_ray.data.reject import Reject
 
 if TYPE_CHECKING:
+    from multas_ray.data.classes import ClassMap
     from multas_ray.data.image import Stored
     from multas_ray.data.row import Row
 
@@ -115,6 +116,13 @@ def decode_mask(row: Mapping[str, Any], classes: int) -> np.ndarray:
         values = [value for value in np.unique(mask).tolist() if classes <= value < IGNORE]
         raise Reject("unknown class", f"mask values {values}, {classes} classes are in dataset.json")
     return mask
+
+
+def translate(annotation: Mapping[str, np.ndarray], classes: ClassMap) -> dict[str, np.ndarray]:
+    """Translate a mask to the classes of a run over several data sets; pixels of a class that is ignored are 255."""
+    values = np.full(256, IGNORE, np.uint8)
+    values[: len(classes.targets)] = [IGNORE if target is None else target for target in classes.targets]
+    return {"mask": values[annotation["mask"]]}
 
 
 def collate(samples: Sequence[Mapping[str, Any]], size: int) -> np.ndarray:
