@@ -18,7 +18,7 @@ from multas_ray.data.footer import to_metadata
 from multas_ray.data.index import read_index
 from multas_ray.data.read import read_row, read_sample
 from multas_ray.data.reject import Reject
-from multas_ray.data.schema import SCHEMA, read_info
+from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, read_info
 from multas_ray.errors import UserError
 from tests.support.shards import changed, row, table_of, write_set
 from tests.support.shared import ROOT
@@ -66,10 +66,13 @@ def test_lists_of_one_length_are_lists_and_further_columns_nothing(tmp_path: Pat
     assert read_row(index, 1).keys() == set(SCHEMA.names)
 
 
-def test_a_shard_without_difficult_has_none_and_one_without_masks_needs_no_column_of_them(tmp_path: Path) -> None:
-    rows = [row(0, has_seg=False), row(1, has_seg=False)]
-    table = changed(changed(table_of(rows), "difficult", None), "mask", None)
-    _, sample = read_sample(read_index(write_set(tmp_path, table), "train"), 1)
+def test_a_shard_needs_no_column_of_what_it_has_none_of(tmp_path: Path) -> None:
+    """Nothing difficult, no masks, and no class that nobody looked for: so are shards of version 1."""
+    table = table_of([row(0, has_seg=False), row(1, has_seg=False)])
+    for name in MAY_BE_MISSING:
+        table = changed(table, name, None)
+    values, sample = read_sample(read_index(write_set(tmp_path, table), "train"), 1)
+    assert values["det_unlabelled"].tolist() == []
     assert sample["difficult"].tolist() == [False, False]
     assert "mask" not in sample
 
@@ -77,7 +80,7 @@ def test_a_shard_without_difficult_has_none_and_one_without_masks_needs_no_colum
 @pytest.mark.parametrize(
     ("name", "kind", "words"),
     [
-        *[(name, None, f"has no column '{name}'") for name in SCHEMA.names if name not in ("difficult", "mask")],
+        *[(name, None, f"has no column '{name}'") for name in SCHEMA.names if name not in MAY_BE_MISSING],
         ("mask", None, "no column 'mask', but rows whose has_seg is true"),
         ("image_id", pa.binary(), "column 'image_id' is of the type 'binary', needed is 'string'"),
         ("image", pa.dictionary(pa.int32(), pa.binary()), "column 'image' is of the type 'dictionary<.*'"),

@@ -14,7 +14,7 @@ from tests.support.shards import INFO
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schema_version": 2, "sources": {}}, "schema_version 2, this version of multas-ray reads 1$"),
+        ({"schema_version": 3, "sources": {}}, "schema_version 3, this version of multas-ray reads 1 and 2$"),
         ({"schema_version": "1\n"}, r"schema_version '1\\n', this version"),
         ({"det_classes": ["cat", "dog", "cat"]}, "det_classes: 'cat' stands there 2 times"),
         ({"det_classes": ["cat", ""]}, r"det_classes\.1: String should have at least 1 character"),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from multas_ray.data import writer as prepare
+from multas_ray.data.footer import counted_runs, stated_runs
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
 from multas_ray.data.schema import SCHEMA, read_info
@@ -32,12 +33,14 @@ def test_written_rows_come_back(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "set" / "train")
     assert table.schema.equals(SCHEMA)
     records = {record["image_id"]: record for record in table.to_pylist()}
-    assert [(r["has_det"], r["has_seg"], r["mask"] is None, len(r["boxes"])) for r in records.values()] == [
-        (True, True, False, 1),
-        (True, False, True, 1),
-        (False, True, False, 0),
-        (False, False, True, 0),
-        (True, False, True, 0),
+    found = {name: (r["has_det"], r["has_seg"], r["mask"] is None, len(r["boxes"])) for name, r in records.items()}
+    # Rows of a kind lie together.
+    assert list(found.items()) == [
+        ("none", (False, False, True, 0)),
+        ("det", (True, False, True, 1)),
+        ("empty", (True, False, True, 0)),
+        ("seg", (False, True, False, 0)),
+        ("both", (True, True, False, 1)),
     ]
     assert records["both"]["boxes"] == [[1, 2, 10, 12]]
     assert records["both"]["labels"] == [1]
@@ -48,6 +51,34 @@ def test_written_rows_come_back(tmp_path: Path) -> None:
     info = read_info(str(tmp_path / "set"))
     assert info.splits == summary.rows == {"train": {"none": 1, "det": 2, "seg": 1, "both": 1}}
     assert (info.name, info.source, info.command) == ("toy", "here", "make it")
+
+
+def test_class_masks_come_back_and_the_footer_tells_the_kinds(tmp_path: Path) -> None:
+    masks = [{"det": (1,)}, {}, {"seg": (1, 2)}, {"det": (), "seg": ()}]
+    rows = [make_row(str(number)) for number in range(5)]
+    for row, unlabelled in zip(rows, masks, strict=False):
+        row.unlabelled = unlabelled
+    rows[4] = rows[0].only("seg")
+    rows[4].image_id = "4"
+    write_dataset(tmp_path / "set", source_of({"train": rows}))
+    table = pq.read_table(tmp_path / "set" / "train").to_pylist()
+    assert {r["image_id"]: (r["det_unlabelled"], r["seg_unlabelled"]) for r in table} == {
+        "0": ([1], None),
+        "1": (None, None),
+        "2": (None, [1, 2]),
+        "3": (None, None),
+        "4": (None, None),
+    }
+    shard = pq.ParquetFile(tmp_path / "set" / "train" / "part-00000.parquet")
+    assert stated_runs(shard) == [(2, 1), (3, 2), (7, 1), (11, 1)] == counted_runs(shard)
+
+
+@pytest.mark.parametrize("numbers", [(2,), (-1, 0)])
+def test_a_class_mask_names_classes(tmp_path: Path, numbers: tuple[int, ...]) -> None:
+    row = make_row("a")
+    row.unlabelled = {"det": numbers}
+    with pytest.raises(UserError, match=r"unknown class .*det classes \[.*\] are unlabelled, there are 2"):
+        write_dataset(tmp_path / "set", source_of({"train": [row]}))
 
 
 def test_rows_are_streamed_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -447,7 +447,7 @@ def test_a_data_set_without_classes_of_boxes(kit: Kit) -> None:
     found = count(index, info, lambda rows: None)
     assert (found.rows["seg"], len(found.boxes), found.rejected) == (1, 0, [])
     assert found.pixels[:3].tolist() == np.bincount(VALUES.ravel())[:3].tolist()
-    row = read_row(index, 0)
+    row = read_row(index, int(index.rows(["seg"]).at(np.array([0]))[0]))
     assert (row["has_det"], row["has_seg"], len(row["boxes"])) == (False, True, 0)
     # A further split of the same classes is added.
     kit.prepare("images", "masks", "--classes", str(file), "--missing", "skip", split="val")

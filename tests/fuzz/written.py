@@ -88,7 +88,7 @@ def search(folder: Path) -> Callable[[Random], Case]:
 
 def dataset_json(folder: Path) -> Callable[[Random], Case]:
     """A data set's description."""
-    good = {"name": "x", "schema_version": 1, "det_classes": ["a", "b"], "seg_classes": ["background", "a"],
+    good = {"name": "x", "schema_version": 2, "det_classes": ["a", "b"], "seg_classes": ["background", "a"],
             "splits": {"train": {"det": 1, "both": 2}}, "source": "", "command": ""}  # fmt: skip
 
     def make(rng: Random) -> Case:
