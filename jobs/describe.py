@@ -1,6 +1,7 @@
-"""Print what a data set holds, by split, task mask and class, and write a picture grid of samples.
+"""Print what a data set holds, or all data sets of a configuration, by class, and write a picture grid of samples.
 
 python jobs/describe.py data/animals --samples 16
+python jobs/describe.py --config run.yaml
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from multas_ray.cli import Parser, at_least, run_job
+from multas_ray.config import TASKS, Task
 from multas_ray.errors import one_line
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from multas_ray.data.describe import SplitCounts
     from multas_ray.data.index import Index
     from multas_ray.data.schema import DatasetInfo
+    from multas_ray.data.sources import Sources
     from multas_ray.report.pictures import Palette, Picture
 
 COLUMNS = 4
@@ -32,26 +35,26 @@ MAX_NAMED = 5
 def main() -> None:
     """Parse the command line, print the tables, and write the pictures."""
     parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("dataset", help="data set folder: a path or an s3:// or gs:// URI")
+    parser.add_argument("dataset", nargs="*", help="data set folder: a path or a URI; with --config: path=value of it")
+    parser.add_argument("--config", metavar="FILE", help="YAML configuration whose data sets are described together")
     parser.add_argument("--out", type=Path, help="folder of the picture grids (default: runs/describe/<name>)")
     parser.add_argument("--samples", type=at_least(0), default=16, help="pictures of each split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pictures (default: %(default)s)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
+    if arguments.config is None and len(arguments.dataset) != 1:
+        parser.error("one data set, or --config, is needed")
 
-    from multas_ray.data.describe import choose
-    from multas_ray.data.index import read_index
-    from multas_ray.data.schema import read_info
-    from multas_ray.report.pictures import Palette, grid
     from multas_ray.terminal import terminal
 
     console = terminal()
-    info = read_info(arguments.dataset)
-    indexes = {split: read_index(arguments.dataset, split) for split in info.splits}
-    counts = count_splits(indexes, info, console)
-    console.print(rows_table(info, counts))
-    for split, split_counts in counts.items():
-        console.print(classes_table(info, split, split_counts))
-        print_rejected(split, split_counts, console)
+    if arguments.config is None:
+        info, indexes = describe_one(arguments.dataset[0], console)
+    else:
+        info, indexes = describe_all(arguments.config, arguments.dataset, console)
+
+    from multas_ray.data.describe import choose
+    from multas_ray.report.pictures import Palette, grid
+
     palette = Palette(info.det_classes, info.seg_classes)
     for split, index in indexes.items():
         drawn = (draw(index, row, palette) for row in choose(index, arguments.samples, arguments.seed))
@@ -61,6 +64,76 @@ def main() -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(grid(rows, [], palette))
         console.print(f"{split}: pictures in {file}", soft_wrap=True)
+
+
+def describe_one(dataset: str, console: Console) -> tuple[DatasetInfo, dict[str, Index]]:
+    """Print the tables of a data set, and return its description and its splits."""
+    from multas_ray.data.index import read_index
+    from multas_ray.data.schema import read_info
+
+    info = read_info(dataset)
+    indexes = {split: read_index(dataset, split) for split in info.splits}
+    counts = count_splits(indexes, info, console)
+    console.print(rows_table(info, counts))
+    for split, split_counts in counts.items():
+        console.print(classes_table(info, split, split_counts))
+        print_rejected(split, split_counts, console)
+    return info, indexes
+
+
+def describe_all(config: str, overrides: list[str], console: Console) -> tuple[DatasetInfo, dict[str, Index]]:
+    """Print the label space of a configuration's data sets, and return their joint description and rows by role."""
+    from multas_ray.config_file import load_config
+    from multas_ray.data.sources import ROLES, read_sources
+
+    sources = read_sources(load_config(config, overrides).data)
+    joined: dict[str, Index] = {role: sources.index(role) for role in ROLES}
+    for role in ROLES:
+        counts: dict[str, SplitCounts] = {}
+        for name, index in sources.parts(role).items():
+            counts |= count_splits({name: index}, sources.infos[name], console)
+            print_rejected(name or role, counts[name], console)
+        console.print(label_space_table(sources, role, counts))
+    return sources.info, joined
+
+
+def label_space_table(sources: Sources, role: str, counts: dict[str, SplitCounts]) -> Table:
+    """Make the table of class by data set: its boxes and its share of the pixels, or that nobody looked for it."""
+    heads = [" ".join(filter(None, [name, what])) for name in counts for what in ("boxes", "pixels")]
+    table = numbers(f"{role}: what each data set says of each class", ["class", *heads])
+    cells = {name: source_cells(sources, name, each) for name, each in counts.items()}
+    for label in dict.fromkeys([*sources.info.seg_classes, *sources.info.det_classes]):
+        row = [cells[name][task].get(label, "") for name in counts for task in TASKS]
+        table.add_row(label, *row)
+    images = [f"{each.rows[task] + each.rows['both']:,}" for each in counts.values() for task in TASKS]
+    table.add_section()
+    table.add_row("(images)", *images)
+    return table
+
+
+def source_cells(sources: Sources, name: str, counts: SplitCounts) -> dict[Task, dict[str, str]]:
+    """Return the cells of a data set by task and class of the run; none of a task that it is not annotated for."""
+    from multas_ray.data.classes import ClassMap
+
+    found = {"det": counts.boxes, "seg": counts.pixels}
+    cells: dict[Task, dict[str, str]] = {}
+    for task, own in sources.infos[name].classes.items():
+        names = sources.info.classes[task]
+        each = sources.maps[name].get(task) or ClassMap(tuple(range(len(own))), len(names))
+        sums = [0] * len(names)
+        for target, number in zip(each.targets, found[task].tolist(), strict=False):
+            if target is not None:
+                sums[target] += number
+        pixels = max(1, int(counts.pixels.sum()))
+        shown = [f"{number:,}" if task == "det" else f"{number / pixels:.2%}" for number in sums]
+        annotated = any(counts.rows[mask] for mask in (task, "both"))
+        unlabelled = each.unlabelled
+        cells[task] = {
+            label: "not looked for" if place in unlabelled else shown[place]
+            for place, label in enumerate(names)
+            if annotated
+        }
+    return cells
 
 
 def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console) -> dict[str, SplitCounts]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from jobs.describe import main
@@ -132,3 +133,25 @@ def test_job_refuses_in_one_line(
         run_job(main)
     assert ended.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_configuration_s_data_sets_are_shown_in_one_label_space(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes: dict[str, dict[str, str | None]] = {"tiny": {"cat": None}, "masks": {"pet": "cow"}}
+    sources = {name: {"path": dataset, "val": "train", "classes": own} for name, own in classes.items()}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"data": {"sources": sources}, "train": {"run": "-", "steps": 1}}, sort_keys=False))
+    arguments = ["--config", str(file), "data.sources.masks.classes.dog=null", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["describe.py", *arguments])
+    monkeypatch.setenv("COLUMNS", "150")
+    main()
+    lines = [line.split("│")[1:-1] for line in capsys.readouterr().out.splitlines() if "│" in line]
+    rows = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+    assert rows["dog"] == ["3", "", "not looked for", ""]
+    assert rows["cat"] == ["not looked for", "", "1", ""]
+    assert rows["pet"] == ["", "22.22%", "", "not looked for"]
+    assert rows["cow"] == ["", "not looked for", "", "22.22%"]
+    assert rows["(images)"] == ["7", "3", "7", "3"]
+    assert (tmp_path / "out" / "train.png").exists()
+    assert (tmp_path / "out" / "val.png").exists()

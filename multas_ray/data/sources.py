@@ -11,6 +11,8 @@ from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.errors import UserError, quoted
 
 Role = Literal["train", "val"]
+ROLES: tuple[Role, ...] = ("train", "val")
+"""What rows of a run are for."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,19 @@ class Sources:
         Raises:
             UserError: there is no such split, or one of its files cannot be read.
         """
+        parts = self.parts(role)
+        return parts[""] if self.data.path is not None else join_indexes(parts, self.maps, self.info.classes)
+
+    def parts(self, role: Role) -> dict[str, Index]:
+        """Read the index of the rows of each data set by itself, by name.
+
+        Raises:
+            UserError: there is no such split, or one of its files cannot be read.
+        """
         if self.data.path is not None:
-            return read_index(self.data.path, getattr(self.data, role))
-        parts = {}
-        for name, source in self.data.sources.items():
-            split = getattr(source, role)
-            if split is not None:
-                parts[name] = read_index(source.path, split)
-        return join_indexes(parts, self.maps, self.info.classes)
+            return {"": read_index(self.data.path, getattr(self.data, role))}
+        splits = {name: (source.path, getattr(source, role)) for name, source in self.data.sources.items()}
+        return {name: read_index(path, split) for name, (path, split) in splits.items() if split is not None}
 
     def splits(self, role: Role) -> str:
         """Name the splits of a role, for people."""

@@ -81,8 +81,16 @@ def add(batch: EvalBatch, row: int, prediction: Prediction, metrics: Metrics) ->
 
 
 def computed(metrics: Metrics) -> dict[str, float]:
-    """Return the values of all metrics in percent, by name."""
-    return {name: value for metric in metrics.values() for name, value in metric.compute().items()}
+    """Return the values of all metrics in percent, by name.
+
+    Where classes were looked for in different numbers of images, `<task>/images/<class>` are these numbers.
+    """
+    values = {name: value for metric in metrics.values() for name, value in metric.compute().items()}
+    for task, metric in metrics.items():
+        images = metric.images()
+        if len(set(images.values())) > 1:
+            values |= {f"{task}/images/{name}": float(count) for name, count in images.items()}
+    return values
 
 
 def scored(metrics: Metrics) -> dict[str, float]:

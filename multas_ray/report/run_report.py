@@ -12,7 +12,7 @@ from multas_ray.documents import parse_yaml
 from multas_ray.errors import UserError
 from multas_ray.report.html import Page
 from multas_ray.report.plots import class_bars, learning_curves
-from multas_ray.report.tables import Rows, class_table, metric_table
+from multas_ray.report.tables import Rows, by_source, class_table, metric_table
 from multas_ray.run_folder import (
     CONFIG,
     REPORT,
@@ -41,10 +41,13 @@ def run_report(run: Location) -> StoragePath:
     lines = read_metrics(run)
     result = read_result(run) or {}
     columns = _metric_columns(result, lines)
+    sources = by_source(next(iter(columns.values()), {}))
     config = _text(run / CONFIG)
     tables = {
         "Metrics [%]": metric_table(columns),
         "Metrics by class [%]": class_table(columns),
+        "Metrics by data set [%]": metric_table(sources),
+        "Metrics by data set and class [%]": class_table(sources),
         "Time of a training step": _time_shares(lines),
         "Slowest workers": _stragglers(lines, run),
         "Teachers": _teachers(lines),

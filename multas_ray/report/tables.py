@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from multas_ray.config import TASKS
+
 Rows = Sequence[Mapping[str, Any]]
 """Rows of a table: column -> value. The columns are the rows' keys in order of first occurrence."""
 
@@ -37,13 +39,25 @@ def class_table(columns: Mapping[str, Mapping[str, Any]]) -> Rows:
     """Metrics by class, in percent: one row per class, one column per task and heading.
 
     Args:
-        columns: heading -> metrics by name, of which `det/AP/<class>` and `seg/IoU/<class>` are shown.
+        columns: heading -> metrics by name, of which `det/AP/<class>` and `seg/IoU/<class>` are shown, and the numbers
+            of images in which a class was looked for, where they are given.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for prefix in ("det/AP", "seg/IoU"):
+    for prefix in ("det/AP", "det/images", "seg/IoU", "seg/images"):
         for heading, metrics in columns.items():
             for name, value in metrics.items():
                 if name.startswith(f"{prefix}/"):
                     label = name.removeprefix(f"{prefix}/")
-                    rows.setdefault(label, {"class": label})[f"{prefix} {heading}"] = value
+                    shown = int(value) if prefix.endswith("images") else value
+                    rows.setdefault(label, {"class": label})[f"{prefix} {heading}"] = shown
     return list(rows.values())
+
+
+def by_source(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Divide metrics by the data set that they are of: source -> metrics by name; without those of all together."""
+    sources: dict[str, dict[str, Any]] = {}
+    for name, value in metrics.items():
+        source, _, rest = name.partition("/")
+        if source not in TASKS and rest.startswith(tuple(f"{task}/" for task in TASKS)):
+            sources.setdefault(source, {})[rest] = value
+    return sources
