@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -254,6 +255,15 @@ def test_hidden_files_are_no_images(kit: Kit) -> None:
     kit.add("images/train/.ipynb_checkpoints/a.jpg")
     kit.describe(train="images/train")
     assert [item.name for item in kit.source().splits["train"].items] == ["images/train/a.jpg"]
+
+
+def test_names_that_no_table_can_hold_are_left_out(kit: Kit) -> None:
+    """As of an archive that another system's encoding is in."""
+    file = kit.add("images/train/a.jpg", BOX)
+    Path(os.fsdecode(os.fsencode(file.parent) + b"/\xff.jpg")).write_bytes(file.read_bytes())
+    kit.describe(train="images/train")
+    assert [row["image_id"] for row in kit.prepare()["train"]] == ["images/train/a"]
+    assert "1 images left out: their names are not UTF-8" in kit.source().remarks[0]
 
 
 def test_listing_opens_no_image_and_any_process_reads_any_item(kit: Kit) -> None:
