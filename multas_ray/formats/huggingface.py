@@ -24,8 +24,8 @@ class Options(BaseOptions):
     """column of the masks (default: `label`, `annotation` or `mask` if it holds images, and --objects is not given)"""
     boxes: Literal["xywh", "xyxy"] = "xywh"
     """what the four numbers of a box are: x y width height, or x1 y1 x2 y2"""
-    zero: Literal["class", "ignore"] = "class"
-    """what a mask's 0 is: the first class, or no class, ignored: the first class is 1"""
+    reduce_zero_label: bool = False
+    """values of masks count from 1, and 0 is ignored"""
     classes: ClassNames | None = None
     """comma-separated, or a .txt or .json file: the classes of the objects, by number; where the files name them, those
     that are kept. Without objects: of the masks"""
@@ -60,7 +60,7 @@ def read(options: Options) -> Source:
     seg = None
     if columns.masks:
         names = options.mask_classes or (None if columns.objects else options.classes)
-        seg = choose_seg_classes(names, columns.masks, zero_is_class=options.zero == "class")
+        seg = choose_seg_classes(names, columns.masks, from_one=options.reduce_zero_label)
     readers = {}
     for split, files in splits.items():
         groups = tuple(group for file in files for group in file.groups)

@@ -78,13 +78,13 @@ def choose_det_classes(named: Sequence[str] | None, chosen: Sequence[str] | None
     return Classes(kept, np.array([kept.index(name) if name in kept else NO_CLASS for name in known]))
 
 
-def choose_seg_classes(chosen: Sequence[str] | None, column: str, *, zero_is_class: bool) -> Classes:
+def choose_seg_classes(chosen: Sequence[str] | None, column: str, *, from_one: bool) -> Classes:
     """The classes of pixels.
 
     Args:
         chosen: all of them, in the order of the masks' values.
         column: of the masks.
-        zero_is_class: whether 0 is the first class; else it is ignored, and 1 is.
+        from_one: whether the first class is 1, and 0 is ignored; else it is 0.
 
     Raises:
         UserError: nobody names the classes, or there are too many.
@@ -93,9 +93,9 @@ def choose_seg_classes(chosen: Sequence[str] | None, column: str, *, zero_is_cla
         raise UserError(
             f"the files do not say what the values of the masks in the column {quoted(column)} are called: name them "
             "with --mask-classes in the order of the values, from 0 on (a,b,c, or a file with a name a line), with "
-            "--zero ignore from 1 on; --objects and the name of their column reads no masks"
+            "--reduce-zero-label from 1 on; --objects and the name of their column reads no masks"
         )
-    numbers = [*([] if zero_is_class else [IGNORE]), *range(len(chosen))]
+    numbers = [*([IGNORE] if from_one else []), *range(len(chosen))]
     if len(numbers) > IGNORE:
         raise UserError(
             f"{len(chosen)} classes of masks: the values of masks are 0 to {IGNORE - 1}, and 255 is ignored"

@@ -290,7 +290,7 @@ def test_masks_and_what_their_zero_is(tmp_path: Path) -> None:
     assert row_of(source, 1).mask is not None
     assert row_of(source, 2).task_mask == "none"
     # ADE20K: 0 is other, and the classes begin at 1.
-    source = source_of(tmp_path, classes=("road", "car"), zero="ignore")
+    source = source_of(tmp_path, classes=("road", "car"), reduce_zero_label=True)
     assert source.classes["seg"] == ("road", "car")
     found = row_of(source)
     assert found.mask is not None

@@ -166,7 +166,7 @@ def huggingface(folder: Path) -> Callable[[Random], Case]:
         pq.write_table(pa.table(columns, metadata={b"huggingface": text}), stream, row_group_size=rng.choice((1, 2, 9)))
         data = mutated_bytes(rng, stream.getvalue(), 4) if rng.random() < 0.5 else stream.getvalue()
         (root / "train-00000-of-00001.parquet").write_bytes(data)
-        command = ["huggingface", "--root", str(root), "--mask-classes", "a,b,c,d,e,f,g,h,i", "--zero", "ignore"]
+        command = ["huggingface", "--root", str(root), "--mask-classes", "a,b,c,d,e,f,g,h,i", "--reduce-zero-label"]
         command += rng.choice(([], [], ["--boxes", "xyxy"], ["--classes", "cat,dog"]))
         return data, lambda: _prepare(folder, command)
 
