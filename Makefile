@@ -23,7 +23,7 @@ demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
 unit: check
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not ray and not heavy and not slow"
 
 test: check
 	$(BIN)/python -m pytest

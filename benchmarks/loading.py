@@ -41,8 +41,8 @@ class PlainDataset(Dataset[Sample]):
 
     def __init__(self, index: Index, augment: AugmentConfig) -> None:
         """Read all rows of a split into memory."""
-        files = StoragePath(index.path).filesystem
-        tables = [pq.read_table(file, filesystem=files) for file in index.files]
+        root = StoragePath(index.path)
+        tables = [pq.read_table((root / file).path, filesystem=root.filesystem) for file in index.files]
         self.rows = [row for table in tables for row in table.to_pylist()]
         self.classes = index.classes
         self.augment = Augment(augment)

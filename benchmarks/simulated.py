@@ -25,7 +25,7 @@ from ray.train import DataConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from multas_ray.config import AugmentConfig, Resources, Task, TeachersConfig
-from multas_ray.data.batch import TrainBatch
+from multas_ray.data.batch import Some, TrainBatch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import lay_plan
 from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
@@ -191,5 +191,8 @@ def _peak_mb() -> float:
 
 def _distil_missing(batch: TrainBatch) -> TrainBatch:
     """Select for each task the rows without its annotation to distil."""
-    rows = np.arange(len(batch.ids))
-    return replace(batch, distil={task: np.setdiff1d(rows, truth.rows) for task, truth in batch.truth.items()})
+    distil = {}
+    for task, truth in batch.truth.items():
+        rows = np.setdiff1d(np.arange(len(batch.ids)), truth.rows)
+        distil[task] = Some(rows, np.ones((len(rows), 1), bool))
+    return replace(batch, distil=distil)

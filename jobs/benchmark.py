@@ -5,6 +5,7 @@ python jobs/benchmark.py teachers    what teachers cost a student: inline, in a 
 python jobs/benchmark.py data        the data stream against a PyTorch DataLoader; what a training waits for data
 python jobs/benchmark.py overhead    the job against a bare PyTorch loop, two workers against one
 python jobs/benchmark.py memory      10 GB of images through an object store of 512 MB; no wait where an epoch begins
+python jobs/benchmark.py index       index and plan of a billion rows in a million row groups: their memory and time
 """
 
 import argparse
@@ -138,6 +139,19 @@ def memory(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
+def index(arguments: argparse.Namespace) -> dict[str, float]:
+    """Measure index and plan of a billion rows that are nowhere."""
+    from benchmarks import index as synthetic
+
+    print(f"{synthetic.ROWS:,} rows in {synthetic.GROUPS:,} row groups of {synthetic.FILES:,} files", flush=True)
+    figures = synthetic.measure_index(arguments.out)
+    table = Table("figure", "value", title="Index and plan")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.2f}")
+    terminal().print(table)
+    return figures
+
+
 def shared_folder() -> Path:
     """Return the folder of the real images."""
     return Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
@@ -161,6 +175,8 @@ def main() -> None:
     sub.set_defaults(measure=overhead)
     sub = benches.add_parser("memory", parents=[common], help="a data set that outgrows the memory")
     sub.set_defaults(measure=memory)
+    sub = benches.add_parser("index", parents=[common], help="index and plan of a billion rows")
+    sub.set_defaults(measure=index)
     arguments = parser.parse_args()
     arguments.out = arguments.out.resolve()
 

@@ -132,7 +132,8 @@ def draw(index: Index, row: int, palette: Palette) -> Picture | None:
         values, sample = read_sample(index, row)
     except Reject:
         return None
-    return captioned(draw_truth(sample, palette), f"{values['image_id']} · {TASK_MASKS[index.task_mask[row]]}")
+    mask = TASK_MASKS[values["has_det"] + 2 * values["has_seg"]]
+    return captioned(draw_truth(sample, palette), f"{values['image_id']} · {mask}")
 
 
 if __name__ == "__main__":

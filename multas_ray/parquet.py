@@ -1,6 +1,6 @@
 """Parquet files from any source, read as data: the columns of a contract, in plain types, and nothing else."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import pyarrow as pa
@@ -36,7 +36,7 @@ def read_parquet(
     read: Callable[[pq.ParquetFile], Result],
     *,
     optional: Collection[str] = (),
-    group: int | None = None,
+    groups: Sequence[int] | None = None,
 ) -> Result:
     """Open a Parquet file, check that it has these columns, and read it.
 
@@ -50,7 +50,7 @@ def read_parquet(
             file are ignored.
         read: takes values out of the open file.
         optional: names of columns that may be missing.
-        group: number of the row group that is read, and that must exist; default: all.
+        groups: numbers of the row groups that are read, and that must exist, () for the footer alone; default: all.
 
     Returns:
         The result of `read`.
@@ -64,7 +64,7 @@ def read_parquet(
         try:
             with pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True) as parquet:
                 check_types(parquet.schema_arrow, file, columns, optional)
-                _check_extent(parquet, source.size(), file, columns, group)
+                _check_extent(parquet, source.size(), file, columns, groups)
                 return read(parquet)
         # Broken files bring all of Arrow's errors about.
         except (pa.ArrowException, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
@@ -124,25 +124,33 @@ def holds(stored: pa.DataType, wanted: pa.DataType) -> bool:
     return any(is_wanted(wanted) and any(same(stored) for same in others) for is_wanted, others in SAME)
 
 
-def _check_extent(parquet: pq.ParquetFile, size: int, file: StoragePath, columns: pa.Schema, group: int | None) -> None:
+def _check_extent(
+    parquet: pq.ParquetFile, size: int, file: StoragePath, columns: pa.Schema, groups: Sequence[int] | None
+) -> None:
     """Refuse a footer that claims more rows and bytes than a file of this size can hold: memory is taken for them.
 
-    Where the whole file is read, lists with too many values are refused too.
+    Lists with too many values in the row groups that are read are refused too.
     """
     footer = parquet.metadata
-    if group is not None and group >= footer.num_row_groups:
-        raise UserError(f"{file}: has {footer.num_row_groups} row groups, number {group} is gone")
-    groups = [footer.row_group(number) for number in (range(footer.num_row_groups) if group is None else [group])]
-    rows, unpacked = sum(each.num_rows for each in groups), sum(each.total_byte_size for each in groups)
+    for number in groups or ():
+        if number >= footer.num_row_groups:
+            raise UserError(f"{file}: has {footer.num_row_groups} row groups, number {number} is gone")
+    claimed = [footer.row_group(number) for number in groups or range(footer.num_row_groups)]
+    rows, unpacked = sum(each.num_rows for each in claimed), sum(each.total_byte_size for each in claimed)
     if rows > size or unpacked > BYTES_A_BYTE * size:
         raise UserError(f"{file}: broken: {size} bytes cannot be {rows} rows, of {unpacked} bytes")
     lists = [column.name for column in columns if any(is_list(column.type) for is_list in LISTS)]
-    if group is not None or not lists:
+    if not lists or groups == ():
         return
-    # Goes through their pages a few values at a time. The footer's entry of a column is read only after that: some
-    # changed bits in it are an error there, and would end the process here.
-    parquet.scan_contents(lists)
     places = [n for n in range(len(parquet.schema)) if parquet.schema.column(n).path.partition(".")[0] in lists]
-    values = sum(each.column(place).num_values for each in groups for place in places)
+    # The footer's entry of a column is read only after Arrow has used it: some changed bits in it are an error there,
+    # and would end the process here.
+    if groups is None:
+        # Goes through the pages of all row groups, a few values at a time.
+        parquet.scan_contents(lists)
+    for number in groups or ():
+        # Begins to read the row group, in batches of no rows: there is none.
+        next(parquet.reader.iter_batches(0, [number], places), None)
+    values = sum(each.column(place).num_values for each in claimed for place in places)
     if values > VALUES_A_BYTE * size:
         raise UserError(f"{file}: broken: {size} bytes cannot be lists of {values} values")

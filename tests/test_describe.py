@@ -87,7 +87,7 @@ def test_counts(dataset: str) -> None:
 def test_choice_covers_every_task_mask_and_is_seeded(dataset: str) -> None:
     index = read_index(dataset, "train")
     chosen = choose(index, 6, seed=0)
-    masks = [TASK_MASKS[index.task_mask[row]] for row in chosen]
+    masks = [TASK_MASKS[mask] for mask in index.task_mask(np.array(chosen))]
     assert masks == ["none", "det", "det", "seg", "seg", "both"]
     assert chosen == choose(index, 6, seed=0)
     assert any(chosen != choose(index, 6, seed=seed) for seed in range(1, 5))

@@ -21,7 +21,7 @@ from tests.support.shared import ROOT
 
 GUIDES = [
     *(ROOT / "README.md", ROOT / "cluster/README.md", ROOT / "docs/method.md", ROOT / "docs/from_multas.md"),
-    *(ROOT / "docs/data.md", ROOT / "docs/onnx.md"),
+    *(ROOT / "docs/data.md", ROOT / "docs/guide/data.md", ROOT / "docs/onnx.md"),
 ]
 KEYS = {f"{path}.{name}".strip(".") for path, section, _ in sections("", Config) for name in section.model_fields}
 each_guide = pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: str(guide.relative_to(ROOT)))

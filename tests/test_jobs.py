@@ -276,6 +276,7 @@ print(without_work() - data_tasks())
 """
 
 
+@pytest.mark.ray
 def test_a_local_ray_keeps_no_more_processes_without_work_than_there_are_data_tasks():
     settled = subprocess.run([sys.executable, "-c", SETTLE], cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert settled.stdout.split() == ["0"], settled.stderr

@@ -92,6 +92,7 @@ def test_a_training_that_is_stopped_goes_on_from_where_it_said(train, tmp_path):
     assert told[-1].endswith(f"; the same command goes on from step {kept}")
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("what", ["nothing", "Ray"])
 def test_a_job_is_stopped_while_it_starts(train, tmp_path, what):
     job = train()

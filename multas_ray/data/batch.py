@@ -37,6 +37,24 @@ class Some(Generic[T]):
         return take(self.values, places)
 
 
+def marked(some: Some[np.ndarray] | None, rows: np.ndarray) -> np.ndarray | None:
+    """Look rows up that need not be in a `Some` of marks.
+
+    Args:
+        some: marks (k, C) bool of some rows; None for those of none.
+        rows: (n,) int64, ascending.
+
+    Returns:
+        (n, C) bool, false for rows that are not in it; None if none of them is.
+    """
+    if some is None or not np.isin(rows, some.rows).any():
+        return None
+    marks = np.zeros((len(rows), some.values.shape[1]), bool)
+    there = np.isin(rows, some.rows)
+    marks[there] = some.at(rows[there])
+    return marks
+
+
 def take(values: T, places: np.ndarray) -> T:
     """Take the entries at places (n,) int64 from the values of a `Some`."""
     if isinstance(values, tuple) and not hasattr(values, "_fields"):
@@ -73,13 +91,36 @@ class TrainBatch:
     """(b, 3, size, size) uint8."""
     truth: Mapping[Task, Some[Any]]
     """Annotation of the annotated rows of each task, as `collate` of its rows.py returns it."""
+    unlabelled: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)
+    """(k, C) bool for the rows of `truth` in which some of the task's C classes are unlabelled: these classes."""
     rejected: tuple[RejectedRow, ...] = ()
-    distil: Mapping[Task, np.ndarray] = field(default_factory=dict)
-    """(n,) int64 for each distilled task: rows that its teacher answers for."""
+    distil: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)
+    """(n, C) bool for the rows that the teacher of a distilled task answers for: the classes to learn from it."""
     weak: Mapping[Task, Some[Any]] = field(default_factory=dict)
     """Annotation, of the type of `truth`, derived from another task's."""
+    weak_unlabelled: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)
+    """(k, C) bool: as `unlabelled`, for the rows of `weak`."""
     soft: Mapping[Task, Any] = field(default_factory=dict)
     """Stored answers of the teachers (`teacher.Answer`) for the rows `distil`, in the same order."""
+
+
+def distilled_rows(batch: TrainBatch) -> dict[Task, np.ndarray]:
+    """Return the rows (n,) int64 that a teacher answers for, for each task that has such rows."""
+    return {task: some.rows for task, some in batch.distil.items() if len(some.rows)}
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """Annotation of one image for one task, which a prediction is scored by."""
+
+    image_id: str
+    """Id of the image, unique in the data set."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    truth: Any
+    """Annotation in these pixels, as `original` of the task's rows.py returns it."""
+    unlabelled: np.ndarray | None = None
+    """(C,) bool: classes that nobody looked for in it, and that it says nothing about; None for none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +137,18 @@ class EvalBatch:
     """Height and width of the original images in pixels."""
     truth: Mapping[Task, Some[tuple[Any, ...]]]
     """Annotation of the annotated rows of each task, an entry a row, as `original` of its rows.py returns it."""
+    unlabelled: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)
+    """(k, C) bool for the rows of `truth` in which some of the task's C classes are unlabelled: these classes."""
     rejected: tuple[RejectedRow, ...] = ()
+
+    def annotated(self, task: Task, row: int) -> AnnotatedImage | None:
+        """Return a row's image with its annotation for a task; None if it has none."""
+        if row not in self.truth[task].rows:
+            return None
+        one = np.array([row])
+        [truth] = self.truth[task].at(one)
+        marks = marked(self.unlabelled.get(task), one)
+        return AnnotatedImage(self.ids[row], self.sizes[row], truth, None if marks is None else marks[0])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torchvision import tv_tensors
 
-from multas_ray.config import TASKS, AugmentConfig
+from multas_ray.config import TASKS, AugmentConfig, Task
 from multas_ray.data.batch import EvalBatch, RejectedRow, Some, TrainBatch
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Part
@@ -18,7 +18,7 @@ from multas_ray.tasks import PARTS
 
 Row = Mapping[str, Any]
 """Row as `read_row` returns it."""
-STAND_IN: Row = {"image_id": "", "has_det": False, "has_seg": False}
+STAND_IN: Row = {"image_id": "", **{f"has_{task}": False for task in TASKS}}
 """Row of the black image in a batch without a usable row."""
 
 
@@ -51,6 +51,7 @@ def make_train_batch(index: Index, part: Part, augment: AugmentConfig) -> TrainB
         ids=tuple(row["image_id"] for row in rows),
         images=_images(samples, part.size),
         truth=truth,
+        unlabelled=_unlabelled(index, rows, [task for task in TASKS if PARTS[task].rows.hides(index.names[task])]),
         rejected=rejected,
     )
 
@@ -76,6 +77,7 @@ def make_eval_batch(index: Index, part: Part) -> EvalBatch:
         images=_images([resize({"image": sample["image"]}, part.size) for sample in samples], part.size),
         sizes=tuple((row["height"], row["width"]) for row in rows),
         truth=truth,
+        unlabelled=_unlabelled(index, rows, TASKS),
         rejected=rejected,
     )
 
@@ -98,9 +100,21 @@ def _read(index: Index, part: Part) -> tuple[Part, list[Row], list[Sample], tupl
     return part.at(places), rows, samples, tuple(rejected)
 
 
-def _annotated(rows: Sequence[Row], task: str) -> np.ndarray:
+def _annotated(rows: Sequence[Row], task: Task) -> np.ndarray:
     """Number the rows with annotation of a task: (k,) int64."""
     return np.flatnonzero([row[f"has_{task}"] for row in rows])
+
+
+def _unlabelled(index: Index, rows: Sequence[Row], tasks: Sequence[Task]) -> dict[Task, Some[np.ndarray]]:
+    """Mark the unlabelled classes of the annotated rows that have any."""
+    marked = {}
+    for task in tasks:
+        partial = [row for row in _annotated(rows, task).tolist() if len(rows[row][f"{task}_unlabelled"])]
+        marks = np.zeros((len(partial), index.classes[task]), bool)
+        for place, row in enumerate(partial):
+            marks[place, rows[row][f"{task}_unlabelled"]] = True
+        marked[task] = Some(np.array(partial, np.int64), marks)
+    return marked
 
 
 def _images(samples: Sequence[Sample], size: int) -> np.ndarray:

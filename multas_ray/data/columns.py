@@ -1,6 +1,6 @@
 """Columns of a row group as NumPy arrays, with the marks of what in them is missing. Free of PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import NamedTuple
 
@@ -47,6 +47,41 @@ class Lists:
     def rows_of(self, chosen: np.ndarray) -> np.ndarray:
         """Mark the rows (N,) with one of the chosen values (n,) bool."""
         return np.bincount(self.rows[chosen], minlength=len(self.lengths)) > 0
+
+
+class ClassMask:
+    """Column `<task>_unlabelled`: of each row, the classes that nobody looked for in its image."""
+
+    def __init__(self, name: str, columns: Mapping[str, pa.ChunkedArray], annotated: np.ndarray, classes: int) -> None:
+        """Lay the column out in an array.
+
+        Args:
+            name: name of the column.
+            columns: the shard's columns by name; where it is missing, every class was looked for.
+            annotated: (N,) bool: rows that are annotated for the task; the class mask of another row says nothing.
+            classes: number of classes of the task.
+        """
+        self.name, self.annotated, self.classes = name, annotated, classes
+        self.lists = Lists(columns[name].combine_chunks(), integers) if name in columns else None
+
+    def values(self, place: int) -> dict[str, np.ndarray]:
+        """Return the unlabelled classes (n,) int32 of a row by the column's name."""
+        if self.lists is None or not self.annotated[place]:
+            return {self.name: np.zeros(0, np.int32)}
+        return {self.name: self.lists.of(place)}
+
+    def faults(self) -> Iterator[Fault]:
+        """Find the annotated rows that name a class which there is not."""
+        if self.lists is None:
+            return
+        numbers, lists = self.lists.values, self.lists
+        unknown = (numbers < 0) | (numbers >= self.classes)
+
+        def detail(row: int) -> str:
+            number = numbers[unknown & (lists.rows == row)][0].tolist()
+            return f"{self.name} {number}, {self.classes} classes are in dataset.json"
+
+        yield Fault(self.annotated & lists.rows_of(unknown), "unknown class", detail)
 
 
 def missing(name: str, rows: np.ndarray) -> Fault:

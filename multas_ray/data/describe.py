@@ -52,12 +52,12 @@ def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> Sp
     boxes, difficult, box_images = (np.zeros(classes, np.int64) for _ in range(3))
     pixels, pixel_images = (np.zeros(256, np.int64) for _ in range(2))
     rejected: list[Reject] = []
-    for first in np.flatnonzero(np.diff(index.block, prepend=-1)).tolist():
+    for first in index.block_starts[:-1].tolist():
         group = group_of(index, first, COLUMNS)
         for place in range(len(group)):
             try:
                 row = group.row(place)
-                mask = decode_mask(row, index.seg_classes) if row["has_seg"] else NO_MASK
+                mask = decode_mask(row, len(index.seg_classes)) if row["has_seg"] else NO_MASK
             except Reject as reject:
                 rejected.append(Reject(reject.reason, reject.detail, group.ids[place] or f"row {first + place}"))
                 continue
@@ -71,8 +71,7 @@ def count(index: Index, info: DatasetInfo, advance: Callable[[int], None]) -> Sp
             pixels += per_value
             pixel_images += per_value > 0
         advance(len(group))
-    by_mask = np.bincount(index.task_mask, minlength=len(TASK_MASKS)).tolist()
-    rows = dict(zip(TASK_MASKS, by_mask, strict=True))
+    rows = {mask: len(index.rows([mask])) for mask in TASK_MASKS}
     return SplitCounts(rows, boxes, difficult, box_images, pixels, pixel_images, rejected)
 
 
@@ -89,7 +88,10 @@ def choose(index: Index, samples: int, seed: int, masks: Sequence[TaskMask] = TA
         Rows of the index, grouped by mask.
     """
     generator = np.random.default_rng(seed)
-    shuffled = [generator.permutation(index.rows([mask])).tolist() for mask in masks]
+    drawn = []
+    for rows in (index.rows([mask]) for mask in masks):
+        places = generator.choice(len(rows), min(samples, len(rows)), replace=False)
+        drawn.append(rows.at(places).tolist())
     # Turn by turn one row of every mask, until there are enough.
-    turns = sorted((turn, mask, row) for mask, rows in enumerate(shuffled) for turn, row in enumerate(rows))
+    turns = sorted((turn, mask, row) for mask, rows in enumerate(drawn) for turn, row in enumerate(rows))
     return [row for _, _, row in sorted(turns[:samples], key=lambda chosen: chosen[1])]

@@ -1,82 +1,139 @@
-"""Index of a split: where each row is stored and which tasks it is annotated for. A plan needs nothing else."""
+"""Index of a split: where each row is stored and which tasks it is annotated for. A plan needs nothing else.
+
+Its memory grows with the number of row groups, and of runs of rows of one kind, not with the number of rows.
+"""
 
 import hashlib
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from multas_ray.config import Task
+from multas_ray.data.footer import EVERY_KIND, HAS, Run, counted_runs, group_sizes, stated_runs
+from multas_ray.data.row_sets import RowSet
 from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, TaskMask, read_info
 from multas_ray.errors import UserError, first_line
 from multas_ray.parquet import Result, read_parquet
 from multas_ray.storage import StoragePath
 
+READERS = 32
+"""Number of files whose footers are read at a time: from a bucket, each is a wait of some tens of milliseconds."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Index:
-    """Rows of one split, in storage order."""
+    """N rows of one split, in storage order: G blocks, the rows of one row group each, and R runs of rows of one kind.
+
+    Runs may extend over several blocks.
+    """
 
     path: str
     """Data set folder."""
     files: tuple[str, ...]
-    """Paths of the Parquet files in the data set's filesystem."""
+    """Paths of the Parquet files in the data set folder."""
     file: np.ndarray
-    """(N,) int32: index into `files`."""
+    """(G,) int32: index into `files` of each block."""
     group: np.ndarray
-    """(N,) int32: number of the row group in the file."""
+    """(G,) int32: number of the row group in the file."""
     offset: np.ndarray
-    """(N,) int32: number of the row in the row group."""
-    task_mask: np.ndarray
-    """(N,) uint8: has_det + 2 * has_seg."""
+    """(G,) int32: number of the block's first row in the row group."""
+    block_starts: np.ndarray
+    """(G + 1,) int64: first row of each block, and N."""
+    run_starts: np.ndarray
+    """(R + 1,) int64: first row of each run, and N."""
+    kinds: np.ndarray
+    """(R,) uint8: kind of each run's rows, see data/footer.py."""
     digest: str = ""
     """SHA-256 of the data set's description and the files' footers, which hold every column's sizes and value
     ranges."""
-    det_classes: int = 0
-    """Number of object classes."""
-    seg_classes: int = 0
-    """Number of pixel classes."""
+    det_classes: tuple[str, ...] = ()
+    """Names of the object classes."""
+    seg_classes: tuple[str, ...] = ()
+    """Names of the pixel classes."""
 
     def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.file)
+        """Return the number N of rows."""
+        return int(self.block_starts[-1])
 
     @property
     def classes(self) -> dict[Task, int]:
         """Number of classes of each task."""
+        return {task: len(names) for task, names in self.names.items()}
+
+    @property
+    def names(self) -> dict[Task, tuple[str, ...]]:
+        """Names of each task's classes."""
         return {"det": self.det_classes, "seg": self.seg_classes}
 
-    def rows(self, masks: Collection[TaskMask]) -> np.ndarray:
-        """Return the rows with one of these task masks: (n,) int64, in storage order."""
-        wanted = [TASK_MASKS.index(mask) for mask in masks]
-        return np.flatnonzero(np.isin(self.task_mask, wanted))
+    def rows(self, masks: Collection[TaskMask]) -> RowSet:
+        """Return the rows with one of these task masks."""
+        return self.rows_of(np.isin(_masks(EVERY_KIND), [TASK_MASKS.index(mask) for mask in masks]))
 
-    def annotated(self, task: Task) -> np.ndarray:
-        """(N,) bool: the rows that are annotated for a task."""
-        return self.task_mask & TASK_MASKS.index(task) > 0
+    def rows_of(self, chosen: np.ndarray) -> RowSet:
+        """Return the rows of some kinds.
+
+        Args:
+            chosen: (K,) bool: whether the rows of each kind are chosen.
+        """
+        edges = np.flatnonzero(np.diff(chosen[self.kinds], prepend=False, append=False))
+        starts, ends = self.run_starts[edges[::2]], self.run_starts[edges[1::2]]
+        return RowSet(starts, np.concatenate([[0], np.cumsum(ends - starts)]))
+
+    def kind(self, rows: np.ndarray) -> np.ndarray:
+        """Return the kind of each of some rows (n,): (n,) uint8."""
+        return self.kinds[np.searchsorted(self.run_starts, rows, side="right") - 1]
+
+    def task_mask(self, rows: np.ndarray) -> np.ndarray:
+        """Return the task mask of each of some rows (n,), as an index into `TASK_MASKS`: (n,) uint8."""
+        return _masks(self.kind(rows))
+
+    def block(self, rows: np.ndarray) -> np.ndarray:
+        """Return the number, 0..G-1, of the block that each of some rows (n,) is in: (n,) int64."""
+        return np.searchsorted(self.block_starts, rows, side="right") - 1
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Find some rows (n,): file, row group and number in the row group of each, (n,) each."""
+        block = self.block(rows)
+        return self.file[block], self.group[block], self.offset[block] + (rows - self.block_starts[block])
 
     def take(self, rows: Sequence[int]) -> "Index":
-        """Return an index of these rows only, in this order."""
-        columns = {name: getattr(self, name)[list(rows)] for name in ("file", "group", "offset", "task_mask")}
-        return replace(self, **columns)
+        """Return an index of a few rows only, in this order: each is a block and a run of its own."""
+        chosen = np.array(rows, np.int64)
+        file, group, offset = self.locate(chosen)
+        used, file = np.unique(file, return_inverse=True)
+        starts = np.arange(len(chosen) + 1)
+        return replace(
+            self,
+            files=tuple(self.files[number] for number in used.tolist()),
+            file=file.astype(np.int32),
+            group=group,
+            offset=offset.astype(np.int32),
+            block_starts=starts,
+            run_starts=starts,
+            kinds=self.kind(chosen),
+        )
 
     def shard(self, row: int) -> StoragePath:
         """Return the Parquet file of a row."""
-        root = StoragePath(self.path)
-        return root / self.files[int(self.file[row])].removeprefix(f"{root.path}/")
+        file, _, _ = self.locate(np.array(row))
+        return StoragePath(self.path) / self.files[int(file)]
 
-    @cached_property
-    def block(self) -> np.ndarray:
-        """(N,) int64: number of the row's row group in the split."""
-        change = (np.diff(self.file, prepend=-1) != 0) | (np.diff(self.group, prepend=-1) != 0)
-        return np.cumsum(change) - 1
+
+def _masks(kinds: np.ndarray) -> np.ndarray:
+    """Return the task masks of kinds: the bits of annotation, which are the lowest ones."""
+    return kinds & np.uint8(sum(HAS.values()))
 
 
 def read_index(path: str, split: str) -> Index:
-    """Read the index of a split. Only the footers and the two task-mask columns of its Parquet files are read.
+    """Read the index of a split: the footers of its Parquet files, some at a time.
+
+    Of files whose footers do not state the kinds of their rows, the columns that tell them are read too.
 
     Args:
         path: data set folder.
@@ -89,63 +146,101 @@ def read_index(path: str, split: str) -> Index:
     if split not in info.splits:
         raise UserError(f"{path}: no split '{split}'; it has {', '.join(info.splits) or 'none'}")
     folder = StoragePath(path) / split
-    files = [folder / name for name in folder.names() if name.endswith(".parquet")]
-    if not files:
+    names = [name for name in folder.names() if name.endswith(".parquet")]
+    if not names:
         raise UserError(f"{path}/{split}: no Parquet file in the split's folder")
-    columns: list[tuple[np.ndarray, ...]] = []
+    sizes: list[np.ndarray] = []
+    runs: list[np.ndarray] = []
     digest = hashlib.sha256(info.model_dump_json(exclude={"command", "source"}).encode())
-    for number, file in enumerate(files):
-        try:
-            task_mask, sizes, footer = read_shard(file, _task_masks)
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read ({first_line(error)})") from None
-        digest.update(footer)
-        columns.append(
-            (
-                np.full(len(task_mask), number, np.int32),
-                np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-                np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.zeros(0, np.int32)]),
-                task_mask,
-            )
-        )
-    file_column, group, offset, task_mask = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    for shard in _read_ahead([folder / name for name in names]):
+        sizes.append(np.array(shard.sizes, np.int64))
+        runs.append(np.array(shard.runs, np.int64).reshape(-1, 2))
+        digest.update(shard.footer)
+    kinds, counts = np.concatenate(runs).T
+    first = np.diff(kinds, prepend=-1) != 0
+    every_size = np.concatenate(sizes)
     return Index(
         path=path,
-        files=tuple(file.path for file in files),
-        file=file_column,
-        group=group,
-        offset=offset,
-        task_mask=task_mask,
+        files=tuple(f"{split}/{name}" for name in names),
+        # Row groups without rows are no blocks.
+        file=np.repeat(np.arange(len(sizes), dtype=np.int32), [np.count_nonzero(each) for each in sizes]),
+        group=np.concatenate([np.flatnonzero(each) for each in sizes]).astype(np.int32),
+        offset=np.zeros(np.count_nonzero(every_size), np.int32),
+        block_starts=_sums(every_size[every_size > 0]),
+        run_starts=np.append(_sums(counts)[:-1][first], counts.sum()),
+        kinds=kinds[first].astype(np.uint8),
         digest=digest.hexdigest(),
-        det_classes=len(info.det_classes),
-        seg_classes=len(info.seg_classes),
+        det_classes=tuple(info.det_classes),
+        seg_classes=tuple(info.seg_classes),
     )
 
 
-def _task_masks(shard: pq.ParquetFile) -> tuple[np.ndarray, list[int], bytes]:
-    """Read every row's task mask, the sizes of the row groups, and the footer.
+def _sums(counts: np.ndarray) -> np.ndarray:
+    """Sum counts (n,) up: (n + 1,) int64, from 0 to the sum of all."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
-    A null counts as no annotation; its row is rejected where it is read.
+
+class _Shard(NamedTuple):
+    """What the index needs of a file."""
+
+    sizes: list[int]
+    """Number of rows of each row group."""
+    runs: list[Run]
+    """Runs of rows of one kind, those of one row group after those of the other."""
+    footer: bytes
+
+
+def _read_ahead(files: Sequence[StoragePath]) -> Iterator[_Shard]:
+    """Read files side by side, and yield what is in them in their order.
+
+    No more than twice READERS are read ahead: the footers of all files would take a lot of memory.
+
+    Raises:
+        UserError: a file cannot be read, or has other columns.
     """
-    sizes = [shard.metadata.row_group(group).num_rows for group in range(shard.num_row_groups)]
-    table = shard.read(columns=["has_det", "has_seg"])
-    det, seg = (table[name].fill_null(False).to_numpy().astype(np.uint8) for name in ("has_det", "has_seg"))
-    if sum(sizes) != len(det):
-        raise ValueError(f"{len(det)} rows, but its footer says {sum(sizes)}")
-    if "mask" not in shard.schema_arrow.names and seg.any():
+    with ThreadPoolExecutor(READERS) as pool:
+        pending: deque[Future[_Shard]] = deque()
+        for file in files:
+            pending.append(pool.submit(_read_file, file))
+            if len(pending) == 2 * READERS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _read_file(file: StoragePath) -> _Shard:
+    try:
+        return read_shard(file, _stated, groups=()) or read_shard(file, _counted)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({first_line(error)})") from None
+
+
+def _stated(shard: pq.ParquetFile) -> _Shard | None:
+    runs = stated_runs(shard)
+    return None if runs is None else _checked(shard, runs)
+
+
+def _counted(shard: pq.ParquetFile) -> _Shard:
+    return _checked(shard, counted_runs(shard))
+
+
+def _checked(shard: pq.ParquetFile, runs: list[Run]) -> _Shard:
+    if "mask" not in shard.schema_arrow.names and any(kind & HAS["seg"] for kind, _ in runs):
         raise ValueError("no column 'mask', but rows whose has_seg is true")
     footer = io.BytesIO()
     shard.metadata.write_metadata_file(footer)
-    return det + 2 * seg, sizes, footer.getvalue()
+    return _Shard(group_sizes(shard), runs, footer.getvalue())
 
 
-def read_shard(file: StoragePath, read: Callable[[pq.ParquetFile], Result], group: int | None = None) -> Result:
+def read_shard(
+    file: StoragePath, read: Callable[[pq.ParquetFile], Result], groups: Sequence[int] | None = None
+) -> Result:
     """Read a Parquet file of a data set; see `read_parquet`.
 
     Args:
         file: the Parquet file.
         read: takes values out of the open file.
-        group: number of the row group that is read; default: all.
+        groups: numbers of the row groups that are read, () for the footer alone; default: all.
 
     Returns:
         The result of `read`.
@@ -155,6 +250,6 @@ def read_shard(file: StoragePath, read: Callable[[pq.ParquetFile], Result], grou
         OSError: there is no such file, or the storage fails.
     """
     try:
-        return read_parquet(file, SCHEMA, read, optional=MAY_BE_MISSING, group=group)
+        return read_parquet(file, SCHEMA, read, optional=MAY_BE_MISSING, groups=groups)
     except UserError as error:
         raise UserError(f"{error}; write it anew (docs/data.md has the format), or take it away") from None

@@ -4,13 +4,17 @@ Each step's batch can be computed independently, so that a run resumes at any st
 task of the data stream can compute its own chunk.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from multas_ray.data.index import Index
+from multas_ray.data.row_sets import RowSet
 from multas_ray.data.schema import TASK_MASKS, TaskMask
 from multas_ray.errors import UserError
 
@@ -43,10 +47,10 @@ class Part:
 class Group:
     """Rows with a fixed number of places in each batch and epochs of their own."""
 
-    rows: np.ndarray
-    """(n,) int64: rows of the index, in storage order."""
+    rows: RowSet
+    """n rows of the index."""
     starts: np.ndarray
-    """(g + 1,) int64: position in `rows` at which each row group begins, and n."""
+    """(g + 1,) int64: place in `rows` at which each row group begins, and n."""
     quota: int
     """Number of these rows in every batch."""
 
@@ -57,6 +61,15 @@ class Replay:
 
     seed: int
     views: int
+
+
+Orders = MutableMapping[int, MutableMapping[int, "EpochOrder"]]
+"""Orders of a plan's groups, by the numbers of group and epoch."""
+
+
+def _no_orders() -> Orders:
+    """Make a cache of the last two orders of each group: a batch may begin in one epoch and end in the next."""
+    return defaultdict(partial(LRUCache, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +92,11 @@ class Plan:
     """Number of steps with random sizes; later steps have the last size."""
     replay: Replay | None = None
     """Augmentations to repeat; None for those of this run's seed."""
-    _orders: dict[tuple[int, int], "EpochOrder"] = field(default_factory=dict, init=False, repr=False)
+    _orders: Orders = field(default_factory=_no_orders, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the cache of orders out of the pickle, which is sent to every task of the stream."""
-        return self.__dict__ | {"_orders": {}}
+        return self.__dict__ | {"_orders": _no_orders()}
 
     @property
     def batch_size(self) -> int:
@@ -131,12 +144,11 @@ class Plan:
         return rows, epochs
 
     def _order(self, number: int, epoch: int) -> "EpochOrder":
-        """Return the order of a group's rows in an epoch. The newest two orders of each group are cached."""
-        key = (number, epoch)
-        if key not in self._orders:
-            self._orders.pop((number, epoch - 2), None)
-            self._orders[key] = EpochOrder(self.groups[number], (self.seed, number, epoch), self.window)
-        return self._orders[key]
+        """Return the order of a group's rows in an epoch."""
+        orders = self._orders[number]
+        if epoch not in orders:
+            orders[epoch] = EpochOrder(self.groups[number], (self.seed, number, epoch), self.window)
+        return orders[epoch]
 
 
 class EpochOrder:
@@ -156,13 +168,15 @@ class EpochOrder:
         self.group = group
         random = np.random.default_rng(key)
         blocks = len(group.starts) - 1
-        self.order = np.argsort(random.permutation(blocks))
+        # The inverse of a permutation.
+        self.order = np.empty(blocks, np.int32)
+        self.order[random.permutation(blocks)] = np.arange(blocks, dtype=np.int32)
         # From here on each row of the group has its own place in the random stream.
         self.state = random.bit_generator.state
         self.window = window
         sizes = np.diff(group.starts)[self.order]
         self.ends = np.cumsum(np.add.reduceat(sizes, np.arange(0, blocks, window)))
-        self.last: tuple[int, np.ndarray] = (-1, group.rows[:0])
+        self.last: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """Return the rows at some places of the order, 0..n-1."""
@@ -176,15 +190,17 @@ class EpochOrder:
 
     def _window(self, number: int) -> np.ndarray:
         if self.last[0] != number:
-            rows, keys = [], []
+            places, keys = [], []
+            stream = np.random.PCG64()
+            random = np.random.Generator(stream)
             for block in np.sort(self.order[number * self.window : (number + 1) * self.window]):
                 first, end = self.group.starts[block : block + 2]
-                generator = np.random.PCG64()
-                generator.state = self.state  # type: ignore[assignment]
-                generator.advance(int(first))
-                rows.append(self.group.rows[first:end])
-                keys.append(np.random.Generator(generator).random(end - first))
-            self.last = (number, np.concatenate(rows)[np.argsort(np.concatenate(keys))])
+                stream.state = self.state  # type: ignore[assignment]
+                stream.advance(int(first))
+                places.append(np.arange(first, end))
+                keys.append(random.random(end - first))
+            shuffled = np.concatenate(places)[np.argsort(np.concatenate(keys))]
+            self.last = (number, self.group.rows.at(shuffled))
         return self.last[1]
 
 
@@ -259,10 +275,9 @@ def lay_plan(
     return Plan(index, groups, seed, steps, tuple(sizes), window, round(multi_scale_until * steps), replay)
 
 
-def _group(index: Index, rows: np.ndarray, quota: int) -> Group:
-    blocks = index.block[rows]
-    starts = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1))
-    return Group(rows, starts, quota)
+def _group(index: Index, rows: RowSet, quota: int) -> Group:
+    # A row group without any of these rows begins where the next one does.
+    return Group(rows, np.unique(rows.below(index.block_starts)), quota)
 
 
 def mix(seed: int, a: int | np.ndarray, b: int | np.ndarray) -> np.ndarray:

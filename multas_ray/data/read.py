@@ -33,7 +33,7 @@ def read_row(index: Index, row: int) -> dict[str, Any]:
         Reject: the row breaks the data contract.
         UserError: its file is missing, or has changed since the run began.
     """
-    group, place = _cached_group(index, row), int(index.offset[row])
+    group, place = _cached_group(index, row), _place(index, row)[2]
     if place >= len(group):
         raise UserError(f"{index.shard(row)}: has fewer rows than when the run began")
     try:
@@ -80,10 +80,16 @@ def decode(row: dict[str, Any], classes: Mapping[Task, int]) -> Sample:
 
 @cached(
     LRUCache(CACHE_BYTES, getsizeof=lambda group: group.bytes),
-    key=lambda index, row: (index.path, index.files[index.file[row]], index.group[row], index.digest),
+    key=lambda index, row: (index.path, *_place(index, row)[:2], index.digest),
 )
 def _cached_group(index: Index, row: int) -> "RowGroup":
     return group_of(index, row, SCHEMA.names)
+
+
+def _place(index: Index, row: int) -> tuple[str, int, int]:
+    """Find a row: path of its file, row group, and place in the row group."""
+    file, group, place = (int(number) for number in index.locate(np.array(row)))
+    return index.files[file], group, place
 
 
 def group_of(index: Index, row: int, columns: list[str]) -> "RowGroup":
@@ -97,9 +103,9 @@ def group_of(index: Index, row: int, columns: list[str]) -> "RowGroup":
     Raises:
         UserError: the file is missing, or has changed since the run began.
     """
-    file, group = index.shard(row), int(index.group[row])
+    file, group = index.shard(row), _place(index, row)[1]
     try:
-        return read_shard(file, lambda shard: RowGroup(shard.read_row_group(group, columns), index.classes), group)
+        return read_shard(file, lambda shard: RowGroup(shard.read_row_group(group, columns), index.classes), [group])
     except FileNotFoundError:
         raise UserError(f"{file}: was there when the run began, and is gone") from None
 

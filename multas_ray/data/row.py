@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from multas_ray.config import Task
+from multas_ray.config import TASKS, Task
+from multas_ray.data.footer import HAS, UNLABELLED
 from multas_ray.data.image import Stored, to_stored
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import TASK_MASKS, TaskMask
@@ -34,6 +35,8 @@ class Row:
     """(N,) bool: boxes that are not scored and not penalised."""
     mask: np.ndarray | None = None
     """(H, W) uint8: class ids of the pixels; None where has_seg is false."""
+    unlabelled: Mapping[Task, tuple[int, ...]] = field(default_factory=dict)
+    """Classes of each task that nobody looked for in this image, ascending; their absence says nothing."""
     notes: Counter[str] = field(default_factory=Counter)
     """Repairs, omissions and assumptions, counted over a split: phrase -> number of objects."""
     exif: bool = True
@@ -44,6 +47,13 @@ class Row:
         """Tasks that the row is annotated for."""
         return TASK_MASKS[self.has_det + 2 * self.has_seg]
 
+    @property
+    def kind(self) -> int:
+        """Tasks that the row is annotated for, and of which of them some classes are unlabelled: see data/footer.py."""
+        has = {"det": self.has_det, "seg": self.has_seg}
+        partial = {task: bool(self.unlabelled.get(task)) for task in TASKS}
+        return sum(HAS[task] * has[task] + UNLABELLED[task] * partial[task] for task in TASKS)
+
     def only(self, task: Task | None) -> "Row":
         """Return the row with the annotation of one task only, or of none."""
         row = replace(self)
@@ -52,6 +62,7 @@ class Row:
         if task != "det":
             row.has_det = False
             row.boxes, row.labels, row.difficult = self.boxes[:0], self.labels[:0], self.difficult[:0]
+        row.unlabelled = {each: classes for each, classes in self.unlabelled.items() if each == task}
         return row
 
 
@@ -86,6 +97,9 @@ def check_row(row: Row, classes: Mapping[Task, int]) -> Row:
     row = replace(row, height=stated[0], width=stated[1])
     for task, count in classes.items():
         row = PARTS[task].rows.check(row, image, count)
+        unknown = [number for number in row.unlabelled.get(task, ()) if not 0 <= number < count]
+        if unknown:
+            raise Reject("unknown class", f"{task} classes {unknown} are unlabelled, there are {count}")
     return replace(row, image=image.data, height=image.height, width=image.width)
 
 

@@ -13,7 +13,9 @@ from multas_ray.storage import StoragePath
 from multas_ray.tasks import PARTS
 from multas_ray.tasks.segmentation.rows import IGNORE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""Versions that are read: the first has no class masks."""
 
 ROW_FIELDS = (
     pa.field("image_id", pa.string(), nullable=False),
@@ -84,8 +86,9 @@ class DatasetInfo(BaseModel):
     @classmethod
     def _version(cls, tree: Any) -> Any:
         version = tree.get("schema_version", SCHEMA_VERSION) if isinstance(tree, dict) else SCHEMA_VERSION
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"schema_version {quoted(version)}, this version of multas-ray reads {SCHEMA_VERSION}")
+        if version not in READ_VERSIONS:
+            shown = " and ".join(map(str, READ_VERSIONS))
+            raise ValueError(f"schema_version {quoted(version)}, this version of multas-ray reads {shown}")
         return tree
 
 

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from pydantic import ValidationError
 
+from multas_ray.config import TASKS
+from multas_ray.data.footer import runs, to_metadata
 from multas_ray.data.index import read_shard
 from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
@@ -106,7 +108,7 @@ def write_dataset(
                 seen = set(_stored_ids(out / name)) if present and name in present.splits else set()
                 rows = _accepted(_rows(name, split, advance), name, info, seen, summary, rejections)
                 summary.rows[name] = _write_shards(stage / name, rows)
-        _judge(summary, max_rejected, stage / REJECTED, out)
+        _judge(summary, max_rejected, stage / REJECTED, out, info)
         info.splits = summary.rows
         if present:
             _add_splits(out, stage, present, info)
@@ -242,24 +244,27 @@ def _write_shards(folder: Path, rows: Iterator[Row]) -> dict[TaskMask, int]:
         file = folder / f"part-{shard:05d}.parquet"
         # Images and masks are compressed already, and nothing in them repeats.
         with pq.ParquetWriter(file, SCHEMA, compression="none", use_dictionary=False) as writer:
+            kinds = []
             for group in itertools.chain([first], itertools.islice(groups, SHARD_GROUPS - 1)):
                 counts.update(row.task_mask for row in group)
                 writer.write_table(pa.Table.from_pylist([_record(row) for row in group], schema=SCHEMA))
+                kinds.append(runs(np.array([row.kind for row in group], np.uint8)))
+            writer.add_key_value_metadata(to_metadata(kinds))
     return {mask: counts[mask] for mask in TASK_MASKS if counts[mask]}
 
 
 def _row_groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    """Group rows, by number and by bytes of images."""
+    """Group rows, by number and by bytes of images; in a group, rows of a kind lie together."""
     group: list[Row] = []
     size = 0
     for row in rows:
         group.append(row)
         size += len(row.image)
         if len(group) == ROW_GROUP or size >= GROUP_BYTES:
-            yield group
+            yield sorted(group, key=lambda row: row.kind)
             group, size = [], 0
     if group:
-        yield group
+        yield sorted(group, key=lambda row: row.kind)
 
 
 def _record(row: Row) -> dict[str, object]:
@@ -275,16 +280,17 @@ def _record(row: Row) -> dict[str, object]:
         "labels": row.labels.tolist(),
         "difficult": row.difficult.tolist(),
         "mask": None if row.mask is None else encode(Image.fromarray(row.mask), "PNG"),
+        **{f"{task}_unlabelled": list(row.unlabelled.get(task, ())) or None for task in TASKS},
     }
 
 
-def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -> None:
+def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path, info: DatasetInfo) -> None:
     """Refuse a data set with too many rejected rows, an empty split or empty annotation; keep the record of them."""
     bad = summary.rejected.total()
     total = bad + sum(sum(counts.values()) for counts in summary.rows.values())
     empty = [split for split, counts in summary.rows.items() if not counts]
     if bad <= max_rejected * total and not empty:
-        _judge_content(summary)
+        _judge_content(summary, info)
         return
     if not bad:
         raise UserError(f"no rows for {', '.join(empty)}")
@@ -300,15 +306,16 @@ def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -
     )
 
 
-def _judge_content(summary: Summary) -> None:
+def _judge_content(summary: Summary, info: DatasetInfo) -> None:
     """Refuse a split whose boxes were all dropped, or whose masks hold no class: their files mean something else."""
     for split, notes in summary.notes.items():
         dropped = {name: count for name, count in notes.items() if name.startswith("boxes dropped")}
         if dropped and not sum(boxes for (of, _), boxes in summary.boxes.items() if of == split):
             reasons = ", ".join(f"{count} {name}" for name, count in dropped.items())
             raise UserError(f"{split}: no box is left ({reasons}); are they x1 y1 x2 y2 in pixels of these images?")
+    first = 1 if info.seg_classes[:1] == ["background"] else 0
     for split, pixels in summary.pixels.items():
-        if pixels[IGNORE] and not pixels[1:IGNORE].sum():
+        if pixels[IGNORE] and not pixels[first:IGNORE].sum():
             raise UserError(
                 f"{split}: no class is in any mask, and {pixels[IGNORE] / pixels.sum():.1%} of the pixels are ignored "
                 "(255: crowds, void, classes that are not kept); do these masks mean objects by it?"
@@ -346,6 +353,7 @@ def _add_splits(out: Path, stage: Path, present: DatasetInfo, new: DatasetInfo) 
         rejections.write((stage / REJECTED).read_text())
     info = present.model_copy(
         update={
+            "schema_version": new.schema_version,
             "splits": counts,
             "source": "; ".join(dict.fromkeys(filter(None, [present.source, new.source]))),
             "command": "; ".join(filter(None, [present.command, new.command])),

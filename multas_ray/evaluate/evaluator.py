@@ -66,10 +66,9 @@ def evaluate(
 def add(batch: EvalBatch, row: int, prediction: Prediction, metrics: Metrics) -> None:
     """Add one row's prediction to the metrics of the tasks that it is annotated for."""
     for task, metric in metrics.items():
-        truth = batch.truth[task]
-        if row in truth.rows:
-            [annotation] = truth.at(np.array([row]))
-            PARTS[task].scoring.add(metric, batch.ids[row], batch.sizes[row], prediction[task], annotation)
+        image = batch.annotated(task, row)
+        if image is not None:
+            PARTS[task].scoring.add(metric, image, prediction[task])
 
 
 def computed(metrics: Metrics) -> dict[str, float]:

@@ -5,11 +5,13 @@ A format is added by a module with `Options` and `read` (see `multas_ray.formats
 
 from types import ModuleType
 
-from multas_ray.formats import bdd100k, coco, holdout, huggingface, scenes, voc
+from multas_ray.formats import bdd100k, coco, holdout, huggingface, masks, scenes, voc, yolo
 
 FORMATS: dict[str, ModuleType] = {
     "voc": voc,
     "coco": coco,
+    "yolo": yolo,
+    "masks": masks,
     "bdd100k": bdd100k,
     "huggingface": huggingface,
     "scenes": scenes,

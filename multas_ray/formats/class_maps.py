@@ -1,6 +1,7 @@
 """Masks of class ids or of colours, as in VOC and in the output of tools that write its layout."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from multas_ray.tasks.segmentation.rows import IGNORE
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0..255."""
+LABEL_MAP_HELP = "a labelmap.txt beside JPEGImages says whose a colour is (name:red,green,blue::), else VOC's are taken"
+STRIP = 2**20
+"""Number of pixels whose colours are looked up at a time."""
 SHOWN = 5
 """Largest number of values or colours that a message lists."""
 
@@ -77,7 +81,7 @@ def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray
     """
     with opened(data, "broken mask") as image:
         if image.mode in ("RGB", "RGBA"):
-            values = _by_colour(np.asarray(image.convert("RGB")), classes)
+            values = values_of_colours(np.asarray(image.convert("RGB")), classes.table(), LABEL_MAP_HELP)
             notes["masks read by their colours"] += 1
         elif image.mode in ("P", "L", "1") or image.mode.startswith("I;16"):
             values = np.asarray(image)
@@ -91,24 +95,42 @@ def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray
     if unknown:
         raise Reject(
             "unknown class",
-            f"mask values {_some(unknown)}, and {len(classes.mask_classes)} classes are known: name yours with "
+            f"mask values {some(unknown)}, and {len(classes.mask_classes)} classes are known: name yours with "
             "--classes, in the order of their values from 1 on",
         )
     return classes.target()[values.astype(np.uint8)]
 
 
-def _by_colour(pixels: np.ndarray, classes: ClassMap) -> np.ndarray:
-    """Convert an RGB mask (H, W, 3) to values (H, W) uint8."""
-    table = classes.table()
-    colours, places = np.unique(_packed(pixels), return_inverse=True)
-    unknown = [colour for colour in colours.tolist() if colour not in table]
-    if unknown:
-        raise Reject(
-            "unknown colour",
-            f"{_some([f'#{colour:06x}' for colour in unknown])} in a mask of colours are no class's: a labelmap.txt "
-            "beside JPEGImages says whose a colour is (name:red,green,blue::), else VOC's are taken",
-        )
-    return np.array([table[colour] for colour in colours.tolist()], np.uint8)[places].reshape(pixels.shape[:2])
+def values_of_colours(pixels: np.ndarray, table: Mapping[int, int], known: str) -> np.ndarray:
+    """Convert a mask of colours to values.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        table: value, 0..255, of each colour, packed as 0xRRGGBB.
+        known: sentence for people on what says whose a colour is.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        Reject: a colour is not in the table.
+    """
+    # -1 is no colour: it keeps the arrays from being empty.
+    colours, meanings = map(np.array, zip(*sorted({-1: 0, **table}.items()), strict=True))
+    values = np.empty(pixels.shape[:2], np.uint8)
+    # In strips: packed colours and their places take sixteen times the memory of values.
+    rows = max(1, STRIP // max(1, pixels.shape[1]))
+    for top in range(0, len(pixels), rows):
+        packed = _packed(pixels[top : top + rows])
+        places = np.searchsorted(colours, packed).clip(max=len(colours) - 1)
+        unknown = np.unique(packed[colours[places] != packed]).tolist()
+        if unknown:
+            raise Reject(
+                "unknown colour",
+                f"{some([f'#{colour:06x}' for colour in unknown])} in a mask of colours are no class's: {known}",
+            )
+        values[top : top + rows] = meanings[places]
+    return values
 
 
 def _by_palette(values: np.ndarray, palette: np.ndarray, classes: ClassMap, notes: Counter[str]) -> np.ndarray:
@@ -125,7 +147,7 @@ def _by_palette(values: np.ndarray, palette: np.ndarray, classes: ClassMap, note
     if strange:
         raise Reject(
             "unknown palette",
-            f"the palette has colours of classes at other places than these, and none at {_some(strange)}",
+            f"the palette has colours of classes at other places than these, and none at {some(strange)}",
         )
     notes["masks read by their colours: their palette is in another order"] += 1
     meanings = np.array([means.get(value) or 0 for value in range(256)], np.uint8)
@@ -140,6 +162,6 @@ def _packed(colours: np.ndarray) -> np.ndarray:
     return packed
 
 
-def _some(values: list[Any]) -> str:
+def some(values: Sequence[Any]) -> str:
     """List values in a message, the first SHOWN of them."""
     return ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")

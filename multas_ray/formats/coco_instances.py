@@ -12,9 +12,8 @@ from multas_ray.documents import read_json
 from multas_ray.errors import UserError, quoted
 from multas_ray.formats.files import image_ids
 from multas_ray.formats.outlines import has_outline
+from multas_ray.formats.source import MOST_CLASSES
 
-MOST_CLASSES = 254
-"""Largest number of classes in masks: 0 is background and 255 is ignored."""
 SLACK = 2.0
 """Pixels that boxes may go beyond their images and still be believed to be x y width height."""
 

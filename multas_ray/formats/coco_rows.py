@@ -15,7 +15,7 @@ from multas_ray.data.row import Row, attempt
 from multas_ray.errors import quoted
 from multas_ray.formats.coco_instances import CocoImage, Id, canonical_id, is_crowd
 from multas_ray.formats.files import Folder
-from multas_ray.formats.outlines import Region, number, read_region
+from multas_ray.formats.outlines import Region, number, paint_all, read_region
 from multas_ray.tasks.segmentation.rows import IGNORE
 
 
@@ -150,6 +150,6 @@ def _add_mask(row: Row, objects: Sequence[_Object], height: int, width: int) -> 
             image[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = IGNORE
             row.notes["objects without an outline: their boxes' pixels are ignored (255)"] += 1
     painted = [(item.region, item.label, item.crowd) for item in objects if item.region]
-    for region, label, crowd in sorted(painted, key=lambda part: -part[0].area):
-        region.paint(columns, IGNORE if label is None or crowd else label + 1)
+    values = [(region, IGNORE if label is None or crowd else label + 1) for region, label, crowd in painted]
+    paint_all(values, columns)
     row.has_seg, row.mask = True, np.ascontiguousarray(image)

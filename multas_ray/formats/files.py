@@ -15,13 +15,18 @@ LARGEST = 2**30
 """Largest size of a file that is read, in bytes."""
 
 
-class FileOptions(Options):
+class FolderOptions(Options):
     """The options of a format that reads files below a folder."""
+
+    follow_links: bool = False
+    """read files to which links lead out of the folder"""
+
+
+class FileOptions(FolderOptions):
+    """The options of a format that reads files below a folder, of some of their classes or all."""
 
     classes: Names | None = None
     """comma-separated; boxes of others are dropped, their pixels ignored"""
-    follow_links: bool = False
-    """read files to which links lead out of the folder"""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def read(options: Options) -> Source:
     aside = np.zeros(len(index), bool)
     for mask in TASK_MASKS:
         rows = index.rows([mask])
-        aside[random.permutation(rows)[: round(options.fraction * len(rows))]] = True
+        aside[rows.at(random.permutation(len(rows))[: round(options.fraction * len(rows))])] = True
     parts = {"train": np.flatnonzero(~aside).tolist(), "val": np.flatnonzero(aside).tolist()}
     return Source(
         name=info.name,
@@ -60,16 +60,18 @@ def read(options: Options) -> Source:
 
 def _read_row(index: "Index", number: int) -> "Row | Reject":
     """A row as it is stored; of one that breaks the data contract, why."""
+    from multas_ray.config import TASKS
     from multas_ray.data.read import read_row
     from multas_ray.data.row import Row
     from multas_ray.tasks.segmentation.rows import decode_mask
 
     try:
         stored = read_row(index, number)
-        mask = decode_mask(stored, index.seg_classes) if stored["has_seg"] else None
+        mask = decode_mask(stored, len(index.seg_classes)) if stored["has_seg"] else None
     except Reject as reject:
         return reject
     values = {name: stored[name] for name in ("image_id", "image", "height", "width", "has_det", "has_seg")}
     lists = {name: stored[name] for name in ("boxes", "labels", "difficult")}
     # Images of a data set are upright, whatever their EXIF says.
-    return Row(**values, **lists, mask=mask, exif=False)
+    unlabelled = {task: tuple(stored[f"{task}_unlabelled"].tolist()) for task in TASKS}
+    return Row(**values, **lists, mask=mask, unlabelled=unlabelled, exif=False)

@@ -185,7 +185,7 @@ def _read_group(folder: Folder, name: str, group: int, columns: pa.Schema) -> pa
     """The columns of a row group, or why they cannot be read. Rows are read in their order: the last one is kept."""
     try:
         path = StoragePath(folder.check(name))
-        return read_parquet(path, columns, lambda parquet: parquet.read_row_group(group, columns.names), group=group)
+        return read_parquet(path, columns, lambda parquet: parquet.read_row_group(group, columns.names), groups=[group])
     except Reject as reject:
         return reject
     except (UserError, OSError) as error:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,17 @@ class Region:
         wraps = (starts // height != lasts // height).any()
         y1, y2 = (0, height) if wraps else (int((starts % height).min()), int((lasts % height).max()) + 1)
         return [x1, y1, x2, y2]
+
+
+def paint_all(regions: Iterable[tuple[Region, int]], columns: np.ndarray) -> None:
+    """Give the pixels of regions their values, those of smaller regions over those of larger ones.
+
+    Args:
+        regions: each with its value.
+        columns: (H * W,) pixels of an image, column after column.
+    """
+    for region, value in sorted(regions, key=lambda part: -part[0].area):
+        region.paint(columns, value)
 
 
 def has_outline(segmentation: Any) -> bool:

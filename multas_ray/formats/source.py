@@ -51,6 +51,10 @@ class Source:
     """Lines for the user on the source as a whole."""
 
 
+MOST_CLASSES = 254
+"""Largest number of objects' classes in masks: 0 is background and 255 is ignored."""
+
+
 def with_background(classes: Sequence[str]) -> "dict[Task, Sequence[str]]":
-    """The classes of both tasks where boxes and masks are of the same objects."""
-    return {"det": classes, "seg": ["background", *classes]}
+    """The classes of both tasks where boxes and masks are of the same objects; more than masks hold: of boxes alone."""
+    return {"det": classes, "seg": ["background", *classes] if len(classes) <= MOST_CLASSES else []}

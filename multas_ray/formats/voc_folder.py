@@ -1,6 +1,5 @@
 """The files of a folder in VOC's layout: lists, images, XML and masks, by the names that tools give them."""
 
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -17,24 +16,8 @@ from multas_ray.data.reject import Reject
 from multas_ray.documents import read_text
 from multas_ray.errors import UserError, quoted
 from multas_ray.formats.files import Folder, image_ids
+from multas_ray.formats.listing import SUFFIXES, list_images
 
-SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".JPG",
-    ".JPEG",
-    ".PNG",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".avif",
-    ".jp2",
-    ".jfif",
-)
-"""Suffixes of images, in the order in which they are looked for."""
 LARGEST_XML = 2**24
 """Largest size of an XML file in bytes: its objects take much more memory."""
 ALL = "all"
@@ -68,7 +51,7 @@ class VocFolder:
             UserError: there is no such file, or it is no text.
         """
         if name == ALL:
-            return self._all()
+            return self._all(remarks)
         sets = self.root / "ImageSets"
         file = sets / f"{name}.txt"
         if not file.is_file():
@@ -148,17 +131,12 @@ class VocFolder:
     def _xml_name(self, image_id: str) -> str:
         return f"{self._xml}{_without_suffix(image_id)}.xml"
 
-    def _all(self) -> list[str]:
+    def _all(self, remarks: list[str]) -> list[str]:
         base = self.root / self._images
-        names = [
-            str((Path(folder) / name).relative_to(base))
-            for folder, _, files in os.walk(base)
-            for name in files
-            if name.lower().endswith(SUFFIXES)
-        ]
+        names = list_images(Folder(base, self.follow_links), "", remarks)
         if not names:
             raise UserError(f"{base}: no image here")
-        return image_ids(sorted(names))
+        return image_ids(names)
 
 
 def object_name(item: Element) -> str:

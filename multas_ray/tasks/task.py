@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from multas_ray.config import Config, EvaluateConfig, ModelConfig
-    from multas_ray.data.batch import Some
+    from multas_ray.data.batch import AnnotatedImage, Some
     from multas_ray.data.columns import Fault
     from multas_ray.data.image import Stored
     from multas_ray.data.row import Row
@@ -114,6 +114,13 @@ class TaskRows(Protocol):
     def original(self, sample: Mapping[str, Any]) -> Any:
         """Return the annotation of one sample in the pixels of its image, as the metric takes it."""
 
+    def hides(self, classes: Sequence[str]) -> bool:
+        """Whether annotation can hide objects of an unlabelled class, by saying that no class is there.
+
+        Args:
+            classes: names of the task's classes.
+        """
+
 
 class TaskNetwork(Protocol):
     """`network.py`: head, losses, and answers of a teacher."""
@@ -142,12 +149,15 @@ class TaskNetwork(Protocol):
             features: return features too, if the task's distillation compares them.
         """
 
-    def loss(self, output: Output, truth: Truth, config: Config, size: tuple[int, int]) -> dict[str, Term]:
-        """Compute the supervised losses of k annotated rows; k may be 0.
+    def loss(
+        self, output: Output, truth: Truth, unlabelled: Tensor | None, config: Config, size: tuple[int, int]
+    ) -> dict[str, Term]:
+        """Compute the supervised losses of k annotated rows; k may be 0. Unlabelled classes get no gradient.
 
         Args:
             output: output of the head for these rows.
             truth: annotation of these rows, as tensors on the output's device.
+            unlabelled: (k, C) bool on that device: classes that nobody looked for; None where there are none.
             config: configuration of the run.
             size: height and width of the network's input in pixels.
         """
@@ -156,7 +166,7 @@ class TaskNetwork(Protocol):
         self,
         student: Output,
         teacher: Output | None,
-        rows: np.ndarray,
+        chosen: Some[np.ndarray],
         truth: Some[Truth],
         config: Config,
         size: tuple[int, int],
@@ -166,7 +176,7 @@ class TaskNetwork(Protocol):
         Args:
             student: output of the student's head.
             teacher: answer of the teacher; None if n is 0.
-            rows: (n,) int64: the rows' numbers in the batch.
+            chosen: the rows' numbers in the batch, and (n, C) bool: the classes that are compared.
             truth: the batch's annotation, on the device of the output.
             config: configuration of the run.
             size: height and width of the network's input in pixels.
@@ -223,17 +233,15 @@ class TaskScoring(Protocol):
         """
 
     def metric(self, classes: Sequence[str], config: EvaluateConfig) -> Any:
-        """Create an empty metric, an object with the methods `state`, `merge` and `compute`."""
+        """Create an empty metric, an object with the methods `state`, `merge`, `compute` and `images`."""
 
-    def add(self, metric: Any, image_id: str, size: tuple[int, int], prediction: ImagePrediction, truth: Any) -> None:
+    def add(self, metric: Any, image: AnnotatedImage, prediction: ImagePrediction) -> None:
         """Add an image to a metric.
 
         Args:
             metric: metric that `metric` created.
-            image_id: id of the image, unique in the data set.
-            size: height and width of the original image in pixels.
+            image: image with its annotation.
             prediction: prediction for the image, from `predict`.
-            truth: annotation of the image, from `original` of the task's rows.py.
         """
 
 

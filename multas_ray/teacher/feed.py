@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from multas_ray.config import Task
-from multas_ray.data.batch import TrainBatch
+from multas_ray.data.batch import TrainBatch, distilled_rows
 from multas_ray.errors import RunError
 from multas_ray.teacher.teacher import SoftTargets, Teacher, digests
 
@@ -38,7 +38,8 @@ class InlineTeachers:
         """Return a function that computes the soft targets: nothing is computed ahead."""
 
         def collect() -> SoftTargets:
-            return {task: self.teachers[task](batch.images[rows]) for task, rows in batch.distil.items() if len(rows)}
+            chosen = distilled_rows(batch)
+            return {task: self.teachers[task](batch.images[rows]) for task, rows in chosen.items()}
 
         return collect
 
@@ -48,7 +49,7 @@ class StoredTargets:
 
     def submit(self, batch: TrainBatch) -> Callable[[], SoftTargets]:
         """Return a function that takes the soft targets out of the batch."""
-        return lambda: {task: batch.soft[task] for task, rows in batch.distil.items() if len(rows)}
+        return lambda: {task: batch.soft[task] for task in distilled_rows(batch)}
 
 
 @dataclass
@@ -130,9 +131,7 @@ def check_digests(batch: TrainBatch, soft: SoftTargets) -> None:
     Raises:
         RunError: soft targets are missing, or are another image's.
     """
-    for task, rows in batch.distil.items():
-        if not len(rows):
-            continue
+    for task, rows in distilled_rows(batch).items():
         answer = soft.get(task)
         if answer is None or not np.array_equal(answer.digests, digests(batch.images[rows])):
             raise RunError(f"step {batch.part.step}: soft targets of {task} are not of this batch's pixels")

@@ -24,7 +24,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from ray.util.state import list_actors
 
 from multas_ray.config import Task, TeachersConfig
-from multas_ray.data.batch import TrainBatch
+from multas_ray.data.batch import TrainBatch, distilled_rows
 from multas_ray.errors import UserError
 from multas_ray.teacher.teacher import Answer, SoftTargets, Teacher
 
@@ -278,7 +278,7 @@ class PoolClient:
         Returns:
             A function that waits for the answers and returns them.
         """
-        distil = {task: rows for task, rows in batch.distil.items() if len(rows)}
+        distil = distilled_rows(batch)
         if not distil:
             return dict
         images = batch.images

@@ -14,7 +14,7 @@ import ray
 
 from multas_ray.config import TASKS, Config, Task
 from multas_ray.config_file import parse_config
-from multas_ray.data.batch import TrainBatch
+from multas_ray.data.batch import Some, TrainBatch
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import Part, mix
@@ -113,7 +113,7 @@ def _job(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     teachers = config.teachers
     assert teachers.store is not None
-    make = partial(make_views, todo=todo, index=index, wanted=needs(index, info), info=info)
+    make = partial(make_views, todo=todo, index=index, wanted=needs(info), info=info)
     return (
         ray.data.from_items([{"id": number} for number in range(len(todo))], override_num_blocks=len(todo))
         .map_batches(
@@ -148,7 +148,7 @@ def make_views(
         chunk: `id`, numbers of files in `todo`.
         todo: view and row group of each file.
         index: index of the training split.
-        wanted: (N,) bool for each task: rows of the split that need its teacher's answer.
+        wanted: (K,) bool for each task: kinds of the rows that need its teacher's answer.
         info: description of the store.
 
     Yields:
@@ -162,13 +162,17 @@ def make_views(
     torch.set_num_threads(1)
     for number in chunk["id"]:
         view, block = todo[number]
-        needed = np.logical_or.reduce(list(wanted.values())) & (index.block == block)
-        rows = np.flatnonzero(needed)
+        rows = np.arange(*index.block_starts[block : block + 2])
+        rows = rows[np.logical_or.reduce(list(wanted.values()))[index.kind(rows)]]
         views = np.full_like(rows, view)
         seeds = mix(info.seed, views, rows)
         batch = make_train_batch(index, Part(0, 0, info.size, rows, views, views, seeds), info.augment)
-        distil = {task: np.flatnonzero(mask[batch.part.rows]) for task, mask in wanted.items()}
-        yield pack([(view, block, replace(batch, distil=distil, truth={}))])
+        kinds, distil = index.kind(batch.part.rows), {}
+        for task, of_kind in wanted.items():
+            chosen = np.flatnonzero(of_kind[kinds])
+            # A stored answer is whole: which of its classes are used is decided where a batch is made.
+            distil[task] = Some(chosen, np.ones((len(chosen), index.classes[task]), bool))
+        yield pack([(view, block, replace(batch, distil=distil, truth={}, unlabelled={}))])
 
 
 class Writer:
@@ -204,7 +208,7 @@ class Writer:
         images = batch.images
         columns: dict[str, list[Any]] = {task: [None] * len(images) for task in TASKS}
         for task, teacher in self.teachers.items():
-            rows = batch.distil[task]
+            rows = batch.distil[task].rows
             for start in range(0, len(rows), BATCH):
                 chosen = rows[start : start + BATCH]
                 for row, packed in zip(chosen, teacher(images[chosen]).packed or (), strict=True):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from multas_ray.config import AugmentConfig, Config, DistilledOn, Task
 from multas_ray.data.batch import TrainBatch
+from multas_ray.data.footer import EVERY_KIND, annotated, partial
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Replay
 from multas_ray.data.transforms import VERSION as TRANSFORMS
@@ -28,7 +29,7 @@ from multas_ray.tasks import PARTS
 from multas_ray.tasks.detection.distillation import SEEN
 from multas_ray.tasks.packed import LEVEL
 from multas_ray.tasks.segmentation.packed import BLOCK, STEP
-from multas_ray.teacher.selection import select_rows
+from multas_ray.teacher.selection import rows_to_distil
 from multas_ray.teacher.teacher import Answer, TeacherSpec
 
 INFO = "store.json"
@@ -186,15 +187,19 @@ def _facts(info: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
     return facts
 
 
-def needs(index: Index, info: StoreInfo) -> dict[Task, np.ndarray]:
-    """Compute for each teacher the rows of the split that have its answer, (N,) bool."""
-    return {task: select_rows(teacher.on, index.annotated(task)) for task, teacher in info.teachers.items()}
+def needs(info: StoreInfo) -> dict[Task, np.ndarray]:
+    """Select for each teacher the kinds of the rows that have its answer: (K,) bool, see `data.footer`."""
+    selected = {}
+    for task, teacher in info.teachers.items():
+        in_part = partial(EVERY_KIND, task) & PARTS[task].rows.hides(teacher.classes)
+        selected[task] = rows_to_distil(teacher.on, annotated(EVERY_KIND, task), in_part)
+    return selected
 
 
 def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, int]]:
     """List view and row group of every missing file, view after view."""
-    needed = np.logical_or.reduce(list(needs(index, info).values()))
-    blocks = np.unique(index.block[needed]).tolist()
+    needed = index.rows_of(np.logical_or.reduce(list(needs(info).values())))
+    blocks = np.flatnonzero(np.diff(needed.below(index.block_starts))).tolist()
     written = {v: set((StoragePath(path) / f"view={v:03d}").names()) for v in range(info.views)}
     return [(v, b) for v in range(info.views) for b in blocks if f"{b:06d}.parquet" not in written[v]]
 
@@ -242,14 +247,14 @@ class StoreReader:
             UserError: a file of the store is missing or broken, or lacks a row.
         """
         soft: dict[Task, Answer] = {}
-        for task, rows in batch.distil.items():
-            answers = [self._find(task, batch, int(row)) for row in rows]
+        for task, chosen in batch.distil.items():
+            answers = [self._find(task, batch, int(row)) for row in chosen.rows]
             digests = np.array([digest for digest, _ in answers], np.uint64)
             soft[task] = Answer(digests, packed=tuple(packed for _, packed in answers))
         return replace(batch, soft=soft)
 
     def _find(self, task: Task, batch: TrainBatch, row: int) -> tuple[int, bytes]:
-        view, block = int(batch.part.views[row]), int(self.index.block[batch.part.rows[row]])
+        view, block = int(batch.part.views[row]), int(self.index.block(batch.part.rows[row]))
         image_id = batch.ids[row]
         answers, places = _read_file(self.path, view, block)
         place = places.get(image_id)

@@ -31,7 +31,7 @@ from multas_ray.run_folder import RESULT, checkpoint_name, read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.tasks.bombo.rows import WeakAnnotations, weak_tasks
 from multas_ray.teacher.pool import start_pool
-from multas_ray.teacher.selection import SelectDistilled, select_rows
+from multas_ray.teacher.selection import SelectDistilled, rows_to_distil
 from multas_ray.teacher.specs import teacher_specs
 from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
 from multas_ray.teacher.teacher import TeacherSpec
@@ -147,7 +147,7 @@ def _is_usable(config: Config, annotated: Collection[Task]) -> bool:
     """Return whether some loss can use rows that are annotated for these tasks."""
     supervised = any(task in annotated for task in config.model.tasks)
     distilled = any(
-        select_rows(config.distill.of(task).on, np.array([task in annotated])).all()
+        rows_to_distil(config.distill.of(task).on, np.array([task in annotated]), np.zeros(1, bool)).all()
         for task in config.distilled_tasks()
     )
     return supervised or distilled or bool(annotated and weak_tasks(config))
@@ -197,7 +197,7 @@ def _trainer(job: WorkerJob, info: DatasetInfo, plan: Plan, validation: Evaluati
     config = job.config
     run = StoragePath(config.train.run)
     parallel = config.data.workers or data_tasks()
-    additions: list[Addition] = [SelectDistilled(config)]
+    additions: list[Addition] = [SelectDistilled(config, plan.index.classes)]
     if plan.replay is not None and config.teachers.store is not None:
         additions.append(StoreReader(config.teachers.store, plan.index))
     if weak_tasks(config):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from multas_ray.config import Config, Task
-from multas_ray.data.batch import Some, TrainBatch, mapped
+from multas_ray.data.batch import Some, TrainBatch, mapped, marked
 from multas_ray.model.precision import at_least_float32
 from multas_ray.tasks import PARTS
 from multas_ray.tasks.bombo.losses import weak_loss
@@ -46,24 +46,32 @@ def loss_terms(
         network = PARTS[task].network
         output = Some(rows, outputs[task])
         truth = _on_device(batch.truth[task], device)
-        supervised |= network.loss(output.at(truth.rows), truth.values, config, size)
+        unlabelled = _marks(batch.unlabelled.get(task), truth.rows, device)
+        supervised |= network.loss(output.at(truth.rows), truth.values, unlabelled, config, size)
         if task in batch.weak:
             annotation = _on_device(batch.weak[task], device)
-            weak |= weak_loss(task, output.at(annotation.rows), annotation.values, config, size)
+            unlabelled = _marks(batch.weak_unlabelled.get(task), annotation.rows, device)
+            weak |= weak_loss(task, output.at(annotation.rows), annotation.values, unlabelled, config, size)
         if task in batch.distil:
             chosen = batch.distil[task]
             # Rows without an answer are an error, not a student that is compared with itself.
-            answer = soft[task] if len(chosen) else None
-            distilled |= network.distil(output.at(chosen), answer, chosen, truth, config, size)
+            answer = soft[task] if len(chosen.rows) else None
+            distilled |= network.distil(output.at(chosen.rows), answer, chosen, truth, config, size)
     return supervised | weak | distilled
 
 
 def _used_rows(batch: TrainBatch, task: Task) -> np.ndarray:
     """Return the rows of a batch that some loss of a task uses, (n,) int64."""
     weak = [batch.weak[task].rows] if task in batch.weak else []
-    distilled = [batch.distil[task]] if task in batch.distil else []
+    distilled = [batch.distil[task].rows] if task in batch.distil else []
     rows: np.ndarray = reduce(np.union1d, (*weak, *distilled), batch.truth[task].rows)
     return rows
+
+
+def _marks(some: Some[np.ndarray] | None, rows: np.ndarray, device: torch.device) -> Tensor | None:
+    """Return the unlabelled classes (k, C) of some rows on a device; None where every row has all classes labelled."""
+    marks = marked(some, rows)
+    return None if marks is None else torch.tensor(marks, device=device)
 
 
 def _on_device(some: Some[Any], device: torch.device) -> Some[Any]:

@@ -13,6 +13,7 @@ import torch
 from ray import cloudpickle
 
 from benchmarks import published, simulated
+from benchmarks.index import made_up_index
 from benchmarks.placements import prepare_images
 from benchmarks.simulated import CLASSES, Case, SimulatedTeacher, simulate, start_simulated_pool
 from benchmarks.timing import alternate, write_figures
@@ -90,10 +91,22 @@ def test_simulated_students_go_at_the_pace_of_slow_teachers(started_ray, scenes_
     assert slow.step_s > 0.6
 
 
+@pytest.mark.ray
 def test_without_real_images_the_benchmark_makes_scenes(tmp_path: Path) -> None:
     assert "generated scenes" in prepare_images(tmp_path / "data", tmp_path / "nowhere")
     info = read_info(str(tmp_path / "data"))
     assert info.splits == {"train": {"det": 800, "seg": 800}, "val": {"both": 64}}
+
+
+def test_the_made_up_index_is_one_of_sorted_row_groups() -> None:
+    index = made_up_index(rows=4000, groups=100, files=20)
+    rows = np.arange(4000)
+    file, group, place = index.locate(rows)
+    np.testing.assert_array_equal((file * 5 + group) * 40 + place, rows)
+    kinds = index.kind(rows).reshape(100, 40)
+    np.testing.assert_array_equal(kinds, np.sort(kinds, axis=1))
+    assert set(np.unique(kinds)) == {0, 1, 2, 3}
+    assert (np.diff(index.run_starts) > 0).all()
 
 
 RECEIVE = """
@@ -105,6 +118,7 @@ print(student.__name__, teacher.load("cpu").__name__)
 """
 
 
+@pytest.mark.ray
 def test_what_ray_sends_of_a_benchmark_needs_no_benchmarks_there(tmp_path: Path) -> None:
     sent = cloudpickle.dumps((simulated._student, SimulatedTeacher("det", 0.0, 64)))
     (tmp_path / "multas_ray").symlink_to(ROOT / "multas_ray")

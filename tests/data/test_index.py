@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from multas_ray.data.describe import count
+from multas_ray.data.footer import to_metadata
 from multas_ray.data.index import read_index
 from multas_ray.data.read import read_row, read_sample
 from multas_ray.data.reject import Reject
@@ -45,7 +46,7 @@ def as_python(values: dict) -> dict:
 )
 def test_types_that_hold_the_same_are_read_as_the_contract_s(tmp_path: Path, name: str, kind: pa.DataType) -> None:
     index = read_index(write_set(tmp_path, changed(table_of(ROWS), name, kind)), "train")
-    assert index.task_mask.tolist() == [3, 1, 2]
+    assert index.task_mask(np.arange(3)).tolist() == [3, 1, 2]
     for number, original in enumerate(ROWS):
         found = read_row(index, number)
         assert as_python(found) == original
@@ -127,8 +128,8 @@ from multas_ray.errors import UserError
 import numpy as np
 
 path = sys.argv[1]
-one = np.zeros(1, np.int32)
-index = Index(path, (f"{path}/train/part.parquet",), one, one, one, one.astype(np.uint8), "", 2, 3)
+one, bounds = np.zeros(1, np.int32), np.arange(2)
+index = Index(path, ("train/part.parquet",), one, one, one, bounds, bounds, one.astype(np.uint8), "", 2, 3)
 layout = ChunkLayout(EvaluationPlan(index, 1, 32), workers=1, start=0, length=1, augment=None, additions=())
 for read in (
     lambda: read_index(path, "train"),
@@ -227,8 +228,12 @@ def outcome_of(path: str) -> str:
 
 
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_flipped_and_lost_bytes_are_rejected_rows_or_refused_files(tmp_path: Path, compression: str) -> None:
-    written = write_set(tmp_path, table_of([row(number) for number in range(6)]), compression=compression)
+@pytest.mark.parametrize("metadata", [None, to_metadata([[(3, 6)]])], ids=["counted", "stated"])
+def test_flipped_and_lost_bytes_are_rejected_rows_or_refused_files(
+    tmp_path: Path, compression: str, metadata: dict[bytes, bytes] | None
+) -> None:
+    table = table_of([row(number) for number in range(6)]).replace_schema_metadata(metadata)
+    written = write_set(tmp_path, table, compression=compression)
     whole = (tmp_path / "train" / "part.parquet").read_bytes()
     chosen = random.Random(5)
     outcomes = {"right": 0, "rejected": 0, "refused": 0}

@@ -2,24 +2,24 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan, mix
 from multas_ray.errors import UserError
+from tests.support.indexes import index_of as laid_out
 
 ALL = ("none", "det", "seg", "both")
 
 
 def index_of(rows: int, group_size: int = 8, files: int = 2) -> Index:
-    number = np.arange(rows)
+    """Rows of all task masks in turns, as they lie in files of others."""
     per_file = -(-rows // files)
-    return Index(
-        path="memory",
-        files=tuple(f"{n}.parquet" for n in range(files)),
-        file=(number // per_file).astype(np.int32),
-        group=(number % per_file // group_size).astype(np.int32),
-        offset=(number % per_file % group_size).astype(np.int32),
-        task_mask=(number % 4).astype(np.uint8),
+    masks = np.arange(rows) % 4
+    of_files = [masks[first : first + per_file] for first in range(0, rows, per_file)]
+    return laid_out(
+        [[of[first : first + group_size].tolist() for first in range(0, len(of), group_size)] for of in of_files]
     )
 
 
@@ -87,7 +87,7 @@ def test_quotas_hold_in_every_batch():
     index = index_of(61)
     plan = plan_of(index, mixing={"det": 4, "seg": 6, "both": 0})
     for step in range(30):
-        masks = index.task_mask[plan.part(step, 0, 1).rows]
+        masks = index.task_mask(plan.part(step, 0, 1).rows)
         assert np.bincount(masks, minlength=4).tolist() == [0, 4, 6, 0]
 
 
@@ -96,15 +96,56 @@ def test_reads_stay_within_a_window_of_row_groups():
     plan = plan_of(index, window=3, batch_size=8)
     order = np.concatenate([plan.part(step, 0, 1).rows for step in range(48)])
     for start in range(0, 384, 24):
-        assert len(np.unique(index.block[order[start : start + 24]])) == 3
-    assert len(np.unique(index.block[order[:24]] // 12)) > 1, "row groups are shuffled over all files"
+        assert len(np.unique(index.block(order[start : start + 24]))) == 3
+    assert len(np.unique(index.block(order[:24]) // 12)) > 1, "row groups are shuffled over all files"
 
 
 def test_rows_that_no_loss_can_use_are_left_out():
     index = index_of(64)
     plan = plan_of(index, usable=("det", "both"))
     rows = np.concatenate([plan.part(step, 0, 1).rows for step in range(10)])
-    assert set(index.task_mask[rows]) == {1, 3}
+    assert set(index.task_mask(rows)) == {1, 3}
+
+
+def rows_by_row(plan: Plan, masks: list[set[int]], step: int, rank: int, workers: int) -> list[tuple[int, int]]:
+    """Rows and epochs of a part, from lists of all rows: the definition of a plan."""
+    index, found, before = plan.index, [], 0
+    every = np.arange(len(index))
+    for number, (group, wanted) in enumerate(zip(plan.groups, masks, strict=True)):
+        rows = every[np.isin(index.task_mask(every), list(wanted))]
+        turns = [(before + place) % workers for place in range(group.quota)]
+        first = step * group.quota + sum(turn < rank for turn in turns)
+        for position in range(first, first + turns.count(rank)):
+            epoch, place = divmod(position, len(rows))
+            random = np.random.default_rng((plan.seed, number, epoch))
+            _, block = np.unique(index.block(rows), return_inverse=True)
+            window = random.permutation(block.max() + 1)[block] // plan.window
+            found.append((int(rows[np.lexsort((random.random(len(rows)), window))][place]), epoch))
+        before += group.quota
+    return found
+
+
+@given(
+    layout=st.lists(st.lists(st.lists(st.integers(0, 15), max_size=5), max_size=4), min_size=1, max_size=3),
+    quotas=st.dictionaries(st.sampled_from(ALL), st.integers(1, 5), min_size=1),
+    natural=st.booleans(),
+    window=st.integers(1, 4),
+    seed=st.integers(0, 2**40),
+    step=st.integers(0, 6),
+    workers=st.integers(1, 3),
+)
+def test_a_plan_of_runs_is_that_of_single_rows(layout, quotas, natural, window, seed, step, workers):
+    index = laid_out(layout)
+    masks = [{ALL.index(mask)} for mask in ALL if mask in quotas]
+    masks = [set.union(*masks)] if natural else masks
+    present = {kind & 3 for of in layout for kinds in of for kind in kinds}
+    assume(all(wanted & present for wanted in masks))
+    settings = {"usable": tuple(quotas), "mixing": None if natural else quotas, "batch_size": sum(quotas.values())}
+    plan = plan_of(index, window=window, seed=seed, **settings)
+    for rank in range(workers):
+        part = plan.part(step, rank, workers)
+        assert list(zip(part.rows, part.epochs, strict=True)) == rows_by_row(plan, masks, step, rank, workers)
+        np.testing.assert_array_equal(part.seeds, mix(seed, part.epochs, part.rows))
 
 
 @pytest.mark.parametrize("window", [1, 3, 100])
@@ -113,10 +154,11 @@ def test_the_order_is_a_shuffle_of_row_groups_and_then_of_rows_in_windows(window
     index = index_of(101)
     plan = plan_of(index, usable=("det", "both", "none"), window=window, steps=30, seed=5)
     rows = np.concatenate([plan.part(step, 0, 1).rows for step in range(20)])
-    usable = index.rows(("det", "both", "none"))
+    chosen = index.rows(("det", "both", "none"))
+    usable = chosen.at(np.arange(len(chosen)))
     for epoch in range(2):
         random = np.random.default_rng((5, 0, epoch))
-        _, block = np.unique(index.block[usable], return_inverse=True)
+        _, block = np.unique(index.block(usable), return_inverse=True)
         place = random.permutation(block.max() + 1)[block]
         expected = usable[np.lexsort((random.random(len(usable)), place // window))]
         np.testing.assert_array_equal(rows[epoch * len(usable) :][: len(usable)], expected)
@@ -126,7 +168,7 @@ def test_a_worker_reads_rows_that_stand_together():
     index = index_of(4096, group_size=8)
     plan = plan_of(index, window=1, batch_size=64)
     for rank in range(4):
-        assert len(np.unique(index.block[plan.part(0, rank, 4).rows])) <= 3, "16 rows of one or two row groups"
+        assert len(np.unique(index.block(plan.part(0, rank, 4).rows))) <= 3, "16 rows of one or two row groups"
 
 
 def test_all_sizes_come_up():

@@ -13,6 +13,7 @@ import ray
 from multas_ray.config import AugmentConfig, Resources
 from multas_ray.data.batch import Failure, Some, TrainBatch
 from multas_ray.data.collate import make_train_batch
+from multas_ray.data.footer import annotated
 from multas_ray.data.index import read_index
 from multas_ray.data.packing import LARGE, pack, unpack
 from multas_ray.data.plan import EvaluationPlan, Plan, lay_plan
@@ -96,7 +97,7 @@ def test_rows_without_a_task_carry_nothing_of_it(plan):
     part = plan.part(0, 0, 1)
     batch = make_train_batch(plan.index, part, AugmentConfig())
     for task, some in batch.truth.items():
-        np.testing.assert_array_equal(some.rows, np.flatnonzero(plan.index.annotated(task)[part.rows]))
+        np.testing.assert_array_equal(some.rows, np.flatnonzero(annotated(plan.index.kind(part.rows), task)))
         assert 0 < len(some.rows) < len(batch.ids)
         counts = {len(values) for values in (some.values if isinstance(some.values, tuple) else [some.values])}
         assert counts == {len(some.rows)}

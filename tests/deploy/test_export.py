@@ -52,6 +52,7 @@ def test_a_broken_export_is_refused(checkpoint, tmp_path):
         multas_ray.load(str(tmp_path / "out"))
 
 
+@pytest.mark.heavy
 def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monkeypatch):
     told = export(checkpoint, tmp_path / "out")
     assert told["difference"] < 1e-4
@@ -71,6 +72,7 @@ def test_onnx_gives_what_pytorch_gives_for_any_batch(checkpoint, tmp_path, monke
     assert not (tmp_path / "worse").exists()
 
 
+@pytest.mark.heavy
 def test_the_guides_script_finds_what_the_network_does(checkpoint, photos, tmp_path, monkeypatch, capsys):
     export(checkpoint, tmp_path / "out")
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "onnx.md").read_text(), re.DOTALL)[1]
@@ -89,6 +91,7 @@ def test_the_guides_script_finds_what_the_network_does(checkpoint, photos, tmp_p
     assert f"{found[0][0]} {found[0][1]:.2f} at" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("settings", "outputs"),
     [

@@ -25,7 +25,7 @@ def test_both_parts_together_are_the_split_and_keep_its_rows(scenes_path, tmp_pa
     assert ids(train) | ids(val) == ids(whole)
     assert not ids(train) & ids(val)
     # A quarter of 13 det, 13 seg, 12 both, 12 none.
-    assert np.bincount(val.task_mask).tolist() == [3, 3, 3, 3]
+    assert np.bincount(val.task_mask(np.arange(12))).tolist() == [3, 3, 3, 3]
 
     before = {(row := read_row(whole, number))["image_id"]: row for number in range(len(whole))}
     for index in (train, val):

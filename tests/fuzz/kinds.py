@@ -15,6 +15,8 @@ KINDS: dict[str, Kind] = {
     "mask": pictures.mask,
     "coco": sources.coco,
     "voc": sources.voc,
+    "yolo": sources.yolo,
+    "masks": sources.masks,
     "bdd100k": sources.bdd100k,
     "huggingface": sources.huggingface,
     "list": sources.images_list,

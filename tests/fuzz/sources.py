@@ -86,6 +86,73 @@ def voc(folder: Path) -> Callable[[Random], Case]:
     return make
 
 
+def yolo(folder: Path) -> Callable[[Random], Case]:
+    """A folder in YOLO's layout: its data.yaml, a list of images, label files and masks."""
+    root = folder / "set"
+    _pictures(root / "images" / "train")
+    content = {
+        "path": str(root), "train": "images/train", "val": ["images/train"], "test": "none", "nc": 3,
+        "names": {0: "cat", 1: "dog", 2: "cow"}, "kpt_shape": None, "masks_dir": None,
+        "label_mapping": {-1: "ignore_label", 8: 0, 7: 1},
+    }  # fmt: skip
+    good: dict[str, bytes] = {
+        "labels/train/1.txt": b"0 0.5 0.5 0.25 0.2\n1 0.1 0.1 0.2 0.2\n",
+        "labels/train/2.txt": b"2 0.25 0.2 0.5 0.2 0.5 0.6 0.25 0.6\n1 0.1 0.1 0.9 0.1 0.5 0.9\n",
+        "labels/train/3.txt": b"",
+        "train.txt": b"./images/train/1.jpg\nimages/train/2.jpg\n",
+    }
+    for number in (1, 2, 3):
+        good[f"masks/train/{number}.png"] = encode(Image.fromarray(VALUES), "PNG")
+
+    def make(rng: Random) -> Case:
+        tree = content | {"train": rng.choice(("images/train", "images/train", "train.txt", "../images/train"))}
+        if rng.random() < 0.3:
+            tree["masks_dir"] = "masks"
+        # JSON is YAML.
+        data = encoded(rng, mutated_tree(rng, tree)) if rng.random() < 0.6 else json.dumps(tree).encode()
+        files = {"data.yaml": data, **good}
+        for name in rng.sample(sorted(good), rng.choice((1, 1, 2))):
+            files[name] = mutated_bytes(rng, good[name])
+        for name, content_of in files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content_of)
+        changed = b"\n".join(found for name, found in files.items() if found != good.get(name))
+        command = ["yolo", "--data", str(root / "data.yaml"), "--split", "train"]
+        command += rng.choice(([], [], ["--missing", "unlabelled"], ["--missing", "empty"], ["--classes", "dog"]))
+        return changed, lambda: _prepare(folder, command)
+
+    return make
+
+
+def masks(folder: Path) -> Callable[[Random], Case]:
+    """Folders of images and masks, and the file of their classes."""
+    _pictures(folder / "images")
+    colours = np.zeros((40, 60, 3), np.uint8)
+    colours[5:20, 10:30] = 128, 64, 128
+    ids = encode(Image.fromarray(VALUES), "PNG")
+    kinds = [
+        (b"# mine\nsky: 0\nroad: 8\n", ids),
+        (b"Pixel Value, Class\n0, background\n8, cat\n255, void\n", ids),
+        (b"road: 128,64,128\nVoid:0,0,0::\n", encode(Image.fromarray(colours), "PNG")),
+        (b"128 64 128\troad\n0 0 0\tsky\n", encode(Image.fromarray(colours).convert("RGBA"), "PNG")),
+    ]
+
+    def make(rng: Random) -> Case:
+        classes, mask = rng.choice(kinds)
+        changed_classes = mutated_bytes(rng, classes, 3) if rng.random() < 0.5 else classes
+        (folder / "classes.txt").write_bytes(changed_classes)
+        changed = [mutated_bytes(rng, mask) if rng.random() < 0.5 else mask for _ in range(3)]
+        for number, data in enumerate(changed, start=1):
+            (folder / "masks" / f"{number}.png").parent.mkdir(exist_ok=True)
+            (folder / "masks" / f"{number}.png").write_bytes(data)
+        command = ["masks", "--images", str(folder / "images"), "--masks", str(folder / "masks"), "--split", "train"]
+        command += rng.choice(([], [], ["--reduce-zero-label"]))
+        command += ["--classes", str(folder / "classes.txt")]
+        return b"\n".join([changed_classes, *changed]), lambda: _prepare(folder, command)
+
+    return make
+
+
 def bdd100k(folder: Path) -> Callable[[Random], Case]:
     """A folder of BDD100K: frames, masks, and images in two sets."""
     root = folder / "bdd100k"

@@ -18,7 +18,7 @@ import torch
 
 from multas_ray.checkpoint.folder import META, MODEL, STATE, Meta, newest_checkpoint, read_files, step_folder
 from multas_ray.checkpoint.weights import load_network, load_state, write_checkpoint
-from multas_ray.config import AugmentConfig, ModelConfig
+from multas_ray.config import TASKS, AugmentConfig, ModelConfig
 from multas_ray.config_file import parse_config
 from multas_ray.data.describe import count
 from multas_ray.data.index import read_index
@@ -47,7 +47,7 @@ from multas_ray.teacher.teacher import arrays_of, to_tensors
 from multas_ray.train.trainer import Trainer
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import encoded, mutated_bytes, mutated_tree
-from tests.support.batches import bare_batch
+from tests.support.batches import bare_batch, every_class
 from tests.support.networks import by_name
 from tests.support.shards import INFO, changed, row, table_of, write_set
 
@@ -180,7 +180,7 @@ def store(folder: Path) -> Callable[[Random], Case]:
     }
     table = pa.table(answers, SCHEMA)
     place = folder / "store"
-    batch = bare_batch(np.zeros((3, 3, 32, 32), np.uint8), distil={"det": np.arange(3), "seg": np.arange(3)})
+    batch = bare_batch(np.zeros((3, 3, 32, 32), np.uint8), distil={task: every_class(task, range(3)) for task in TASKS})
     batch = replace(batch, ids=tuple(answers["image_id"]))
 
     def make(rng: Random) -> Case:

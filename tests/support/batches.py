@@ -1,12 +1,12 @@
 """Random training batches, tiny configurations, and what a data task adds to a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from multas_ray.config import TASKS, Config
+from multas_ray.config import TASKS, Config, Task
 from multas_ray.config_file import parse_config
 from multas_ray.data.batch import Some, TrainBatch, take
 from multas_ray.data.plan import Part
@@ -90,7 +90,34 @@ def batch_of(masks: Sequence[str], seed: int = 0, step: int = 0) -> TrainBatch:
 def made_for(batch: TrainBatch, config: Config) -> TrainBatch:
     """The batch as a data task makes it for a run: with the rows to distil, and the weak annotation it asks for."""
     weak = {task: batch.weak[task] for task in weak_tasks(config)}
-    return SelectDistilled(config)(replace(batch, weak=weak))
+    weak_unlabelled = {task: batch.weak_unlabelled[task] for task in weak if task in batch.weak_unlabelled}
+    select = SelectDistilled(config, {task: len(names) for task, names in CLASSES.items()})
+    return select(replace(batch, weak=weak, weak_unlabelled=weak_unlabelled))
+
+
+def every_class(task: Task, rows: Sequence[int] | np.ndarray) -> Some[np.ndarray]:
+    """Rows that are distilled on all classes of a task."""
+    return Some(np.array(rows, np.int64), np.ones((len(rows), len(CLASSES[task])), bool))
+
+
+def with_unlabelled(batch: TrainBatch, classes: Mapping[Task, Mapping[int, Sequence[int]]]) -> TrainBatch:
+    """The batch with unlabelled classes of a task in some of its annotated rows, and so in their weak annotation."""
+    marks: dict[Task, Some[np.ndarray]] = {}
+    for task in TASKS:
+        by_row = classes.get(task, {})
+        rows = [row for row in sorted(by_row) if row in batch.truth[task].rows]
+        values = np.zeros((len(rows), len(CLASSES[task])), bool)
+        for place, row in enumerate(rows):
+            values[place, list(by_row[row])] = True
+        marks[task] = Some(np.array(rows, np.int64), values)
+    weak_det = np.intersect1d(marks["seg"].rows, batch.weak["det"].rows)
+    weak_seg = np.intersect1d(marks["det"].rows, batch.weak["seg"].rows)
+    background = np.zeros((len(weak_seg), 1), bool)
+    weak: dict[Task, Some[np.ndarray]] = {
+        "det": Some(weak_det, marks["seg"].at(weak_det)[:, 1:]),
+        "seg": Some(weak_seg, np.concatenate([background, marks["det"].at(weak_seg)], axis=1)),
+    }
+    return replace(batch, unlabelled=marks, weak_unlabelled=weak)
 
 
 def share(batch: TrainBatch, rows: Sequence[int]) -> TrainBatch:
@@ -107,6 +134,8 @@ def share(batch: TrainBatch, rows: Sequence[int]) -> TrainBatch:
         ids=take(batch.ids, chosen),
         images=batch.images[chosen],
         truth={task: some(each) for task, each in batch.truth.items()},
+        unlabelled={task: some(each) for task, each in batch.unlabelled.items()},
         weak={task: some(each) for task, each in batch.weak.items()},
+        weak_unlabelled={task: some(each) for task, each in batch.weak_unlabelled.items()},
         distil={},
     )

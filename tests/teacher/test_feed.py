@@ -10,9 +10,9 @@ from multas_ray.errors import RunError
 from multas_ray.teacher import feed
 from multas_ray.teacher.feed import StoredTargets, with_soft_targets
 from multas_ray.teacher.teacher import Answer, digests
-from tests.support.batches import bare_batch
+from tests.support.batches import bare_batch, every_class
 
-ALL = np.arange(2)
+ALL = every_class("seg", range(2))
 PATIENCE = 60
 """Seconds after which what a test waits for has failed to come."""
 
@@ -163,6 +163,6 @@ def test_targets_of_other_pixels_are_not_trained_on(answer):
 
 def test_stored_targets_come_with_the_batch():
     answer = Answer(np.zeros(2, np.uint64), packed=(b"", b""))
-    batch = bare_batch(np.zeros((2, 3, 2, 2), np.uint8), distil={"seg": ALL, "det": ALL[:0]})
+    batch = bare_batch(np.zeros((2, 3, 2, 2), np.uint8), distil={"seg": ALL, "det": every_class("det", [])})
     batch = replace(batch, soft={"seg": answer, "det": Answer(np.zeros(0, np.uint64), packed=())})
     assert StoredTargets().submit(batch)() == {"seg": answer}

@@ -20,7 +20,7 @@ from multas_ray.errors import UserError
 from multas_ray.teacher.feed import InlineTeachers
 from multas_ray.teacher.pool import NAMESPACE, PoolClient, PoolMonitor, pool_status, start_pool, stop_pool
 from multas_ray.teacher.teacher import Answer, arrays_of, digests
-from tests.support.batches import bare_batch
+from tests.support.batches import bare_batch, every_class
 from tests.support.teachers import Slow, images, spoiled, with_terms
 
 ROWS = {"det": np.array([0, 3]), "seg": np.array([1, 2, 3])}
@@ -29,7 +29,7 @@ IMAGES = images()
 
 def batch_for(**distil: np.ndarray) -> TrainBatch:
     """The images, with rows that are distilled."""
-    return bare_batch(IMAGES, distil=distil)
+    return bare_batch(IMAGES, distil={task: every_class(task, rows) for task, rows in distil.items()})
 
 
 def assert_equal(answer: Answer, expected: Answer) -> None:

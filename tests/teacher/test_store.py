@@ -18,7 +18,7 @@ import pytest
 import torch
 from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
 
-from multas_ray.data.batch import TrainBatch
+from multas_ray.data.batch import TrainBatch, distilled_rows
 from multas_ray.data.collate import make_train_batch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import Part, Plan
@@ -79,7 +79,7 @@ def specs_of(config):
 
 def batch_at(config, plan: Plan, part: Part) -> TrainBatch:
     """A batch with the rows that are distilled."""
-    return SelectDistilled(config)(make_train_batch(plan.index, part, config.data.augment))
+    return SelectDistilled(config, plan.index.classes)(make_train_batch(plan.index, part, config.data.augment))
 
 
 def files(config) -> list[Path]:
@@ -107,7 +107,7 @@ def test_a_store_holds_each_view_s_answers_for_the_very_pixels_of_the_training(s
         assert (part.views == part.epochs % VIEWS).all()
         seen |= set(part.views.tolist())
         batch = reader(batch_at(config, plan, part))
-        for task, rows in batch.distil.items():
+        for task, rows in distilled_rows(batch).items():
             np.testing.assert_array_equal(batch.soft[task].digests, digests(batch.images[rows]))
             expected = to_tensors({task: teachers[task](batch.images[rows])}, torch.device("cpu"))[task]
             found = to_tensors({task: batch.soft[task]}, torch.device("cpu"))[task]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 from multas_ray.config import Config
-from multas_ray.data.batch import TrainBatch, mapped
+from multas_ray.data.batch import TrainBatch, distilled_rows, mapped
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.tasks import PARTS
@@ -31,10 +31,9 @@ def soft_of(batch: TrainBatch, config: Config) -> dict[str, Any]:
     with torch.no_grad():
         outputs = teacher(torch.tensor(batch.images), features=config.model.adapter is not None)
     soft = {}
-    for task, rows in batch.distil.items():
-        if len(rows):
-            answer = PARTS[task].network.answer(outputs[task], (SIZE, SIZE))
-            soft[task] = mapped(answer, lambda values: values[rows].float())  # noqa: B023
+    for task, rows in distilled_rows(batch).items():
+        answer = PARTS[task].network.answer(outputs[task], (SIZE, SIZE))
+        soft[task] = mapped(answer, lambda values: values[rows].float())  # noqa: B023
     return soft
 
 
@@ -81,6 +80,7 @@ def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config:
     dist.destroy_process_group()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sections", [{}, EVERY_LOSS], ids=["default", "every loss"])
 @pytest.mark.parametrize(
     ("masks", "owners"),
@@ -144,16 +144,17 @@ def test_a_task_without_rows_leaves_its_head_and_loss_at_zero():
 )
 def test_which_rows_are_distilled(on, expected):
     config = config_of(distill={"det": {"on": on}, "seg": {"weight": 0}})
-    rows = made_for(batch_of(["det", "seg", "both", "none"]), config).distil
-    assert rows.keys() == {"det"}, "a task of weight 0 is not distilled"
-    assert rows["det"].tolist() == expected
+    distil = made_for(batch_of(["det", "seg", "both", "none"]), config).distil
+    assert distil.keys() == {"det"}, "a task of weight 0 is not distilled"
+    assert distil["det"].rows.tolist() == expected
+    assert distil["det"].values.all()
 
 
 def test_nothing_is_distilled_before_its_start():
     config = config_of(distill={"start": 0.25}, train={"run": "-", "steps": 40, "batch_size": 6})
     for step, count in ((0, 0), (9, 0), (10, 2)):
-        rows = made_for(batch_of(["det", "seg", "none"], step=step), config).distil
-        assert {task: len(own) for task, own in rows.items()} == {"det": count, "seg": count}
+        distil = made_for(batch_of(["det", "seg", "none"], step=step), config).distil
+        assert {task: len(some.rows) for task, some in distil.items()} == {"det": count, "seg": count}
 
 
 def test_weak_annotations_teach_the_heads_of_rows_without_their_own():

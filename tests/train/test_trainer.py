@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from multas_ray.config import Config
-from multas_ray.data.batch import TrainBatch
+from multas_ray.data.batch import TrainBatch, distilled_rows
 from multas_ray.errors import UserError
 from multas_ray.tasks.detection.anchors import anchors
 from multas_ray.tasks.detection.output import DetectionOutput
@@ -49,11 +49,10 @@ def confident_soft_of(batch: TrainBatch, config: Config, step: int) -> dict[str,
         return np.stack([drawn(shapes[name], name, step, batch.ids[row].encode()) for row in rows])
 
     soft = {}
-    for task, rows in batch.distil.items():
-        if len(rows):
-            names = [name for name in DetectionOutput._fields if name in shapes]
-            dense = DetectionOutput(*(of(name, rows) for name in names)) if task == "det" else of("seg", rows)
-            soft[task] = Answer(digests(batch.images[rows]), dense=dense)
+    for task, rows in distilled_rows(batch).items():
+        names = [name for name in DetectionOutput._fields if name in shapes]
+        dense = DetectionOutput(*(of(name, rows) for name in names)) if task == "det" else of("seg", rows)
+        soft[task] = Answer(digests(batch.images[rows]), dense=dense)
     return soft
 
 
@@ -103,6 +102,7 @@ def default_dtype():
     torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize(
     ("optim", "dtype", "sections"),
@@ -154,6 +154,7 @@ def _step(config: Config, masks: list[str], rows: list[int]) -> tuple:
     return batch, confident_soft_of(batch, config, 7)
 
 
+@pytest.mark.heavy
 def test_a_loss_that_is_nan_with_one_worker_is_a_step_of_none(tmp_path):
     config = config_of(train={"run": "-", "steps": 5, "batch_size": 4})
     os.environ.setdefault("OMP_NUM_THREADS", "1")

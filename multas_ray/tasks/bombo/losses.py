@@ -14,7 +14,9 @@ from multas_ray.tasks.segmentation.loss import segmentation_loss
 from multas_ray.tasks.terms import Term
 
 
-def weak_loss(task: Task, output: Any, truth: Any, config: Config, size: tuple[int, int]) -> dict[str, Term]:
+def weak_loss(
+    task: Task, output: Any, truth: Any, unlabelled: Tensor | None, config: Config, size: tuple[int, int]
+) -> dict[str, Term]:
     """Compute the weak loss of a task, as `TaskNetwork.loss` does for weak annotation; its terms are named weak_*.
 
     Args:
@@ -22,16 +24,24 @@ def weak_loss(task: Task, output: Any, truth: Any, config: Config, size: tuple[i
         output: output of that head for v rows; v may be 0.
         truth: weak annotation of these rows from `WeakAnnotations`, as tensors: `UnitBoxes` of mask components for
             det, masks (v, size / 4, size / 4) uint8 for seg.
+        unlabelled: (v, C) bool: classes that nobody looked for in a row, of either task; None where there are none.
         config: configuration of the run.
         size: height and width of the network's input in pixels.
     """
-    terms = _detection(output, truth, config, size) if task == "det" else segmentation_loss(output, truth)
+    if task == "det":
+        terms = _detection(output, truth, unlabelled, config, size)
+    else:
+        terms = segmentation_loss(output, truth, unlabelled)
     return {f"weak_{name}": term for name, term in terms.items()}
 
 
 def _detection(
-    output: DetectionOutput, components: UnitBoxes[Tensor], config: Config, size: tuple[int, int]
+    output: DetectionOutput,
+    components: UnitBoxes[Tensor],
+    unlabelled: Tensor | None,
+    config: Config,
+    size: tuple[int, int],
 ) -> dict[str, Term]:
     grid = anchors(*size, config.model.anchor_base, output.cls.device, config.model.pyramid_levels)
     targets = weak_targets(components.boxes, components.labels, output, grid)
-    return detection_losses(output, targets, grid, config.loss)
+    return detection_losses(output, targets, grid, config.loss, unlabelled)

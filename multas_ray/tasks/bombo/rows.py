@@ -16,7 +16,7 @@ from multas_ray.data.batch import Some, TrainBatch
 from multas_ray.data.schema import DatasetInfo
 from multas_ray.errors import UserError
 from multas_ray.tasks.detection.rows import UnitBoxes, collate
-from multas_ray.tasks.segmentation.rows import IGNORE
+from multas_ray.tasks.segmentation.rows import BACKGROUND, IGNORE
 
 STRIDE = 4
 """Stride of weak masks. That of the segmentation head: a finer mask holds no more information."""
@@ -35,34 +35,45 @@ class WeakAnnotations:
             info: description of the data set.
 
         Raises:
-            UserError: a class has no counterpart in the other task, so that weak annotation cannot name it.
+            UserError: a class has no counterpart in the other task, so that weak annotation cannot name it; or there
+                is no background class.
         """
         self.tasks = weak_tasks(config)
         self.fill = config.loss.weak_inside == "fill"
-        # Background comes first among the segmentation classes.
         det, seg = info.det_classes, info.seg_classes
+        if self.tasks and seg[:1] != [BACKGROUND]:
+            raise UserError(
+                f"loss.weak_{self.tasks[0]}: needs a first segmentation class '{BACKGROUND}', for pixels without an "
+                f"object; the classes are {', '.join(seg)}"
+            )
         if "det" in self.tasks:
             _check("weak_det", det, "detection", seg[1:], "segmentation")
         if "seg" in self.tasks:
             _check("weak_seg", seg[1:], "segmentation", det, "detection")
         self.seg_of_det = [seg.index(name) if name in seg else IGNORE for name in det]
         self.det_of_seg = {number: det.index(name) for number, name in enumerate(seg) if name in det}
+        self._columns = [self.det_of_seg.get(number) for number in range(len(seg))]
 
     def __call__(self, batch: TrainBatch) -> TrainBatch:
         """Add the weak annotation of the tasks that have a weak loss.
+
+        What nobody looked for in an annotation is unlabelled in what is derived from it too.
 
         det: `UnitBoxes` of the rows that have a mask and no boxes. seg: masks (v, size / 4, size / 4) uint8 of the v
         rows that have boxes and no mask.
         """
         boxes, masks = batch.truth["det"], batch.truth["seg"]
         weak: dict[Task, Some[Any]] = {}
+        unlabelled: dict[Task, Some[np.ndarray]] = {}
         if "det" in self.tasks:
             rows = np.setdiff1d(masks.rows, boxes.rows)
             weak["det"] = Some(rows, self._boxes(masks.at(rows)))
+            unlabelled["det"] = _some_of(batch.unlabelled.get("seg"), rows, self.seg_of_det)
         if "seg" in self.tasks:
             rows = np.setdiff1d(boxes.rows, masks.rows)
             weak["seg"] = Some(rows, self._masks(boxes.at(rows), batch.part.size // STRIDE))
-        return replace(batch, weak=weak)
+            unlabelled["seg"] = _some_of(batch.unlabelled.get("det"), rows, self._columns)
+        return replace(batch, weak=weak, weak_unlabelled=unlabelled)
 
     def _boxes(self, masks: np.ndarray) -> UnitBoxes[np.ndarray]:
         """Return the components of masks (w, size, size) as boxes."""
@@ -139,6 +150,17 @@ def component_boxes(mask: np.ndarray, det_of_seg: dict[int, int]) -> tuple[np.nd
     wide = ((boxes[:, 2:] - boxes[:, :2]) * (width, height) > 1.5).all(axis=1)
     objects = wide & large if (wide & large).any() else wide
     return boxes[objects], labels[objects]
+
+
+def _some_of(marks: Some[np.ndarray] | None, rows: np.ndarray, columns: Sequence[int | None]) -> Some[np.ndarray]:
+    """Take columns of the marks (k, C) of a task's classes for those of these rows that have any; None: no class."""
+    if marks is None:
+        return Some(rows[:0], np.zeros((0, len(columns)), bool))
+    there = np.intersect1d(rows, marks.rows)
+    values = marks.at(there)
+    absent = np.zeros(len(there), bool)
+    taken = [absent if column is None else values[:, column] for column in columns]
+    return Some(there, np.stack(taken, axis=1))
 
 
 def _check(key: str, wanted: Sequence[str], task: str, others: Sequence[str], other: str) -> None:

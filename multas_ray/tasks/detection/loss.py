@@ -19,6 +19,8 @@ POSITIVE = 0.5
 """Smallest IoU of a positive anchor with its box."""
 NEGATIVE = 0.4
 """IoU below which an anchor is background."""
+SURELY_ABSENT = -1e4
+"""Logit of a class whose probability is exactly 0 in float32."""
 QUALITY_WEIGHT = 2.0
 """Weight of the generalised focal loss, as published."""
 
@@ -52,18 +54,26 @@ class Candidates(NamedTuple):
 
 
 def detection_losses(
-    output: DetectionOutput, truth: UnitBoxes[Tensor], anchors: Tensor, config: LossConfig
+    output: DetectionOutput,
+    truth: UnitBoxes[Tensor],
+    anchors: Tensor,
+    config: LossConfig,
+    unlabelled: Tensor | None = None,
 ) -> dict[str, Term]:
     """Compute the losses of the annotated rows of a batch, in the published forms.
 
     Difficult objects are no targets, and an anchor that overlaps one by 0.4 or more, or is its best anchor, and is no
     other object's positive, contributes nothing.
 
+    The column of an unlabelled class has weight 0 at every anchor of its row. Matching, boxes and counts are the same
+    with it as without.
+
     Args:
         output: output of the head for B rows; B may be 0.
         truth: boxes of these rows, as tensors; M may be 0.
         anchors: (A, 4) cx cy w h, normalised.
         config: matching and classification loss.
+        unlabelled: (B, C) bool: classes that nobody looked for in a row; None for none.
 
     Returns:
         det_cls: focal or generalised focal loss, counted by positives. det_box: Balanced L1 over the codes of
@@ -84,9 +94,15 @@ def detection_losses(
     else:
         assigned = _by_mutual_guidance(candidates, output, anchors, config)
 
-    background = focal_background(output.cls, *_background_form(config))
+    # A column of logit -inf would be NaN times 0; at this one both loss and gradient are exactly 0.
+    cls = output.cls if unlabelled is None else output.cls.masked_fill(unlabelled[:, None], SURELY_ABSENT)
+    background = focal_background(cls, *_background_form(config))
     skipped = on_difficult & (assigned.cls_target <= 0)
-    cls_sum = background.masked_fill(skipped, 0).sum() + _foreground(output.cls, labels, assigned, skipped, config)
+    column = labels.gather(1, assigned.cls_index).clamp(min=0)
+    touched = ((assigned.cls_target > 0) | assigned.ignored) & ~skipped
+    if unlabelled is not None:
+        touched &= ~unlabelled.gather(1, column)
+    cls_sum = background.masked_fill(skipped, 0).sum() + _foreground(cls, column, assigned, touched, config)
     count = (assigned.cls_target > 0).sum().float()
 
     rows, places = torch.nonzero(assigned.box_weight, as_tuple=True)
@@ -148,11 +164,10 @@ def _background_form(config: LossConfig) -> tuple[float, float]:
     return QUALITY_WEIGHT, 2.0
 
 
-def _foreground(cls: Tensor, labels: Tensor, assigned: Assignment, skipped: Tensor, config: LossConfig) -> Tensor:
-    """Sum the loss in the matched class's columns of positive and ignored anchors, less the background's loss there."""
-    touched = ((assigned.cls_target > 0) | assigned.ignored) & ~skipped
+def _foreground(cls: Tensor, column: Tensor, assigned: Assignment, touched: Tensor, config: LossConfig) -> Tensor:
+    """Sum the loss in the matched class's column (B, A) of touched anchors, less the background's loss there."""
     rows, places = torch.nonzero(touched, as_tuple=True)
-    logits = cls[rows, places, labels[rows, assigned.cls_index[rows, places]].clamp(min=0)]
+    logits = cls[rows, places, column[rows, places]]
     target = assigned.cls_target[rows, places]
     if config.classification == "focal":
         loss = focal_bce(logits, target, config.focal_alpha, config.focal_gamma)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from multas_ray.config import Protocol
+from multas_ray.data.batch import AnnotatedImage
 from multas_ray.evaluate.arrays import to_numpy
 from multas_ray.tasks.detection.coco_ap import coco_ap
 from multas_ray.tasks.detection.postprocess import Detections
@@ -37,32 +38,42 @@ class DetectionMetric:
         self.classes = list(classes)
         self.protocol = protocol
         self._images: dict[str, ScoredImage] = {}
+        self._looked_for: dict[str, np.ndarray] = {}
 
-    def add(self, image_id: str, size: tuple[int, int], detections: Detections, truth: PixelBoxes) -> None:
+    def add(self, image: AnnotatedImage, detections: Detections) -> None:
         """Add an image. An image that is added again replaces itself, so that none counts twice.
 
         Args:
-            image_id: id of the image, unique in the data set.
-            size: height and width of the original image in pixels.
+            image: image with its `PixelBoxes`. Detecting a difficult object is not rewarded, missing it not penalised;
+                nothing of an unlabelled class counts.
             detections: detections in the image.
-            truth: annotation of the image; detecting a difficult object is not rewarded, missing it not penalised.
         """
-        height, width = size
+        truth: PixelBoxes = image.truth
+        height, width = image.size
         scale = np.array([width, height, width, height], dtype=np.float64)
-        self._images[image_id] = ScoredImage(
-            det_boxes=to_numpy(detections.boxes).astype(np.float64).reshape(-1, 4) * scale,
-            det_scores=to_numpy(detections.scores).astype(np.float64),
-            det_labels=to_numpy(detections.labels).astype(np.int64),
-            gt_boxes=truth.boxes.astype(np.float64).reshape(-1, 4),
-            gt_labels=truth.labels.astype(np.int64),
-            gt_difficult=truth.difficult.astype(np.bool_),
+        looked_for = np.ones(len(self.classes), bool) if image.unlabelled is None else ~image.unlabelled
+        found, true = (looked_for[to_numpy(labels)] for labels in (detections.labels, truth.labels))
+        self._looked_for[image.image_id] = looked_for
+        self._images[image.image_id] = ScoredImage(
+            det_boxes=to_numpy(detections.boxes)[found].astype(np.float64).reshape(-1, 4) * scale,
+            det_scores=to_numpy(detections.scores)[found].astype(np.float64),
+            det_labels=to_numpy(detections.labels)[found].astype(np.int64),
+            gt_boxes=truth.boxes[true].astype(np.float64).reshape(-1, 4),
+            gt_labels=truth.labels[true].astype(np.int64),
+            gt_difficult=truth.difficult[true].astype(np.bool_),
         )
+
+    def images(self) -> dict[str, int]:
+        """Return the number of images in which each class was looked for."""
+        counts = sum(self._looked_for.values(), np.zeros(len(self.classes), np.int64))
+        return dict(zip(self.classes, counts.tolist(), strict=True))
 
     def state(self) -> dict[str, np.ndarray]:
         """Return all images for `merge`: their arrays concatenated, and the counts by which to split them."""
         images = list(self._images.values())
         state = {name: np.concatenate([getattr(image, name) for image in [_EMPTY, *images]]) for name in _DET + _GT}
         state["image_ids"] = np.array(list(self._images), dtype=np.str_)
+        state["looked_for"] = np.array(list(self._looked_for.values()), bool).reshape(len(images), len(self.classes))
         state["det_counts"] = np.array([len(image.det_scores) for image in images], dtype=np.int64)
         state["gt_counts"] = np.array([len(image.gt_labels) for image in images], dtype=np.int64)
         return state
@@ -74,6 +85,7 @@ class DetectionMetric:
             bounds = np.cumsum(counts)[:-1]
             parts.update({name: np.split(state[name], bounds) for name in names})
         for index, image_id in enumerate(state["image_ids"]):
+            self._looked_for[str(image_id)] = state["looked_for"][index]
             self._images[str(image_id)] = ScoredImage(**{name: arrays[index] for name, arrays in parts.items()})
 
     def compute(self) -> dict[str, float]:

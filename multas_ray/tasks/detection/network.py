@@ -51,15 +51,21 @@ def nothing(head: Head, zero: Tensor, config: ModelConfig, size: tuple[int, int]
     return DetectionOutput(zero.expand(0, count, head.classes), zero.expand(0, count, 4), feature)
 
 
-def loss(output: DetectionOutput, truth: UnitBoxes[Tensor], config: Config, size: tuple[int, int]) -> dict[str, Term]:
-    """Compute the losses of detection for the k rows of `truth`; k may be 0."""
-    return detection_losses(output, truth, _anchors(config.model, size, output.cls.device), config.loss)
+def loss(
+    output: DetectionOutput,
+    truth: UnitBoxes[Tensor],
+    unlabelled: Tensor | None,
+    config: Config,
+    size: tuple[int, int],
+) -> dict[str, Term]:
+    """Compute the losses of detection for the k rows of `truth`, without unlabelled classes (k, C); k may be 0."""
+    return detection_losses(output, truth, _anchors(config.model, size, output.cls.device), config.loss, unlabelled)
 
 
 def distil(
     student: DetectionOutput,
     teacher: DetectionOutput | None,
-    rows: np.ndarray,
+    chosen: Some[np.ndarray],
     truth: Some[UnitBoxes[Tensor]],
     config: Config,
     size: tuple[int, int],
@@ -69,7 +75,7 @@ def distil(
     Args:
         student: output of the student's head.
         teacher: answer of the teacher; None if n is 0.
-        rows: (n,) int64: the rows' numbers in the batch.
+        chosen: the rows' numbers in the batch, and (n, C) bool: the classes that are compared.
         truth: the batch's boxes, which DeFeat compares features by.
         config: configuration of the run.
         size: height and width of the network's input in pixels.
@@ -87,14 +93,15 @@ def distil(
                 f"teachers.det.checkpoint {source}: its answer '{name}' has the shape {shape}, the student needs "
                 f"{tuple(expected.shape)}"
             )
-    foreground = None
+    rows, foreground = chosen.rows, None
     if config.distill.det.defeat:
         grid = _anchors(config.model, size, student.cls.device)
         foreground = torch.full((len(rows), len(grid) // PER_CELL), -1, device=student.cls.device)
         annotated = np.isin(rows, truth.rows)
         boxes = truth.at(rows[annotated])
         foreground[torch.from_numpy(annotated)] = foreground_cells(boxes.boxes, boxes.labels, grid)
-    return detection_distillation(student, teacher, foreground, config.distill.det)
+    classes = None if chosen.values.all() else torch.tensor(chosen.values, device=student.cls.device)
+    return detection_distillation(student, teacher, foreground, config.distill.det, classes)
 
 
 def answer(output: DetectionOutput, size: tuple[int, int]) -> DetectionOutput:

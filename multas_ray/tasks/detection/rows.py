@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from multas_ray.data.columns import Fault, Lists, integers, missing, quadruples, truths
+from multas_ray.data.columns import ClassMask, Fault, Lists, integers, missing, quadruples, truths
 from multas_ray.data.pillow import TURNED, turn_boxes
 from multas_ray.data.reject import Reject
 
@@ -22,10 +22,12 @@ FIELDS = (
     pa.field("boxes", pa.list_(pa.list_(pa.float32(), 4)), nullable=False),
     pa.field("labels", pa.list_(pa.int32()), nullable=False),
     pa.field("difficult", pa.list_(pa.bool_()), nullable=False),
+    pa.field("det_unlabelled", pa.list_(pa.int32()), nullable=True),
 )
-"""Columns of a shard: x1 y1 x2 y2 in pixels, continuous; 0..C-1; boxes that are not scored and not penalised."""
-MAY_BE_MISSING = ("difficult",)
-"""Columns that a shard without difficult boxes need not have."""
+"""Columns of a shard: x1 y1 x2 y2 in pixels, continuous; 0..C-1; boxes that are not scored and not penalised; classes
+that nobody looked for."""
+MAY_BE_MISSING = ("difficult", "det_unlabelled")
+"""Columns that a shard without difficult boxes, or without unlabelled classes, need not have."""
 SLACK = 1.0
 """Pixels by which a box may exceed its image; it is clipped. Programs that count pixels from 1, or take a box's last
 pixel for its end, differ by one. Boxes in other coordinates, or for another size of the image, exceed it by more."""
@@ -114,16 +116,22 @@ class Columns:
             self.difficult = Lists(columns["difficult"].combine_chunks(), truths)
         else:
             self.difficult = self.labels.with_values(np.zeros(len(self.labels.values), bool))
+        self.class_mask = ClassMask("det_unlabelled", columns, annotated, classes)
         sides = sizes[:, [1, 0, 1, 0]][self.raw.rows].astype(np.float32)
         self.boxes = self.raw.with_values(self.raw.values.clip(0, sides))
 
     def values(self, place: int) -> dict[str, np.ndarray]:
-        """Return boxes (n, 4), labels (n,) and difficult (n,) of a row; n is 0 where it is not annotated."""
+        """Return boxes (n, 4), labels (n,) and difficult (n,) of a row, and its unlabelled classes.
+
+        All are empty where it is not annotated.
+        """
         lists = {"boxes": self.boxes, "labels": self.labels, "difficult": self.difficult}
-        return {name: each.of(place) if self.annotated[place] else each.values[:0] for name, each in lists.items()}
+        values = {name: each.of(place) if self.annotated[place] else each.values[:0] for name, each in lists.items()}
+        return values | self.class_mask.values(place)
 
     def faults(self) -> Iterator[Fault]:
-        """Find the annotated rows whose boxes break the data contract."""
+        """Find the annotated rows whose boxes or class masks break the data contract."""
+        yield from self.class_mask.faults()
         lists = {"boxes": self.raw, "labels": self.labels, "difficult": self.difficult}
         for name, each in lists.items():
             yield missing(name, self.annotated & each.null)
@@ -182,6 +190,11 @@ def collate(samples: Sequence[Mapping[str, Any]], size: int) -> UnitBoxes[np.nda
         batch.labels[place, :count] = np.asarray(sample["labels"])
         batch.difficult[place, :count] = np.asarray(sample["difficult"])
     return batch
+
+
+def hides(classes: Sequence[str]) -> bool:
+    """Whether annotation can hide objects of an unlabelled class: where no box is, they may be."""
+    return True
 
 
 def original(sample: Mapping[str, Any]) -> PixelBoxes:

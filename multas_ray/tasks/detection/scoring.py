@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from multas_ray.config import EvaluateConfig, ModelConfig
+from multas_ray.data.batch import AnnotatedImage
 from multas_ray.tasks.detection.anchors import anchors
 from multas_ray.tasks.detection.metric import DetectionMetric
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.postprocess import Detections, detect
-from multas_ray.tasks.detection.rows import PixelBoxes
 
 
 def predict(
@@ -22,8 +22,6 @@ def metric(classes: Sequence[str], config: EvaluateConfig) -> DetectionMetric:
     return DetectionMetric(classes, config.protocol)
 
 
-def add(
-    metric: DetectionMetric, image_id: str, size: tuple[int, int], prediction: Detections, truth: PixelBoxes
-) -> None:
-    """Add the detections in an image of this height and width in pixels, and its annotation, to a metric."""
-    metric.add(image_id, size, prediction, truth)
+def add(metric: DetectionMetric, image: AnnotatedImage, prediction: Detections) -> None:
+    """Add the detections in an image to a metric."""
+    metric.add(image, prediction)

@@ -3,59 +3,109 @@
 Weight 1 of a published loss is its published strength. Teachers' tensors carry no gradient.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from multas_ray.config import SegmentationDistillConfig
 from multas_ray.model.precision import at_least_float32
+from multas_ray.tasks.segmentation.loss import merged_background
 from multas_ray.tasks.terms import Term, scalar, scaled
 
 
-def segmentation_distillation(logits: Tensor, teacher: Tensor, config: SegmentationDistillConfig) -> dict[str, Term]:
+class Compared(NamedTuple):
+    """What of two class distributions is compared, in B rows; class 0 is the background."""
+
+    merged: Tensor | None = None
+    """(B, C) bool: classes that count as background; None for none."""
+    inside: Tensor | None = None
+    """(B, C) bool: classes that the distribution is over, renormalised; None for all."""
+    share: Tensor | None = None
+    """(B, h, w) float32: weight of each pixel, 0..1; None for 1."""
+
+
+def segmentation_distillation(
+    logits: Tensor, teacher: Tensor, config: SegmentationDistillConfig, compared: Compared | None = None
+) -> dict[str, Term]:
     """Compute the configured losses between two segmentation networks, each multiplied by its weight.
 
     Args:
         logits: (B, C, H, W) of the student, averaged to the teacher's resolution; B may be 0.
         teacher: (B, C, h, w) logits.
         config: weights and temperatures of the losses.
+        compared: what is compared; None for all of every row.
     """
     if logits.shape != teacher.shape:
         logits = F.adaptive_avg_pool2d(logits, (teacher.shape[2], teacher.shape[3]))
     terms: dict[str, Term] = {}
     if config.kl:
-        terms |= scaled(class_divergence(logits, teacher, config.temperature), config.kl)
+        terms |= scaled(class_divergence(logits, teacher, config.temperature, compared), config.kl)
     if config.cwd:
-        terms |= scaled(channel_divergence(logits, teacher, config.cwd_temperature), config.cwd)
+        terms |= scaled(channel_divergence(logits, teacher, config.cwd_temperature, compared), config.cwd)
     return terms
 
 
-def class_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> dict[str, Term]:
+def class_divergence(
+    logits: Tensor, teacher: Tensor, temperature: float, compared: Compared | None = None
+) -> dict[str, Term]:
     """Compute T^2 * KL(teacher || student) of the pixels' class distributions, softened by T (Hinton et al., 2015).
 
-    The count is that of pixels.
+    The count is that of pixels, each by its weight.
 
     Args:
         logits: (B, C, h, w) of the student; B may be 0.
         teacher: (B, C, h, w) logits.
         temperature: T > 0.
+        compared: what is compared; None for all of every row.
     """
     pixels = scalar(logits.shape[0] * logits.shape[2] * logits.shape[3], logits)
-    return {"kd_seg_kl": Term(_divergence(logits, teacher, temperature, dim=1), pixels)}
+    if compared is None:
+        return {"kd_seg_kl": Term(_divergence(logits, teacher, temperature, dim=1), pixels)}
+    student, goal = (
+        _chosen(at_least_float32(values) / temperature, compared).log_softmax(dim=1)
+        for values in (logits, teacher.detach())
+    )
+    # -inf less -inf is NaN: classes that are not compared contribute zeros.
+    absent = goal.isneginf()
+    difference = goal.masked_fill(absent, 0) - student.masked_fill(absent, 0)
+    by_pixel = temperature**2 * (goal.exp() * difference).sum(dim=1)
+    if compared.share is None:
+        return {"kd_seg_kl": Term(by_pixel.sum(), pixels)}
+    return {"kd_seg_kl": Term((by_pixel * compared.share).sum(), compared.share.sum())}
 
 
-def channel_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> dict[str, Term]:
+def channel_divergence(
+    logits: Tensor, teacher: Tensor, temperature: float, compared: Compared | None = None
+) -> dict[str, Term]:
     """Compute the loss of channel-wise distillation (Shu et al., ICCV 2021).
 
     It is T^2 * KL(teacher || student) of each class's distribution over the pixels; the count is that of classes and
-    images.
+    images. A class that is merged into the background, or that the compared distribution is not over, has none.
 
     Args:
         logits: (B, C, h, w) of the student; B may be 0.
         teacher: (B, C, h, w) logits.
         temperature: T > 0.
+        compared: what is compared; None for all of every row.
     """
     maps = scalar(logits.shape[0] * logits.shape[1], logits)
-    return {"kd_seg_cwd": Term(_divergence(logits.flatten(2), teacher.flatten(2), temperature, dim=2), maps)}
+    if compared is None:
+        return {"kd_seg_cwd": Term(_divergence(logits.flatten(2), teacher.flatten(2), temperature, dim=2), maps)}
+    classes = compared.inside if compared.merged is None else ~compared.merged
+    assert classes is not None
+    student, goal = (values.flatten(2)[classes] for values in (logits, teacher))
+    return {"kd_seg_cwd": Term(_divergence(student, goal, temperature, dim=1), classes.sum().float())}
+
+
+def _chosen(logits: Tensor, compared: Compared) -> Tensor:
+    """Merge and leave out classes of logits (B, C, h, w): -inf for those that are no longer there."""
+    if compared.merged is not None:
+        logits = merged_background(logits, compared.merged)
+    if compared.inside is not None:
+        logits = logits.masked_fill(~compared.inside[..., None, None], -torch.inf)
+    return logits
 
 
 def _divergence(logits: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from multas_ray.config import Config, ModelConfig
+from multas_ray.config import Config, DistilledOn, ModelConfig
 from multas_ray.data.batch import Some
 from multas_ray.errors import UserError
 from multas_ray.model.paper import paper_norm
 from multas_ray.model.precision import at_least_float32
 from multas_ray.tasks.segmentation import packed as codec
-from multas_ray.tasks.segmentation.distillation import segmentation_distillation
+from multas_ray.tasks.segmentation.distillation import Compared, segmentation_distillation
 from multas_ray.tasks.segmentation.head import FullResolutionSegmentationHead, SegmentationHead
 from multas_ray.tasks.segmentation.loss import segmentation_loss
 from multas_ray.tasks.terms import Term
@@ -40,15 +40,20 @@ def nothing(head: Head, zero: Tensor, config: ModelConfig, size: tuple[int, int]
     return zero.expand(0, head.classes, size[0] // head.stride, size[1] // head.stride)
 
 
-def loss(output: Tensor, truth: Tensor, config: Config, size: tuple[int, int]) -> dict[str, Term]:
-    """Compute the loss of segmentation for k rows with masks (k, H, W) uint8; k may be 0."""
-    return segmentation_loss(output, truth)
+def loss(
+    output: Tensor, truth: Tensor, unlabelled: Tensor | None, config: Config, size: tuple[int, int]
+) -> dict[str, Term]:
+    """Compute the loss of segmentation for k rows with masks (k, H, W) uint8, of which classes (k, C) are unlabelled.
+
+    k may be 0.
+    """
+    return segmentation_loss(output, truth, unlabelled)
 
 
 def distil(
     student: Tensor,
     teacher: Tensor | None,
-    rows: np.ndarray,
+    chosen: Some[np.ndarray],
     truth: Some[Tensor],
     config: Config,
     size: tuple[int, int],
@@ -58,8 +63,8 @@ def distil(
     Args:
         student: logits (n, C, h, w) of the student.
         teacher: logits (n, C, H/4, W/4) of the teacher; None if n is 0.
-        rows: not used.
-        truth: not used.
+        chosen: the rows' numbers in the batch, and (n, C) bool: the classes that are compared.
+        truth: the batch's masks; of an annotated row only pixels of background can be of a missing class.
         config: configuration of the run.
         size: height H and width W of the network's input in pixels.
 
@@ -75,7 +80,31 @@ def distil(
             f"teachers.seg.checkpoint {source}: its answer 'seg' has the shape {tuple(teacher.shape)}, the student "
             f"needs {expected}"
         )
-    return segmentation_distillation(student, teacher, config.distill.seg)
+    compared = _compared(chosen, truth, config.distill.seg.on, student.device, _answer_size(size))
+    return segmentation_distillation(student, teacher, config.distill.seg, compared)
+
+
+def _compared(
+    chosen: Some[np.ndarray], truth: Some[Tensor], on: DistilledOn, device: torch.device, size: tuple[int, int]
+) -> Compared | None:
+    """Return what of an answer of `size` pixels is compared in each row; None where it is all of every row.
+
+    What annotation has of a row are the class distributions with its unlabelled classes merged into the background,
+    at all pixels. What it lacks is how the background's probability is shared among these classes and the background
+    itself, at pixels of background. Both divergences together are the whole one's.
+    """
+    if chosen.values.all():
+        return None
+    classes = torch.tensor(chosen.values, device=device)
+    if on == "annotated":
+        return Compared(merged=~classes)
+    share = torch.ones(len(classes), *size, device=device)
+    partial = ~chosen.values.all(axis=1)
+    masks = truth.at(chosen.rows[partial])
+    share[torch.from_numpy(partial)] = F.adaptive_avg_pool2d((masks == 0).float(), size)
+    inside = classes.clone()
+    inside[:, 0] = True
+    return Compared(inside=inside, share=share)
 
 
 def answer(output: Tensor, size: tuple[int, int]) -> Tensor:

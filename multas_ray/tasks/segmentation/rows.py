@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from multas_ray.data.columns import Fault, is_null, missing
+from multas_ray.data.columns import ClassMask, Fault, is_null, missing
 from multas_ray.data.pillow import TURNED, decode_labels, turn_mask
 from multas_ray.data.reject import Reject
 
@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
 IGNORE = 255
 """Mask value of a pixel that is ignored by all losses and metrics."""
-FIELDS = (pa.field("mask", pa.binary(), nullable=True),)
-"""Column of a shard: a PNG of uint8 class ids, 255 = ignore, null where has_seg is false."""
-MAY_BE_MISSING = ("mask",)
-"""Column that a shard without masks need not have."""
+BACKGROUND = "background"
+"""Name of the class, always the first, of pixels that no other class was found in. There need be none."""
+FIELDS = (
+    pa.field("mask", pa.binary(), nullable=True),
+    pa.field("seg_unlabelled", pa.list_(pa.int32()), nullable=True),
+)
+"""Columns of a shard: a PNG of uint8 class ids, 255 = ignore, null where has_seg is false; classes that nobody looked
+for."""
+MAY_BE_MISSING = ("mask", "seg_unlabelled")
+"""Columns that a shard without masks, or without unlabelled classes, need not have."""
 
 
 def check(row: Row, image: Stored, classes: int) -> Row:
@@ -56,12 +62,12 @@ def check(row: Row, image: Stored, classes: int) -> Row:
 
 
 class Columns:
-    """Column of a row group of N rows: encoded masks."""
+    """Columns of a row group of N rows: encoded masks, and unlabelled classes."""
 
     def __init__(
         self, columns: Mapping[str, pa.ChunkedArray], annotated: np.ndarray, sizes: np.ndarray, classes: int
     ) -> None:
-        """Take the column. Sizes and classes are checked where a mask is decoded.
+        """Take the columns. Sizes and classes are checked where a mask is decoded.
 
         Args:
             columns: the shard's columns by name; `mask` may be missing.
@@ -72,13 +78,16 @@ class Columns:
         self.annotated = annotated
         # Not combined into one chunk: the masks of a large group may exceed the limit of one.
         self.mask = columns.get("mask")
+        self.class_mask = ClassMask("seg_unlabelled", columns, annotated, classes)
 
-    def values(self, place: int) -> dict[str, bytes | None]:
-        """Return the encoded mask of a row, None where it is not annotated."""
-        return {"mask": self.mask[place].as_py() if self.mask is not None and self.annotated[place] else None}
+    def values(self, place: int) -> dict[str, Any]:
+        """Return the encoded mask of a row, None where it is not annotated, and its unlabelled classes."""
+        mask = self.mask[place].as_py() if self.mask is not None and self.annotated[place] else None
+        return {"mask": mask} | self.class_mask.values(place)
 
     def faults(self) -> Iterator[Fault]:
-        """Find the annotated rows without a mask."""
+        """Find the annotated rows without a mask, or whose class masks break the data contract."""
+        yield from self.class_mask.faults()
         yield missing("mask", self.annotated if self.mask is None else self.annotated & is_null(self.mask))
 
 
@@ -112,6 +121,11 @@ def collate(samples: Sequence[Mapping[str, Any]], size: int) -> np.ndarray:
     """Stack the masks of k samples: (k, size, size) uint8 class ids, 255 = ignore; k may be 0."""
     masks = [np.asarray(sample["mask"]) for sample in samples]
     return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
+
+
+def hides(classes: Sequence[str]) -> bool:
+    """Whether annotation can hide objects of an unlabelled class: background may be one, another class cannot."""
+    return list(classes[:1]) == [BACKGROUND]
 
 
 def original(sample: Mapping[str, Any]) -> np.ndarray:

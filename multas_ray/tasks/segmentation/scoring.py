@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 
 from multas_ray.config import EvaluateConfig, ModelConfig
+from multas_ray.data.batch import AnnotatedImage
 from multas_ray.tasks.segmentation.metric import SegmentationMetric
 
 
@@ -19,8 +19,6 @@ def metric(classes: Sequence[str], config: EvaluateConfig) -> SegmentationMetric
     return SegmentationMetric(classes)
 
 
-def add(
-    metric: SegmentationMetric, image_id: str, size: tuple[int, int], prediction: Tensor, truth: np.ndarray
-) -> None:
-    """Add the logits (C, h, w) for an image, and its mask (H, W), to a metric."""
-    metric.add(prediction, truth)
+def add(metric: SegmentationMetric, image: AnnotatedImage, prediction: Tensor) -> None:
+    """Add the logits (C, h, w) for an image to a metric."""
+    metric.add(prediction, image.truth, image.unlabelled)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from multas_ray.config import Protocol
+from multas_ray.data.batch import AnnotatedImage
 from multas_ray.tasks.detection.metric import DetectionMetric
 from multas_ray.tasks.detection.postprocess import Detections
 from multas_ray.tasks.detection.rows import PixelBoxes
@@ -20,21 +21,19 @@ def add(
     found: list[tuple[Box, float, int]],
     truth: list[tuple[Box, int]],
     difficult: tuple[int, ...] = (),
+    unlabelled: tuple[int, ...] = (),
 ) -> None:
     """Add an image of WIDTH x HEIGHT: (pixel box, score, label) found and (pixel box, label) true."""
     boxes = torch.tensor([box for box, _, _ in found]).reshape(-1, 4) / torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])
     scores = torch.tensor([score for _, score, _ in found])
     labels = torch.tensor([label for _, _, label in found], dtype=torch.int64)
-    metric.add(
-        image_id,
-        (HEIGHT, WIDTH),
-        Detections(boxes, scores, labels),
-        PixelBoxes(
-            np.array([box for box, _ in truth], np.float32).reshape(-1, 4),
-            np.array([label for _, label in truth], np.int64),
-            np.array([index in difficult for index in range(len(truth))], bool),
-        ),
+    annotation = PixelBoxes(
+        np.array([box for box, _ in truth], np.float32).reshape(-1, 4),
+        np.array([label for _, label in truth], np.int64),
+        np.array([index in difficult for index in range(len(truth))], bool),
     )
+    marks = np.isin(np.arange(len(metric.classes)), unlabelled) if unlabelled else None
+    metric.add(AnnotatedImage(image_id, (HEIGHT, WIDTH), annotation, marks), Detections(boxes, scores, labels))
 
 
 def test_perfect_detections_score_100_whatever_the_shape_of_the_image() -> None:

@@ -1,0 +1,67 @@
+"""docs/guide/data.md: each of its folders becomes a data set that its training can use, by its own two commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import prepare as job
+from multas_ray.config_file import load_config
+from multas_ray.data.schema import read_info
+from multas_ray.train.run import plan_run
+from tests.support.shared import ROOT
+
+BOX, OUTLINE = "1 0.5 0.5 0.25 0.2\n", "0 0.25 0.2 0.75 0.2 0.75 0.8\n"
+
+
+def write(name: str, content: str | np.ndarray | None = None) -> None:
+    """A file of text or of an image; a photograph without content."""
+    file = Path(name)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str):
+        file.write_text(content)
+    else:
+        Image.fromarray(np.full((30, 40, 3), 90, np.uint8) if content is None else content).save(file)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders of the guide, with an image in each split."""
+    monkeypatch.chdir(tmp_path)
+    zeros = np.zeros((30, 40), np.uint8)
+    for name, label in (("pets", BOX), ("pets_seg", OUTLINE), ("streets", None)):
+        masks = "masks_dir: masks\n" if label is None else ""
+        write(f"{name}/data.yaml", f"train: images/train\nval: images/val\nnames: {{0: cat, 1: dog}}\n{masks}")
+        for split in ("train", "val"):
+            write(f"{name}/images/{split}/001.jpg")
+            if label:
+                write(f"{name}/labels/{split}/001.txt", label)
+            else:
+                write(f"{name}/masks/{split}/001.png", zeros)
+    write("roads/classes.txt", "void: 0,0,0\nroad: 128,64,128\ncar: 0,0,142\n")
+    for split in ("train", "val"):
+        stem = f"{split}/aachen/aachen_000000_000019"
+        write(f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png")
+        write(f"cityscapes/gtFine/{stem}_gtFine_labelIds.png", zeros + np.uint8(7))
+        write(f"roads/images/{split}/day/1.jpg")
+        write(f"roads/masks/{split}/day/1_mask.png", np.full((30, 40, 3), (128, 64, 128), np.uint8))
+    for split in ("training", "validation"):
+        write(f"ADEChallengeData2016/images/{split}/ADE_1.jpg")
+        write(f"ADEChallengeData2016/annotations/{split}/ADE_1.png", zeros + np.uint8(1))
+
+
+@pytest.mark.usefixtures("folders")
+def test_two_commands_lead_to_a_training() -> None:
+    text = (ROOT / "docs/guide/data.md").read_text().replace("\\\n", " ")
+    pairs = re.findall(r"^    python jobs/prepare\.py (.*)\n    python jobs/train\.py --config (\S+) (.*)$", text, re.M)
+    assert len(pairs) == text.count("jobs/prepare.py") == 6
+    for prepare, file, overrides in pairs:
+        job.main(shlex.split(prepare))
+        config = load_config(str(ROOT / file), [*shlex.split(overrides), "train.batch_size=1", "train.steps=1"])
+        assert plan_run(config, {}).steps == 1, prepare
+        info = read_info(config.data.path)
+        assert all(info.classes[task] for task in config.model.tasks), prepare
+        assert config.data.val in info.splits, prepare
