@@ -5,13 +5,13 @@ A folder of the files that the library `datasets` writes, and that its hub has o
 
 from typing import Literal
 
+from multas_ray.formats.files import Folder, FolderOptions
 from multas_ray.formats.flags import ExistingFolder
 from multas_ray.formats.huggingface_classes import ClassNames
-from multas_ray.formats.source import Options as BaseOptions
 from multas_ray.formats.source import Source, Split
 
 
-class Options(BaseOptions):
+class Options(FolderOptions):
     """The folder, which of its columns are read, and what their values mean."""
 
     root: ExistingFolder
@@ -31,8 +31,6 @@ class Options(BaseOptions):
     that are kept. Without objects: of the masks"""
     mask_classes: ClassNames | None = None
     """the same of the masks, by value"""
-    follow_links: bool = False
-    """read files to which links lead out of the folder"""
 
 
 def read(options: Options) -> Source:
@@ -42,7 +40,6 @@ def read(options: Options) -> Source:
         UserError: there are no such files, one is broken or has no such columns, it cannot be known what the classes
             are, or boxes are written in another way than the options say.
     """
-    from multas_ray.formats.files import Folder
     from multas_ray.formats.huggingface_boxes import check_boxes
     from multas_ray.formats.huggingface_classes import choose_det_classes, choose_seg_classes
     from multas_ray.formats.huggingface_columns import find_columns
