@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from multas_ray.config import AugmentConfig, Config, DistilledOn, Task
 from multas_ray.data.batch import TrainBatch
-from multas_ray.data.footer import EVERY_KIND, annotated, partial
+from multas_ray.data.footer import EVERY_KIND, annotated, partly_annotated
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Replay
 from multas_ray.data.transforms import VERSION as TRANSFORMS
@@ -191,7 +191,7 @@ def needs(info: StoreInfo) -> dict[Task, np.ndarray]:
     """Select for each teacher the kinds of the rows that have its answer: (K,) bool, see `data.footer`."""
     selected = {}
     for task, teacher in info.teachers.items():
-        in_part = partial(EVERY_KIND, task) & PARTS[task].rows.hides(teacher.classes)
+        in_part = partly_annotated(EVERY_KIND, task) & PARTS[task].rows.hides(teacher.classes)
         selected[task] = rows_to_distil(teacher.on, annotated(EVERY_KIND, task), in_part)
     return selected
 
