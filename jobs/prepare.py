@@ -5,6 +5,8 @@ python jobs/prepare.py voc --root my_labels --det all --out data/mine
 python jobs/prepare.py coco --images train2017 --annotations instances_train2017.json --split train --out data/coco
 python jobs/prepare.py yolo --data my_set/data.yaml --missing empty --out data/mine
 python jobs/prepare.py masks --images images --masks annotations --split train,val --preset ade20k --out data/ade
+python jobs/prepare.py bdd100k --root bdd100k --out data/bdd100k
+python jobs/prepare.py huggingface --root my_parquet --boxes xyxy --out data/mine
 python jobs/prepare.py scenes --train 1000 --val 200 --partial det=0.5,seg=0.5 --out data/scenes
 python jobs/prepare.py holdout --data data/voc --fraction 0.2 --out data/voc_tuning
 """

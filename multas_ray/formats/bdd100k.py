@@ -4,19 +4,16 @@ Two sets of photographs that overlap in part, each annotated for one task: parti
 """
 
 from multas_ray.errors import UserError
-from multas_ray.formats.files import Folder
+from multas_ray.formats.files import Folder, FolderOptions
 from multas_ray.formats.flags import ExistingFolder
-from multas_ray.formats.source import Options as BaseOptions
 from multas_ray.formats.source import Source, Split
 
 
-class Options(BaseOptions):
+class Options(FolderOptions):
     """The folder."""
 
     root: ExistingFolder
     """the folder that holds images and labels"""
-    follow_links: bool = False
-    """read files to which links lead out of the folder"""
 
 
 def read(options: Options) -> Source:

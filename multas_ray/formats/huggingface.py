@@ -5,13 +5,13 @@ A folder of the files that the library `datasets` writes, and that its hub has o
 
 from typing import Literal
 
+from multas_ray.formats.files import Folder, FolderOptions
 from multas_ray.formats.flags import ExistingFolder
 from multas_ray.formats.huggingface_classes import ClassNames
-from multas_ray.formats.source import Options as BaseOptions
 from multas_ray.formats.source import Source, Split
 
 
-class Options(BaseOptions):
+class Options(FolderOptions):
     """The folder, which of its columns are read, and what their values mean."""
 
     root: ExistingFolder
@@ -24,15 +24,13 @@ class Options(BaseOptions):
     """column of the masks (default: `label`, `annotation` or `mask` if it holds images, and --objects is not given)"""
     boxes: Literal["xywh", "xyxy"] = "xywh"
     """what the four numbers of a box are: x y width height, or x1 y1 x2 y2"""
-    zero: Literal["class", "ignore"] = "class"
-    """what a mask's 0 is: the first class, or no class, ignored: the first class is 1"""
+    reduce_zero_label: bool = False
+    """values of masks count from 1, and 0 is ignored"""
     classes: ClassNames | None = None
     """comma-separated, or a .txt or .json file: the classes of the objects, by number; where the files name them, those
     that are kept. Without objects: of the masks"""
     mask_classes: ClassNames | None = None
     """the same of the masks, by value"""
-    follow_links: bool = False
-    """read files to which links lead out of the folder"""
 
 
 def read(options: Options) -> Source:
@@ -42,7 +40,6 @@ def read(options: Options) -> Source:
         UserError: there are no such files, one is broken or has no such columns, it cannot be known what the classes
             are, or boxes are written in another way than the options say.
     """
-    from multas_ray.formats.files import Folder
     from multas_ray.formats.huggingface_boxes import check_boxes
     from multas_ray.formats.huggingface_classes import choose_det_classes, choose_seg_classes
     from multas_ray.formats.huggingface_columns import find_columns
@@ -60,7 +57,7 @@ def read(options: Options) -> Source:
     seg = None
     if columns.masks:
         names = options.mask_classes or (None if columns.objects else options.classes)
-        seg = choose_seg_classes(names, columns.masks, zero_is_class=options.zero == "class")
+        seg = choose_seg_classes(names, columns.masks, from_one=options.reduce_zero_label)
     readers = {}
     for split, files in splits.items():
         groups = tuple(group for file in files for group in file.groups)

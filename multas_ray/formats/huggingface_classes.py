@@ -10,6 +10,7 @@ import numpy as np
 from multas_ray.documents import parse_json, read_json, read_text
 from multas_ray.errors import UserError, quoted
 from multas_ray.formats.flags import FromText, names
+from multas_ray.formats.masks_classes import BACKGROUND, IGNORED
 from multas_ray.tasks.segmentation.rows import IGNORE
 
 METADATA = b"huggingface"
@@ -78,13 +79,14 @@ def choose_det_classes(named: Sequence[str] | None, chosen: Sequence[str] | None
     return Classes(kept, np.array([kept.index(name) if name in kept else NO_CLASS for name in known]))
 
 
-def choose_seg_classes(chosen: Sequence[str] | None, column: str, *, zero_is_class: bool) -> Classes:
-    """The classes of pixels.
+def choose_seg_classes(chosen: Sequence[str] | None, column: str, *, from_one: bool) -> Classes:
+    """The classes of pixels, the background first, if there is one.
 
     Args:
-        chosen: all of them, in the order of the masks' values.
+        chosen: all of them, in the order of the masks' values. Where a name says that it is no class, as `void` does,
+            its pixels are ignored.
         column: of the masks.
-        zero_is_class: whether 0 is the first class; else it is ignored, and 1 is.
+        from_one: whether the first class is 1, and 0 is ignored; else it is 0.
 
     Raises:
         UserError: nobody names the classes, or there are too many.
@@ -93,14 +95,16 @@ def choose_seg_classes(chosen: Sequence[str] | None, column: str, *, zero_is_cla
         raise UserError(
             f"the files do not say what the values of the masks in the column {quoted(column)} are called: name them "
             "with --mask-classes in the order of the values, from 0 on (a,b,c, or a file with a name a line), with "
-            "--zero ignore from 1 on; --objects and the name of their column reads no masks"
+            "--reduce-zero-label from 1 on; --objects and the name of their column reads no masks"
         )
-    numbers = [*([] if zero_is_class else [IGNORE]), *range(len(chosen))]
-    if len(numbers) > IGNORE:
-        raise UserError(
-            f"{len(chosen)} classes of masks: the values of masks are 0 to {IGNORE - 1}, and 255 is ignored"
-        )
-    return Classes(tuple(chosen), np.array(numbers))
+    special = (*IGNORED, BACKGROUND)
+    values = [name.casefold() if name.casefold() in special else name for name in chosen]
+    values = [IGNORED[0], *values] if from_one else values
+    if len(values) > IGNORE:
+        raise UserError(f"{len(chosen)} classes of masks: their values are 0 to {IGNORE - 1}, and 255 is ignored")
+    kept = dict.fromkeys(name for name in values if name not in IGNORED)
+    names = sorted(kept, key=lambda name: name != BACKGROUND)
+    return Classes(tuple(names), np.array([names.index(name) if name in kept else IGNORE for name in values]))
 
 
 def stored_names(metadata: Mapping[bytes, bytes] | None, objects: str, category: str, file: str) -> list[str] | None:

@@ -136,7 +136,7 @@ def _names(root: Path) -> list[str]:
 def _read_footer(folder: Folder, name: str) -> ParquetFile:
     try:
         path = folder.check(name)
-        return read_parquet(StoragePath(path), pa.schema([]), lambda parquet: _footer(parquet, name))
+        return read_parquet(StoragePath(path), pa.schema([]), lambda parquet: _footer(parquet, name), groups=())
     except Reject as reject:
         raise UserError(f"{reject.reason}: {reject.detail}") from None
     except OSError as error:

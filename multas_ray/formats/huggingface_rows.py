@@ -175,7 +175,7 @@ class RowReader:
             raise Reject(
                 "unknown class",
                 f"mask value {unknown[0]}, {known} are known, from 0 on: name all with --mask-classes, or, where 0 is "
-                "no class, say --zero ignore",
+                "no class, say --reduce-zero-label",
             )
         row.has_seg, row.mask = True, targets[found]
 

@@ -1,20 +1,25 @@
 """docs/guide/data.md: each of its folders becomes a data set that its training can use, by its own two commands."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from jobs import prepare as job
 from multas_ray.config_file import load_config
+from multas_ray.data.pillow import encode
 from multas_ray.data.schema import read_info
 from multas_ray.train.run import plan_run
 from tests.support.shared import ROOT
 
 BOX, OUTLINE = "1 0.5 0.5 0.25 0.2\n", "0 0.25 0.2 0.75 0.2 0.75 0.8\n"
+SHORT = ("train.batch_size=1", "train.steps=1")
 
 
 def write(name: str, content: str | np.ndarray | None = None) -> None:
@@ -51,16 +56,45 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for split in ("training", "validation"):
         write(f"ADEChallengeData2016/images/{split}/ADE_1.jpg")
         write(f"ADEChallengeData2016/annotations/{split}/ADE_1.png", zeros + np.uint8(1))
+    write_bdd100k(zeros)
+    write_huggingface(zeros)
+
+
+def write_bdd100k(mask: np.ndarray) -> None:
+    """An image of each of its two sets in each split."""
+    label = {"category": "car", "box2d": {"x1": 1, "y1": 2, "x2": 30, "y2": 20}}
+    for split in ("train", "val"):
+        write(f"bdd100k/labels/det_20/det_{split}.json", json.dumps([{"name": f"{split}-1.jpg", "labels": [label]}]))
+        write(f"bdd100k/images/100k/{split}/{split}-1.jpg")
+        write(f"bdd100k/labels/sem_seg/masks/{split}/{split}-2.png", mask)
+        write(f"bdd100k/images/10k/{split}/{split}-2.jpg")
+
+
+def write_huggingface(mask: np.ndarray) -> None:
+    """A data set of objects, whose classes its files name, and one of masks."""
+    image = {"bytes": encode(Image.new("RGB", (40, 30)), "JPEG"), "path": "1.jpg"}
+    category = {"feature": {"names": ["Coverall", "Mask"], "_type": "ClassLabel"}, "_type": "List"}
+    about = {"huggingface": json.dumps({"info": {"features": {"objects": {"category": category}}}})}
+    objects = pa.Table.from_pylist([{"image": image, "objects": {"bbox": [[1.0, 2.0, 20.0, 10.0]], "category": [1]}}])
+    label = {"bytes": encode(Image.fromarray(mask + np.uint8(1)), "PNG"), "path": "1.png"}
+    for folder, table in [
+        ("cppe-5", objects.replace_schema_metadata(about)),
+        ("sidewalk", pa.Table.from_pylist([{"pixel_values": image, "label": label}])),
+    ]:
+        for split in ("train", "validation"):
+            Path(folder, "data").mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, f"{folder}/data/{split}-00000-of-00001.parquet")
+    write("sidewalk/id2label.json", json.dumps({"0": "unlabeled", "1": "flat-road"}))
 
 
 @pytest.mark.usefixtures("folders")
 def test_two_commands_lead_to_a_training() -> None:
     text = (ROOT / "docs/guide/data.md").read_text().replace("\\\n", " ")
     pairs = re.findall(r"^    python jobs/prepare\.py (.*)\n    python jobs/train\.py --config (\S+) (.*)$", text, re.M)
-    assert len(pairs) == text.count("jobs/prepare.py") == 6
+    assert len(pairs) == text.count("jobs/prepare.py") == 9
     for prepare, file, overrides in pairs:
         job.main(shlex.split(prepare))
-        config = load_config(str(ROOT / file), [*shlex.split(overrides), "train.batch_size=1", "train.steps=1"])
+        config = load_config(str(ROOT / file), [*shlex.split(overrides), "data.mixing=natural", *SHORT])
         assert plan_run(config, {}).steps == 1, prepare
         info = read_info(config.data.path)
         assert all(info.classes[task] for task in config.model.tasks), prepare

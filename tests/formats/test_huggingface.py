@@ -290,7 +290,7 @@ def test_masks_and_what_their_zero_is(tmp_path: Path) -> None:
     assert row_of(source, 1).mask is not None
     assert row_of(source, 2).task_mask == "none"
     # ADE20K: 0 is other, and the classes begin at 1.
-    source = source_of(tmp_path, classes=("road", "car"), zero="ignore")
+    source = source_of(tmp_path, classes=("road", "car"), reduce_zero_label=True)
     assert source.classes["seg"] == ("road", "car")
     found = row_of(source)
     assert found.mask is not None
@@ -298,6 +298,17 @@ def test_masks_and_what_their_zero_is(tmp_path: Path) -> None:
     rejected = rows_of(source_of(tmp_path, classes=("sky", "road")))[0]
     assert isinstance(rejected, Reject)
     assert rejected.detail.startswith("mask value 2, 2 are known, from 0 on: name all with --mask-classes")
+
+
+def test_names_that_are_no_class_and_the_background(tmp_path: Path) -> None:
+    values = np.zeros((40, 60), np.uint8)
+    values[10:20], values[20:30], values[30:] = 1, 2, 3
+    write(tmp_path, [{"image": {"bytes": photo(), "path": None}, "label": masked(values)}])
+    source = source_of(tmp_path, classes=("Unlabeled", "road", "Background", "road"))
+    assert source.classes["seg"] == ("background", "road")
+    mask = row_of(source).mask
+    assert mask is not None
+    assert mask[[0, 10, 20, 30], 0].tolist() == [255, 1, 0, 1]
 
 
 def test_objects_and_masks_have_classes_of_their_own(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ KINDS: dict[str, Kind] = {
     "voc": sources.voc,
     "yolo": sources.yolo,
     "masks": sources.masks,
+    "bdd100k": sources.bdd100k,
+    "huggingface": sources.huggingface,
     "list": sources.images_list,
     "predict": sources.predict_rows,
     "shard": stored.shard,

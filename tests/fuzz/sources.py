@@ -153,6 +153,93 @@ def masks(folder: Path) -> Callable[[Random], Case]:
     return make
 
 
+def bdd100k(folder: Path) -> Callable[[Random], Case]:
+    """A folder of BDD100K: frames, masks, and images in two sets."""
+    root = folder / "bdd100k"
+    box = {"x1": 3, "y1": 4.5, "x2": 20, "y2": 30}
+    good = [
+        {"name": f"{number}.jpg", "attributes": {"weather": "clear"}, "timestamp": 10000, "labels": [
+            {"id": "1", "category": "car", "attributes": {"crowd": False}, "box2d": box},
+            {"id": "2", "category": "person", "attributes": None, "box2d": {"x1": 0, "y1": 0, "x2": 59.5, "y2": 9}},
+            {"id": "3", "category": "lane", "poly2d": [{"vertices": [[0, 0], [9, 9]], "types": "LL"}]},
+        ]}
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    mask = encode(Image.fromarray(VALUES), "PNG")
+    for place in ("images/100k/train", "images/10k/train"):
+        _pictures(root / place)
+    for place in ("labels/sem_seg/masks/train", "labels/det_20"):
+        (root / place).mkdir(parents=True)
+
+    def make(rng: Random) -> Case:
+        frames = encoded(rng, mutated_tree(rng, good)) if rng.random() < 0.8 else json.dumps(good).encode()
+        (root / "labels/det_20/det_train.json").write_bytes(frames)
+        shown = frames
+        for number in (1, 2):
+            data = mutated_bytes(rng, mask) if rng.random() < 0.2 else mask
+            (root / f"labels/sem_seg/masks/train/{number}.png").write_bytes(data)
+            shown += data if data != mask else b""
+        return shown, lambda: _prepare(folder, ["bdd100k", "--root", str(root)])
+
+    return make
+
+
+def huggingface(folder: Path) -> Callable[[Random], Case]:
+    """Parquet files as `datasets` writes them: their metadata, types, values and bytes."""
+    root = folder / "hub"
+    root.mkdir()
+    jpeg = encode(Image.fromarray(PIXELS), "JPEG")
+    mask = encode(Image.fromarray(VALUES), "PNG")
+    category = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    feature = {"feature": {"bbox": {"_type": "Sequence"}, "category": category}, "_type": "Sequence"}
+    about = {"info": {"features": {"image": {"_type": "Image"}, "objects": feature}}, "fingerprint": "0a"}
+    image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    numbers = [pa.float64(), pa.float32(), pa.int64()]
+
+    def make(rng: Random) -> Case:
+        number, whole = rng.choice(numbers), rng.choice((pa.int64(), pa.int16(), pa.uint64()))
+        of_structs = rng.random() < 0.5
+        boxes = [rng.choice(([3, 4, 20, 10], [0, 0, 60, 40], [1, 2, 3], [], None, [2**20, 0, -1, 2])) for _ in range(6)]
+        labels = [rng.choice((0, 1, 1, 0, 1, rng.choice((7, None)))) for _ in boxes]
+        if rng.random() < 0.6:
+            boxes, labels = [[3, 4, 20, 10]] * 6, [0, 1] * 3
+        box = rng.choice((pa.list_(number), pa.large_list(number)))
+        if of_structs:
+            kind = pa.list_(pa.struct({"bbox": box, "category": whole}))
+            things: list[Any] = [{"bbox": box, "category": label} for box, label in zip(boxes, labels, strict=True)]
+            objects: list[Any] = [things[:2], things[2:5], rng.choice((None, [], things[5:], [None]))]
+        else:
+            kind = pa.struct({"bbox": pa.list_(box), "category": pa.list_(whole)})
+            ends = [(0, 2), (2, 5), (5, rng.choice((5, 6)))]
+            objects = [{"bbox": boxes[first:end], "category": labels[first:end]} for first, end in ends]
+            objects[2] = rng.choice(
+                (None, objects[2], {"bbox": [], "category": labels}, {"bbox": None, "category": []})
+            )
+        pictures = [
+            {"bytes": rng.choice((jpeg, jpeg, jpeg, mutated_bytes(rng, jpeg), None)), "path": "x"} for _ in objects
+        ]
+        masks = [
+            rng.choice((None, {"bytes": rng.choice((mask, mutated_bytes(rng, mask))), "path": None})) for _ in objects
+        ]
+        columns = {"image": pa.array(pictures, image), "objects": pa.array(objects, kind)}
+        if rng.random() < 0.5:
+            columns["label"] = pa.array(masks, image)
+        if rng.random() < 0.3:
+            columns[rng.choice(("image_id", "width", "objects"))] = pa.array(
+                rng.choice(([1, 2, None], ["a", "b", "b"]))
+            )
+        text = encoded(rng, mutated_tree(rng, about)) if rng.random() < 0.2 else json.dumps(about).encode()
+        stream = io.BytesIO()
+        pq.write_table(pa.table(columns, metadata={b"huggingface": text}), stream, row_group_size=rng.choice((1, 2, 9)))
+        data = mutated_bytes(rng, stream.getvalue(), 4) if rng.random() < 0.5 else stream.getvalue()
+        (root / "train-00000-of-00001.parquet").write_bytes(data)
+        command = ["huggingface", "--root", str(root), "--mask-classes", "a,b,c,d,e,f,g,h,i", "--reduce-zero-label"]
+        command += rng.choice(([], [], ["--boxes", "xyxy"], ["--classes", "cat,dog"]))
+        return data, lambda: _prepare(folder, command)
+
+    return make
+
+
 def images_list(folder: Path) -> Callable[[Random], Case]:
     """A list of images."""
     root = folder / "VOC"
