@@ -25,7 +25,7 @@ from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, re
 from multas_ray.documents import explain
 from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.storage import StoragePath
-from multas_ray.tasks.segmentation.rows import IGNORE
+from multas_ray.tasks.segmentation.rows import IGNORE, VOID_PIXELS
 
 if TYPE_CHECKING:
     from multas_ray.formats.source import Source, Split
@@ -106,7 +106,7 @@ def write_dataset(
                 seen = set(_stored_ids(out / name)) if present and name in present.splits else set()
                 rows = _accepted(_rows(name, split, advance), name, info, seen, summary, rejections)
                 summary.rows[name] = _write_shards(stage / name, rows)
-        _judge(summary, max_rejected, stage / REJECTED, out)
+        _judge(summary, info, max_rejected, stage / REJECTED, out)
         info.splits = summary.rows
         if present:
             _add_splits(out, stage, present, info)
@@ -278,13 +278,13 @@ def _record(row: Row) -> dict[str, object]:
     }
 
 
-def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -> None:
+def _judge(summary: Summary, info: DatasetInfo, max_rejected: float, rejections: Path, out: Path) -> None:
     """Refuse a data set with too many rejected rows, an empty split or empty annotation; keep the record of them."""
     bad = summary.rejected.total()
     total = bad + sum(sum(counts.values()) for counts in summary.rows.values())
     empty = [split for split, counts in summary.rows.items() if not counts]
     if bad <= max_rejected * total and not empty:
-        _judge_content(summary)
+        _judge_content(summary, info)
         return
     if not bad:
         raise UserError(f"no rows for {', '.join(empty)}")
@@ -300,18 +300,28 @@ def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path) -
     )
 
 
-def _judge_content(summary: Summary) -> None:
-    """Refuse a split whose boxes were all dropped, or whose masks hold no class: their files mean something else."""
+def _judge_content(summary: Summary, info: DatasetInfo) -> None:
+    """Refuse a split whose boxes were all dropped, or whose masks hold no class or little else than void pixels.
+
+    Their files mean something else.
+    """
     for split, notes in summary.notes.items():
         dropped = {name: count for name, count in notes.items() if name.startswith("boxes dropped")}
         if dropped and not sum(boxes for (of, _), boxes in summary.boxes.items() if of == split):
             reasons = ", ".join(f"{count} {name}" for name, count in dropped.items())
             raise UserError(f"{split}: no box is left ({reasons}); are they x1 y1 x2 y2 in pixels of these images?")
+    first = 1 if info.seg_classes[:1] == ["background"] else 0
     for split, pixels in summary.pixels.items():
-        if pixels[IGNORE] and not pixels[1:IGNORE].sum():
+        if pixels[IGNORE] and not pixels[first:IGNORE].sum():
             raise UserError(
                 f"{split}: no class is in any mask, and {pixels[IGNORE] / pixels.sum():.1%} of the pixels are ignored "
                 "(255: crowds, void, classes that are not kept); do these masks mean objects by it?"
+            )
+        void = summary.notes[split][VOID_PIXELS]
+        if 2 * void > pixels.sum():
+            raise UserError(
+                f"{split}: {void / pixels.sum():.1%} of the masks' pixels are void (255) in their files, which teaches "
+                "nothing; do these masks mean a class by it?"
             )
 
 

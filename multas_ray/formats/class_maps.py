@@ -2,18 +2,16 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from multas_ray.data.pillow import opened
 from multas_ray.data.reject import Reject
-from multas_ray.tasks.segmentation.rows import IGNORE
+from multas_ray.formats.pixel_maps import some, translated
+from multas_ray.tasks.segmentation.rows import IGNORE, VOID_PIXELS
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0..255."""
-SHOWN = 5
-"""Largest number of values or colours that a message lists."""
 
 
 def voc_palette() -> np.ndarray:
@@ -91,24 +89,24 @@ def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray
     if unknown:
         raise Reject(
             "unknown class",
-            f"mask values {_some(unknown)}, and {len(classes.mask_classes)} classes are known: name yours with "
+            f"mask values {some(unknown)}, and {len(classes.mask_classes)} classes are known: name yours with "
             "--classes, in the order of their values from 1 on",
         )
-    return classes.target()[values.astype(np.uint8)]
+    values = values.astype(np.uint8)
+    notes[VOID_PIXELS] += int((values == IGNORE).sum())
+    return classes.target()[values]
 
 
 def _by_colour(pixels: np.ndarray, classes: ClassMap) -> np.ndarray:
     """Convert an RGB mask (H, W, 3) to values (H, W) uint8."""
-    table = classes.table()
-    colours, places = np.unique(_packed(pixels), return_inverse=True)
-    unknown = [colour for colour in colours.tolist() if colour not in table]
+    values, unknown = translated(_packed(pixels), classes.table())
     if unknown:
         raise Reject(
             "unknown colour",
-            f"{_some([f'#{colour:06x}' for colour in unknown])} in a mask of colours are no class's: a labelmap.txt "
+            f"{some([f'#{colour:06x}' for colour in unknown])} in a mask of colours are no class's: a labelmap.txt "
             "beside JPEGImages says whose a colour is (name:red,green,blue::), else VOC's are taken",
         )
-    return np.array([table[colour] for colour in colours.tolist()], np.uint8)[places].reshape(pixels.shape[:2])
+    return values
 
 
 def _by_palette(values: np.ndarray, palette: np.ndarray, classes: ClassMap, notes: Counter[str]) -> np.ndarray:
@@ -125,7 +123,7 @@ def _by_palette(values: np.ndarray, palette: np.ndarray, classes: ClassMap, note
     if strange:
         raise Reject(
             "unknown palette",
-            f"the palette has colours of classes at other places than these, and none at {_some(strange)}",
+            f"the palette has colours of classes at other places than these, and none at {some(strange)}",
         )
     notes["masks read by their colours: their palette is in another order"] += 1
     meanings = np.array([means.get(value) or 0 for value in range(256)], np.uint8)
@@ -138,8 +136,3 @@ def _packed(colours: np.ndarray) -> np.ndarray:
     red, green, blue = np.moveaxis(colours.astype(np.int64), -1, 0)
     packed: np.ndarray = red << 16 | green << 8 | blue
     return packed
-
-
-def _some(values: list[Any]) -> str:
-    """List values in a message, the first SHOWN of them."""
-    return ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")

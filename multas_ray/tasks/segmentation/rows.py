@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 IGNORE = 255
 """Mask value of a pixel that is ignored by all losses and metrics."""
+VOID_PIXELS = "mask pixels that the masks themselves ignore (void)"
+"""Note of a row, in pixels: those that are 255 by the files' own word, and not because a class is not kept."""
 FIELDS = (pa.field("mask", pa.binary(), nullable=True),)
 """Column of a shard: a PNG of uint8 class ids, 255 = ignore, null where has_seg is false."""
 MAY_BE_MISSING = ("mask",)
