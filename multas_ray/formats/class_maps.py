@@ -94,7 +94,8 @@ def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray
         )
     values = values.astype(np.uint8)
     notes[VOID_PIXELS] += int((values == IGNORE).sum())
-    return classes.target()[values]
+    mask: np.ndarray = classes.target()[values]
+    return mask
 
 
 def _by_colour(pixels: np.ndarray, classes: ClassMap) -> np.ndarray:

@@ -65,7 +65,8 @@ def pixel_classes(
     """
     names = {key: "background" if name.casefold() == "background" else name for key, name in categories.items()}
     if COCO_THINGS.items() <= names.items():
-        names |= dict(enumerate(STUFF, start=FIRST_STUFF)) | ({} if shifted else dict([OTHER]))
+        stuff: dict[Id, str] = {FIRST_STUFF + place: name for place, name in enumerate(STUFF)}
+        names = stuff | names if shifted else stuff | dict([OTHER]) | names
     listed = sorted(choose_classes(names, classes, path), key=lambda name: name != "background")
     if len(listed) > IGNORE:
         raise UserError(f"{path}: {len(listed)} classes, and masks hold {IGNORE} at most; choose some with --classes")
