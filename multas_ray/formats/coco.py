@@ -3,7 +3,7 @@
 A JSON file says what is annotated, image by image and object by object; PNGs may hold the pixels' classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -16,6 +16,8 @@ from multas_ray.formats.source import Source, Split, with_background
 
 if TYPE_CHECKING:
     from multas_ray.formats.coco_file import CocoImage
+    from multas_ray.formats.coco_instances import Instances
+    from multas_ray.formats.coco_rows import RowReader
 
 ROBOFLOW = {"train": "train", "val": "valid", "test": "test"}
 """Splits, and the folders that Roboflow's export has for them."""
@@ -131,11 +133,38 @@ def _parts_of_roboflow(root: Path, options: Options) -> list[_Part]:
 
 
 def _list_instances(options: Options, part: _Part) -> _Listed:
+    masks = part.partial is None or part.partial.get("det", 0) < 1
+    instances, reader = _instances(options, part, masks=masks)
+    return _Listed(with_background(instances.classes), instances.images, reader.read, instances.remarks)
+
+
+def _list_stuff(options: Options, part: _Part) -> _Listed:
+    from multas_ray.formats.coco_stuff import STUFF_NAMES, StuffReader, pixel_classes
+
+    assert options.stuff
+    instances, boxes = _instances(options, part, masks=False, pixel_classes=STUFF_NAMES)
+    pixels = pixel_classes(
+        instances.categories, options.classes, part.annotations, shifted=options.stuff_values == "id-1"
+    )
+    reader = StuffReader(boxes, Folder(options.stuff, options.follow_links), pixels.meanings)
+    classes: dict[Task, Sequence[str]] = {"det": instances.classes, "seg": pixels.classes}
+    return _Listed(classes, instances.images, reader.read, instances.remarks)
+
+
+def _instances(
+    options: Options, part: _Part, *, masks: bool, pixel_classes: Collection[str] = ()
+) -> tuple["Instances", "RowReader"]:
+    """The content of an instances file, and what reads its images; see `read_instances`."""
     from multas_ray.formats.coco_instances import read_instances
     from multas_ray.formats.coco_rows import RowReader
 
-    masks = part.partial is None or part.partial.get("det", 0) < 1
-    instances = read_instances(part.annotations, options.classes, masks=masks, skip_empty=options.empty == "skip")
+    instances = read_instances(
+        part.annotations,
+        options.classes,
+        masks=masks,
+        skip_empty=options.empty == "skip",
+        pixel_classes=pixel_classes,
+    )
     reader = RowReader(
         folder=part.images,
         labels=instances.labels,
@@ -144,35 +173,7 @@ def _list_instances(options: Options, part: _Part) -> _Listed:
         boxes_from_masks=options.boxes_from_masks,
         masks=masks,
     )
-    return _Listed(with_background(instances.classes), instances.images, reader.read, instances.remarks)
-
-
-def _list_stuff(options: Options, part: _Part) -> _Listed:
-    from multas_ray.formats.coco_instances import read_instances
-    from multas_ray.formats.coco_rows import RowReader
-    from multas_ray.formats.coco_stuff import STUFF_NAMES, StuffReader, pixel_classes
-
-    assert options.stuff
-    instances = read_instances(
-        part.annotations,
-        options.classes,
-        masks=False,
-        skip_empty=options.empty == "skip",
-        pixel_classes=STUFF_NAMES,
-    )
-    pixels = pixel_classes(
-        instances.categories, options.classes, part.annotations, shifted=options.stuff_values == "id-1"
-    )
-    boxes = RowReader(
-        folder=part.images,
-        labels=instances.labels,
-        tasks=instances.tasks,
-        empty="unlabelled" if options.empty == "unlabelled" else "background",
-        boxes_from_masks=options.boxes_from_masks,
-        masks=False,
-    )
-    reader = StuffReader(boxes, Folder(options.stuff, options.follow_links), pixels.meanings)
-    return _Listed({"det": instances.classes, "seg": pixels.classes}, instances.images, reader.read, instances.remarks)
+    return instances, reader
 
 
 def _list_panoptic(options: Options, part: _Part) -> _Listed:
