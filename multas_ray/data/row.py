@@ -41,6 +41,8 @@ class Row:
     """Repairs, omissions and assumptions, counted over a split: phrase -> number of objects."""
     exif: bool = True
     """Whether to turn the image as its EXIF says. Images of a data set are upright already."""
+    unlabelled: Mapping[Task, tuple[int, ...]] = field(default_factory=dict)
+    """Classes of each task that nobody looked for in this image, ascending; their absence says nothing."""
 
     @property
     def task_mask(self) -> TaskMask:

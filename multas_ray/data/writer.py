@@ -27,7 +27,7 @@ from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, re
 from multas_ray.documents import explain
 from multas_ray.errors import UserError, first_line, one_line, quoted
 from multas_ray.storage import StoragePath
-from multas_ray.tasks.segmentation.rows import IGNORE
+from multas_ray.tasks.segmentation.rows import IGNORE, VOID_PIXELS
 
 if TYPE_CHECKING:
     from multas_ray.formats.source import Source, Split
@@ -108,7 +108,7 @@ def write_dataset(
                 seen = set(_stored_ids(out / name)) if present and name in present.splits else set()
                 rows = _accepted(_rows(name, split, advance), name, info, seen, summary, rejections)
                 summary.rows[name] = _write_shards(stage / name, rows)
-        _judge(summary, max_rejected, stage / REJECTED, out, info)
+        _judge(summary, info, max_rejected, stage / REJECTED, out)
         info.splits = summary.rows
         if present:
             _add_splits(out, stage, present, info)
@@ -284,7 +284,7 @@ def _record(row: Row) -> dict[str, object]:
     }
 
 
-def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path, info: DatasetInfo) -> None:
+def _judge(summary: Summary, info: DatasetInfo, max_rejected: float, rejections: Path, out: Path) -> None:
     """Refuse a data set with too many rejected rows, an empty split or empty annotation; keep the record of them."""
     bad = summary.rejected.total()
     total = bad + sum(sum(counts.values()) for counts in summary.rows.values())
@@ -307,7 +307,10 @@ def _judge(summary: Summary, max_rejected: float, rejections: Path, out: Path, i
 
 
 def _judge_content(summary: Summary, info: DatasetInfo) -> None:
-    """Refuse a split whose boxes were all dropped, or whose masks hold no class: their files mean something else."""
+    """Refuse a split whose boxes were all dropped, or whose masks hold no class or little else than void pixels.
+
+    Their files mean something else.
+    """
     for split, notes in summary.notes.items():
         dropped = {name: count for name, count in notes.items() if name.startswith("boxes dropped")}
         if dropped and not sum(boxes for (of, _), boxes in summary.boxes.items() if of == split):
@@ -319,6 +322,12 @@ def _judge_content(summary: Summary, info: DatasetInfo) -> None:
             raise UserError(
                 f"{split}: no class is in any mask, and {pixels[IGNORE] / pixels.sum():.1%} of the pixels are ignored "
                 "(255: crowds, void, classes that are not kept); do these masks mean objects by it?"
+            )
+        void = summary.notes[split][VOID_PIXELS]
+        if 2 * void > pixels.sum():
+            raise UserError(
+                f"{split}: {void / pixels.sum():.1%} of the masks' pixels are void (255) in their files, which teaches "
+                "nothing; do these masks mean a class by it?"
             )
 
 

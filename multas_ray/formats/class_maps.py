@@ -1,23 +1,21 @@
 """Masks of class ids or of colours, as in VOC and in the output of tools that write its layout."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from multas_ray.data.pillow import opened
 from multas_ray.data.reject import Reject
-from multas_ray.tasks.segmentation.rows import IGNORE
+from multas_ray.formats.pixel_maps import some
+from multas_ray.tasks.segmentation.rows import IGNORE, VOID_PIXELS
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0..255."""
 LABEL_MAP_HELP = "a labelmap.txt beside JPEGImages says whose a colour is (name:red,green,blue::), else VOC's are taken"
 STRIP = 2**20
 """Number of pixels whose colours are looked up at a time."""
-SHOWN = 5
-"""Largest number of values or colours that a message lists."""
 
 
 def voc_palette() -> np.ndarray:
@@ -98,7 +96,10 @@ def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray
             f"mask values {some(unknown)}, and {len(classes.mask_classes)} classes are known: name yours with "
             "--classes, in the order of their values from 1 on",
         )
-    return classes.target()[values.astype(np.uint8)]
+    values = values.astype(np.uint8)
+    notes[VOID_PIXELS] += int((values == IGNORE).sum())
+    mask: np.ndarray = classes.target()[values]
+    return mask
 
 
 def values_of_colours(pixels: np.ndarray, table: Mapping[int, int], known: str) -> np.ndarray:
@@ -160,8 +161,3 @@ def _packed(colours: np.ndarray) -> np.ndarray:
     red, green, blue = np.moveaxis(colours.astype(np.int64), -1, 0)
     packed: np.ndarray = red << 16 | green << 8 | blue
     return packed
-
-
-def some(values: Sequence[Any]) -> str:
-    """List values in a message, the first SHOWN of them."""
-    return ", ".join(map(str, values[:SHOWN])) + (", …" if len(values) > SHOWN else "")

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from multas_ray.config import Task
+from multas_ray.config import TASKS, Task
 from multas_ray.data.pillow import upright_size
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, attempt
 from multas_ray.errors import quoted
-from multas_ray.formats.coco_instances import CocoImage, Id, canonical_id, is_crowd
+from multas_ray.formats.coco_file import CocoImage, Id, canonical_id, is_set
 from multas_ray.formats.files import Folder
 from multas_ray.formats.outlines import Region, number, paint_all, read_region
 from multas_ray.tasks.segmentation.rows import IGNORE
@@ -38,20 +38,21 @@ class RowReader:
 
     def read(self, image: CocoImage) -> Row | Reject:
         """The row of an image, or the reason why it has none."""
-        return attempt(image.image_id, partial(self._read, image))
+        return attempt(image.image_id, partial(self.read_row, image))
 
-    def _read(self, image: CocoImage) -> Row:
-        data = self.folder.read(image.file_name)
-        height, width, turn = upright_size(data)
-        if image.size is not None and image.size != (height, width):
-            # Before anything is painted in a size that a file only claims.
-            if turn < 5 or image.size != (width, height):
-                raise Reject(
-                    "annotation of another size",
-                    f"{image.size[1]}x{image.size[0]}, the image has {width}x{height}",
-                )
-            height, width = image.size
-        row = Row(image.image_id, data, height, width)
+    def read_row(self, image: CocoImage) -> Row:
+        """The row of an image.
+
+        Raises:
+            Reject: it has none.
+        """
+        row = self._annotated(image)
+        if image.verified:
+            row.unlabelled = self._unlabelled(image, row)
+        return row
+
+    def _annotated(self, image: CocoImage) -> Row:
+        row, height, width = read_image(self.folder, image)
         unknown = {canonical_id(item.get("category_id")) for item in image.objects} - self.labels.keys()
         if unknown:
             raise Reject("unknown class", f"category ids {quoted(sorted(unknown, key=str))} are not listed")
@@ -81,12 +82,23 @@ class RowReader:
             Reject: it cannot be read, nor can its image be used.
         """
         try:
-            box, segmentation = _box(item.get("bbox")), item.get("segmentation")
+            box, segmentation = read_box(item.get("bbox")), item.get("segmentation")
             wanted = self.masks or (self.boxes_from_masks and box is None)
             region = read_region(segmentation, height, width, notes) if wanted else None
-            return _Object(self.labels[canonical_id(item.get("category_id"))], is_crowd(item), box, region)
+            return _Object(self.labels[canonical_id(item.get("category_id"))], is_set(item.get("iscrowd")), box, region)
         except Reject as reject:
             raise Reject(reject.reason, f"annotation {quoted(item.get('id'))}: {reject.detail}") from None
+
+    def _unlabelled(self, image: CocoImage, row: Row) -> dict[Task, tuple[int, ...]]:
+        """The classes of each task that nobody looked for in an image that says which were."""
+        assert image.verified
+        present = {canonical_id(item.get("category_id")) for item in image.objects}
+        sought = {self.labels.get(key) for key in present.union(image.verified.absent)}
+        sought -= {self.labels.get(key) for key in image.verified.partly}
+        others = sorted({label for label in self.labels.values() if label is not None} - sought)
+        # Background is the first of the pixel classes.
+        labels: dict[Task, tuple[int, ...]] = {"det": tuple(others), "seg": tuple(label + 1 for label in others)}
+        return {task: labels[task] for task in TASKS if getattr(row, f"has_{task}") and others}
 
     def _add_boxes(self, row: Row, objects: Sequence["_Object"], height: int) -> None:
         """Annotate a row with all boxes, or none: where one is missing, its place would be taught as background."""
@@ -117,8 +129,32 @@ class _Object:
     region: Region | None
 
 
-def _box(bbox: Any) -> list[float] | None:
-    """x1 y1 x2 y2 of an annotation's `bbox`; None where it has none."""
+def read_image(folder: Folder, image: CocoImage) -> tuple[Row, int, int]:
+    """The row of an image without annotation, and the height and width in pixels of the frame of its annotation.
+
+    Raises:
+        Reject: the image cannot be read, or is of another size than its file says.
+    """
+    nested = f"{image.folder}/{image.file_name}"
+    data = folder.read(nested if image.folder and folder.has(nested) else image.file_name)
+    height, width, turn = upright_size(data)
+    if image.size is not None and image.size != (height, width):
+        # Before anything is painted in a size that a file only claims.
+        if turn < 5 or image.size != (width, height):
+            raise Reject(
+                "annotation of another size",
+                f"{image.size[1]}x{image.size[0]}, the image has {width}x{height}",
+            )
+        height, width = image.size
+    return Row(image.image_id, data, height, width), height, width
+
+
+def read_box(bbox: Any) -> list[float] | None:
+    """x1 y1 x2 y2 of an annotation's `bbox`; None where it has none.
+
+    Raises:
+        Reject: it is none of four numbers.
+    """
     if bbox is None or bbox == []:
         return None
     if not isinstance(bbox, list) or len(bbox) != 4:

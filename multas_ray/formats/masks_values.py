@@ -9,7 +9,8 @@ from PIL import Image
 
 from multas_ray.data.pillow import opened
 from multas_ray.data.reject import Reject
-from multas_ray.formats.class_maps import Colour, some, values_of_colours
+from multas_ray.formats.class_maps import Colour, values_of_colours
+from multas_ray.formats.pixel_maps import some
 from multas_ray.tasks.segmentation.rows import IGNORE
 
 DEPTH_OF_PNG = 24

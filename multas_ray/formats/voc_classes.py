@@ -1,14 +1,17 @@
-"""The classes of a folder in VOC's layout: VOC's, those of CVAT's labelmap.txt, those that are named, or the XML's."""
+"""The classes of a folder in VOC's layout.
 
+They are those of Roboflow's table or of CVAT's labelmap.txt, those that are named, VOC's, or the XML's.
+"""
+
+import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from multas_ray.data.reject import Reject
-from multas_ray.documents import decode_text
 from multas_ray.errors import UserError, quoted
 from multas_ray.formats.class_maps import ClassMap, Colour, voc_colours
-from multas_ray.formats.voc_folder import VocFolder, VocImage, object_name
+from multas_ray.formats.voc_folder import CLASS_TABLE, LABEL_MAP, VocFolder, VocImage, object_name
 from multas_ray.tasks.segmentation.rows import IGNORE
 
 CLASSES = (
@@ -16,8 +19,6 @@ CLASSES = (
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 """VOC's, in the order of its mask values 1..20."""
-LABEL_MAP = "labelmap.txt"
-"""CVAT's list of classes and their colours, beside JPEGImages."""
 
 
 def choose_classes(
@@ -25,8 +26,9 @@ def choose_classes(
 ) -> ClassMap:
     """The classes of the images' annotation, and those of them that the data set has.
 
-    They are those of labelmap.txt; where there is none, VOC's, if no other is named; else `names`, in the order of
-    their mask values, or, where there are no masks, those that the XML names, in alphabetical order.
+    They are those of Roboflow's table or of labelmap.txt; where there is neither, VOC's, if no other is named; else
+    `names`, in the order of their mask values, or, where there are no masks, those that the XML names, in alphabetical
+    order.
 
     Args:
         folder: that holds the images' annotation.
@@ -35,14 +37,19 @@ def choose_classes(
         remarks: for the user, added to.
 
     Raises:
-        UserError: a name is of no class, or stands twice; or it cannot be known what masks hold.
+        UserError: a name is of no class, or stands twice; a list of classes is broken; or it cannot be known what
+            masks hold.
     """
     if names is not None and len(set(names)) != len(names):
         raise UserError(f"--classes {','.join(names)}: a class stands twice")
     counts = _count_names(folder, images)
     masks = any("seg" in image.tasks for image in images)
-    if (folder.root / LABEL_MAP).is_file():
-        known, colours = _read_label_map(folder.root / LABEL_MAP)
+    if folder.tables:
+        known = _read_tables(folder)
+        _check_known(names, known, f"{CLASS_TABLE} has")
+        return ClassMap(known, list(names or known), {})
+    if folder.label_map is not None:
+        known, colours = _read_label_map(folder.label_map, folder.root / LABEL_MAP)
         if not _is_of_voc(known, colours):
             _check_known(names, known, f"{LABEL_MAP} has")
             return ClassMap(known, list(names or known), colours)
@@ -75,11 +82,44 @@ def _count_names(folder: VocFolder, images: Iterable[VocImage]) -> Counter[str]:
     return names
 
 
-def _read_label_map(path: Path) -> tuple[list[str], dict[Colour, int]]:
+def _read_tables(folder: VocFolder) -> list[str]:
+    """Classes in the order of their mask values from 1 on, which is the same in all tables of a folder."""
+    tables = {name: _read_table(text, folder.root / name) for name, text in folder.tables.items()}
+    (first, known), *others = tables.items()
+    for name, listed in others:
+        if listed != known:
+            raise UserError(
+                f"{folder.root / name}: not the same as {folder.root / first}: masks need one list of classes"
+            )
+    return known
+
+
+def _read_table(text: str, path: Path) -> list[str]:
+    """Classes of Roboflow's table, in the order of their mask values from 1 on."""
+    names: list[str] = []
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
+    except csv.Error as error:
+        raise UserError(f"{path}: no table ({error})") from None
+    for row in rows[1:]:
+        value, name = row[0].strip(), ",".join(row[1:]).strip()
+        expected = str(len(names))
+        if value != expected or not name or (value == "0") != (name.casefold() == "background") or name in names:
+            raise UserError(
+                f"{path}: {quoted(', '.join(row))} in place of value {expected}: after a heading, lines are a value "
+                "and its class, from `0, background` on, each value and class once"
+            )
+        names.append(name)
+    if len(names) < 2 or len(names) > IGNORE:
+        raise UserError(f"{path}: {len(names)} values, and masks hold background and 1 to {IGNORE - 1} classes")
+    return names[1:]
+
+
+def _read_label_map(text: str, path: Path) -> tuple[list[str], dict[Colour, int]]:
     """Classes in their order, and the value of each colour."""
     names: list[str] = []
     colours: dict[Colour, int] = {}
-    for line in decode_text(path.read_bytes(), path).splitlines():
+    for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         name, *rest = line.split(":")

@@ -13,13 +13,23 @@ from defusedxml import ElementTree as SafeXml
 
 from multas_ray.config import Task
 from multas_ray.data.reject import Reject
-from multas_ray.documents import read_text
+from multas_ray.documents import decode_text, read_text
 from multas_ray.errors import UserError, quoted
 from multas_ray.formats.files import Folder, image_ids
 from multas_ray.formats.listing import SUFFIXES, list_images
 
+MASKS = "SegmentationClass"
+"""Folder of masks, each with the name of its image."""
 LARGEST_XML = 2**24
 """Largest size of an XML file in bytes: its objects take much more memory."""
+LABEL_MAP = "labelmap.txt"
+"""CVAT's list of classes and their colours, beside JPEGImages."""
+CLASS_TABLE = "_classes.csv"
+"""Roboflow's list of classes and their values, beside its images and masks."""
+MASK_SUFFIX = "_mask.png"
+"""End of the name of a mask that lies beside its image, in Roboflow's export."""
+PARTS = {"train": "train", "val": "valid", "test": "test"}
+"""Splits, and the folders that Roboflow's export has for them."""
 ALL = "all"
 """Stands for every image, in place of a list's name."""
 
@@ -34,7 +44,10 @@ class VocImage(NamedTuple):
 
 @dataclass(frozen=True)
 class VocFolder:
-    """A folder with JPEGImages, Annotations and SegmentationClass; images and XML may lie in the folder itself."""
+    """A folder with JPEGImages, Annotations and SegmentationClass.
+
+    Images may lie in the folder itself, with XML beside them, or with masks beside them and a table of their values.
+    """
 
     root: Path
     follow_links: bool = False
@@ -51,7 +64,9 @@ class VocFolder:
             UserError: there is no such file, or it is no text.
         """
         if name == ALL:
-            return self._all(remarks)
+            if not (ids := self.list_images(remarks)):
+                raise UserError(f"{self.root / self._images}: no image here")
+            return ids
         sets = self.root / "ImageSets"
         file = sets / f"{name}.txt"
         if not file.is_file():
@@ -65,6 +80,59 @@ class VocFolder:
         if twice:
             remarks.append(f"{file}: {len(twice)} images stand twice, such as {quoted(twice[0])}; taken once")
         return list(dict.fromkeys(ids))
+
+    def list_images(self, remarks: list[str], part: str = "") -> list[str]:
+        """The ids of all images, or of those in a folder among them.
+
+        Args:
+            remarks: for the user, added to.
+            part: name of the folder.
+        """
+        names = list_images(Folder(self.root / self._images, self.follow_links), part, remarks)
+        return image_ids([name for name in names if not (self.tables and name.endswith(MASK_SUFFIX))])
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Splits of Roboflow's export, and their folders; none in any other folder."""
+        return {split: name for split, name in PARTS.items() if not self._images and (self.root / name).is_dir()}
+
+    @cached_property
+    def annotated(self) -> tuple[Task, ...]:
+        """The tasks that the folder has annotation of: boxes, masks, or both."""
+        has_masks = bool(self.tables) or any((self.root / MASKS).rglob("*.png"))
+        has_boxes = any((self.root / self._xml).rglob("*.xml"))
+        found: dict[Task, bool] = {"det": has_boxes, "seg": has_masks}
+        return tuple(task for task, present in found.items() if present)
+
+    @cached_property
+    def tables(self) -> dict[str, str]:
+        """The text of Roboflow's tables of classes, by their names: the folder's own, or one in each of its parts.
+
+        Raises:
+            UserError: one cannot be read, or is no text.
+        """
+        names = [CLASS_TABLE, *(f"{part}/{CLASS_TABLE}" for part in self.parts.values())]
+        return {name: self.read_text(name) for name in names if self._folder.has(name)}
+
+    @cached_property
+    def label_map(self) -> str | None:
+        """The text of CVAT's list of classes; None where there is none.
+
+        Raises:
+            UserError: it cannot be read, or is no text.
+        """
+        return self.read_text(LABEL_MAP) if self._folder.has(LABEL_MAP) else None
+
+    def read_text(self, name: str) -> str:
+        """The text of a file on the whole of the folder.
+
+        Raises:
+            UserError: it cannot be read, or is no text.
+        """
+        try:
+            return decode_text(self._folder.read(name, LARGEST_XML), self.root / name)
+        except Reject as reject:
+            raise UserError(f"{reject.reason}: {reject.detail}") from None
 
     def has_xml(self, image_id: str) -> bool:
         """Whether there is the XML of an image."""
@@ -110,8 +178,9 @@ class VocFolder:
         Raises:
             Reject: it cannot be read; see `Folder.read`.
         """
+        beside = f"{self._images}{_without_suffix(image_id)}{MASK_SUFFIX}"
         try:
-            return self._folder.read(f"SegmentationClass/{_without_suffix(image_id)}.png")
+            return self._folder.read(beside if self.tables else f"{MASKS}/{_without_suffix(image_id)}.png")
         except Reject as reject:
             reason = "missing mask" if reject.reason == "missing file" else reject.reason
             raise Reject(reason, reject.detail) from None
@@ -130,13 +199,6 @@ class VocFolder:
 
     def _xml_name(self, image_id: str) -> str:
         return f"{self._xml}{_without_suffix(image_id)}.xml"
-
-    def _all(self, remarks: list[str]) -> list[str]:
-        base = self.root / self._images
-        names = list_images(Folder(base, self.follow_links), "", remarks)
-        if not names:
-            raise UserError(f"{base}: no image here")
-        return image_ids(names)
 
 
 def object_name(item: Element) -> str:

@@ -40,15 +40,119 @@ def coco(folder: Path) -> Callable[[Random], Case]:
             {"id": 4, "image_id": 2, "category_id": 1, "bbox": [1, 1, 5, 5]},
         ],
     }  # fmt: skip
+    of_lvis = [image | {"neg_category_ids": [7], "not_exhaustive_category_ids": [1]} for image in good["images"]]
 
     def make(rng: Random) -> Case:
-        data = encoded(rng, mutated_tree(rng, good))
+        data = encoded(rng, mutated_tree(rng, good | {"images": of_lvis} if rng.random() < 0.3 else good))
         (folder / "instances.json").write_bytes(data)
         command = ["coco", "--images", str(folder / "images"), "--annotations", str(folder / "instances.json")]
         command += rng.choice(
             ([], [], ["--boxes-from-masks"], ["--empty", "skip"], ["--classes", "dog"], ["--partial", "det=1"])
         )
         return data, lambda: _prepare(folder, [*command, "--split", "train"])
+
+    return make
+
+
+def roboflow(folder: Path) -> Callable[[Random], Case]:
+    """The folders of a COCO export."""
+    root = folder / "export"
+    for name in ("train", "valid"):
+        _pictures(root / name)
+    good = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 40, "width": 60} for n in (1, 2, 3)],
+        "categories": [{"id": 0, "name": "pets", "supercategory": "none"},
+                       {"id": 1, "name": "cat", "supercategory": "pets"}],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [3, 4, 20, 10], "segmentation": []}
+                        for n in (1, 2, 3)],
+    }  # fmt: skip
+
+    def make(rng: Random) -> Case:
+        wrong = rng.choice(("train", "valid"))
+        data = encoded(rng, mutated_tree(rng, good))
+        for name in ("train", "valid"):
+            content = data if name == wrong else json.dumps(good).encode()
+            (root / name / "_annotations.coco.json").write_bytes(content)
+        return data, lambda: _prepare(folder, ["coco", "--root", str(root)])
+
+    return make
+
+
+def panoptic(folder: Path) -> Callable[[Random], Case]:
+    """A file of segments, and the PNGs of their ids."""
+    _pictures(folder / "images")
+    (folder / "pngs").mkdir()
+    colours = np.zeros((40, 60, 3), np.uint8)
+    colours[5:20, 10:30], colours[30:] = (3, 7, 200), (9, 0, 0)
+    png = encode(Image.fromarray(colours), "PNG")
+    segments = [{"id": 3 + 7 * 256 + 200 * 65536, "category_id": 1, "iscrowd": 0, "bbox": [10, 5, 20, 15]},
+                {"id": 9, "category_id": 2, "iscrowd": 0}]  # fmt: skip
+    good = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 40, "width": 60} for n in (1, 2, 3)],
+        "categories": [{"id": 1, "name": "cat", "isthing": 1}, {"id": 2, "name": "road", "isthing": 0}],
+        "annotations": [{"image_id": n, "file_name": f"{n}.png", "segments_info": segments} for n in (1, 2, 3)],
+    }
+
+    def make(rng: Random) -> Case:
+        tree, pictures = json.dumps(good).encode(), png
+        if rng.random() < 0.3:
+            pictures = mutated_bytes(rng, png)
+        else:
+            tree = encoded(rng, mutated_tree(rng, good))
+        for number in (1, 2, 3):
+            (folder / "pngs" / f"{number}.png").write_bytes(pictures if number == 1 else png)
+        (folder / "panoptic.json").write_bytes(tree)
+        command = ["coco", "--images", str(folder / "images"), "--annotations", str(folder / "panoptic.json")]
+        command += ["--panoptic", str(folder / "pngs"), "--split", "train"]
+        command += rng.choice(([], [], ["--empty", "skip"], ["--classes", "road"], ["--partial", "seg=1"]))
+        return tree if pictures is png else pictures, lambda: _prepare(folder, command)
+
+    return make
+
+
+def stuff(folder: Path) -> Callable[[Random], Case]:
+    """Pixel maps of categories beside instances."""
+    _pictures(folder / "images")
+    (folder / "maps").mkdir()
+    png = encode(Image.fromarray(VALUES), "PNG")
+    good = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "height": 40, "width": 60} for n in (1, 2, 3)],
+        "categories": [{"id": 8, "name": "cat"}, {"id": 9, "name": "road"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 8, "bbox": [10, 5, 20, 15]}],
+    }
+
+    def make(rng: Random) -> Case:
+        tree, picture = json.dumps(good).encode(), png
+        if rng.random() < 0.5:
+            picture = mutated_bytes(rng, png)
+        else:
+            tree = encoded(rng, mutated_tree(rng, good))
+        for number in (1, 2, 3):
+            (folder / "maps" / f"{number}.png").write_bytes(picture if number == 1 else png)
+        (folder / "instances.json").write_bytes(tree)
+        command = ["coco", "--images", str(folder / "images"), "--annotations", str(folder / "instances.json")]
+        command += ["--stuff", str(folder / "maps"), "--split", "train"]
+        command += rng.choice(([], [], ["--stuff-values", "id-1"], ["--classes", "road"]))
+        return tree if picture is png else picture, lambda: _prepare(folder, command)
+
+    return make
+
+
+def masks_beside(folder: Path) -> Callable[[Random], Case]:
+    """Images, masks beside them, and the table of their values."""
+    root = folder / "export"
+    _pictures(root / "train")
+    names = b"".join(b"%d, class %d\n" % (value, value) for value in range(1, 10))
+    good = {"_classes.csv": b"Pixel Value, Class\n0, background\n" + names}
+    good |= {f"{number}_mask.png": encode(Image.fromarray(VALUES), "PNG") for number in (1, 2, 3)}
+
+    def make(rng: Random) -> Case:
+        name = rng.choice(("_classes.csv", "1_mask.png"))
+        files = good | {name: mutated_bytes(rng, good[name], 4)}
+        for each, data in files.items():
+            (root / "train" / each).write_bytes(data)
+        command = ["voc", "--root", str(root)]
+        return files[name], lambda: _prepare(folder, [*command, *rng.choice(([], [], ["--classes", "class 8"]))])
 
     return make
 

@@ -22,6 +22,8 @@ IGNORE = 255
 """Mask value of a pixel that is ignored by all losses and metrics."""
 BACKGROUND = "background"
 """Name of the class, always the first, of pixels that no other class was found in. There need be none."""
+VOID_PIXELS = "mask pixels that the masks themselves ignore (void)"
+"""Note of a row, in pixels: those that are 255 by the files' own word, and not because a class is not kept."""
 FIELDS = (
     pa.field("mask", pa.binary(), nullable=True),
     pa.field("seg_unlabelled", pa.list_(pa.int32()), nullable=True),
