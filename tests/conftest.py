@@ -23,6 +23,7 @@ from multas_ray.formats import scenes
 from multas_ray.formats.source import Split
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.ray_setup import start_ray
+from tests.support.processes import PATIENCE
 
 TRAIN_ROWS, VAL_ROWS = 50, 11
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -38,10 +39,12 @@ RAY_FIXTURES = {"started_ray", "cluster"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that uses a fixture of Ray's is one of the layer `ray`."""
+    """A test that uses a fixture of Ray's is one of the layer `ray`. A slow one waits for several jobs."""
     for item in items:
         if RAY_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(2 * PATIENCE))
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,7 @@ from multas_ray.config import Config
 from multas_ray.config_file import load_config
 from multas_ray.placement import Node, asks, unplaced
 from tests.support.configs import changed
+from tests.support.processes import PATIENCE
 from tests.support.shared import ROOT, shared_path
 
 CLUSTER = ROOT / "cluster"
@@ -208,7 +209,6 @@ def slurm(tmp_path, scenes_path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_the_slurm_script_trains_on_its_nodes(slurm, make_config, random_teachers, tmp_path):
     """The script itself, with a srun that starts everything here: a student on the first node, teachers on the last."""
     file, log = tmp_path / "config.yaml", tmp_path / "log"
@@ -221,7 +221,7 @@ def test_the_slurm_script_trains_on_its_nodes(slurm, make_config, random_teacher
             env=slurm | {"CONFIG": str(file)},
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=500,
+            timeout=PATIENCE,
         )
     assert done.returncode == 0, log.read_text()
     assert json.loads((tmp_path / "run/result.json").read_text())["steps"] == 6

@@ -16,6 +16,8 @@ import psutil
 import pytest
 import ray
 
+from tests.support.processes import PATIENCE
+
 
 def test_the_dashboard_listens_on_localhost_only_and_wants_a_token(started_ray):
     address, port = ray._private.worker.global_worker.node.webui_url.split(":")
@@ -35,6 +37,6 @@ def test_nobody_joins_without_the_token(started_ray):
     join = f"import ray; ray.init(address={ray.get_runtime_context().gcs_address!r})"
     for mode, joins in (("disabled", False), ("token", True)):
         own = os.environ | {"RAY_AUTH_MODE": mode}
-        joined = subprocess.run([sys.executable, "-c", join], env=own, capture_output=True, text=True, timeout=120)
+        joined = subprocess.run([sys.executable, "-c", join], env=own, capture_output=True, text=True, timeout=PATIENCE)
         assert (joined.returncode == 0) == joins, joined.stderr
         assert joins or "token" in joined.stderr

@@ -11,6 +11,7 @@ from multas_ray.config import Resources
 from multas_ray.errors import UserError
 from multas_ray.placement import Ask, Node, asks, check_placement, label_matches, unplaced
 from tests.support.cluster import end_of, job
+from tests.support.processes import PATIENCE
 from tests.support.shared import ROOT
 
 HEAD, GPU = Node({"CPU": 4.0}), Node({"CPU": 8.0, "GPU": 2.0}, {"role": "student"})
@@ -138,7 +139,6 @@ def test_a_run_asks_for_its_fewest_workers_and_all_teachers(make_config, random_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_each_part_runs_on_nodes_with_its_labels(cluster, make_config, random_teachers, tmp_path):
     """Students, teachers and data tasks on nodes of their own, by labels; then a GPU that no node has."""
     where = {role: cluster.add_node(num_cpus=2, labels={"role": role}) for role in ("student", "teacher", "data")}
@@ -162,7 +162,7 @@ def test_each_part_runs_on_nodes_with_its_labels(cluster, make_config, random_te
     refused = job(
         cluster, "jobs/train.py", "--config", str(file), f"train.run={tmp_path / 'gpu'}", "train.resources.gpu=1"
     )
-    output, _ = refused.communicate(timeout=120)
+    output, _ = refused.communicate(timeout=PATIENCE)
     assert refused.returncode == 2
     last = output.strip().splitlines()[-1]
     assert re.fullmatch(r"error: train.resources: 1 x .*GPU: 1.*no room in the cluster, which has .*", last), output
@@ -187,7 +187,6 @@ print(*(actor.node_id for actor in list_actors() if "TeacherActor" in actor.clas
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_teachers_share_the_gpu_of_their_own_kind_of_node(cluster, make_config, tmp_path):
     """On raylets that claim GPUs: the teachers' node has another resource, too."""
     cluster.add_node(num_cpus=2, num_gpus=1)
@@ -196,7 +195,7 @@ def test_teachers_share_the_gpu_of_their_own_kind_of_node(cluster, make_config, 
     file = tmp_path / "config.yaml"
     file.write_text(make_config().to_yaml())
     refused = job(cluster, "jobs/train.py", "--config", str(file), "train.workers=3", "train.resources.gpu=1")
-    output, _ = refused.communicate(timeout=120)
+    output, _ = refused.communicate(timeout=PATIENCE)
     assert refused.returncode == 2
     last = output.strip().splitlines()[-1]
     assert "train.resources: 3 x {CPU: 1, GPU: 1}: no room in the cluster, which has" in last

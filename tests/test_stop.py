@@ -15,7 +15,7 @@ import pytest
 from multas_ray.cli import hide_ray_log
 from multas_ray.run_folder import PROGRESS
 from tests.support.configs import changed
-from tests.support.processes import named
+from tests.support.processes import PATIENCE, named
 from tests.support.shared import ROOT
 
 OWN = re.compile(
@@ -43,7 +43,7 @@ def stop(job: subprocess.Popen, signum: signal.Signals) -> list[str]:
     """Send a signal; the lines of a job that ended as it should."""
     family = named("", job.pid)
     job.send_signal(signum)
-    output, _ = job.communicate(timeout=60)
+    output, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode == 128 + signum, output
     assert all(map(OWN.fullmatch, output.splitlines())), output
     end = time.monotonic() + 5
@@ -75,7 +75,6 @@ def progress(tmp_path: Path) -> dict:
     return {}
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.slow
 def test_a_training_that_is_stopped_goes_on_from_where_it_said(train, tmp_path):
     job = train()
@@ -182,7 +181,6 @@ def test_a_second_signal_ends_a_job_at_once(signum):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_jobs_with_ray_data_or_tune_are_stopped(make_config, random_teachers, scenes_path, tmp_path):
     config = changed(make_config(), **{"train.steps": 100000})
     file = tmp_path / "config.yaml"

@@ -29,7 +29,7 @@ from multas_ray.study.trials import run_study, trials_that_fit
 from multas_ray.tasks.detection.postprocess import Detections
 from tests.support.configs import changed
 from tests.support.jobs import call
-from tests.support.processes import kill_family
+from tests.support.processes import PATIENCE, kill_family
 from tests.support.runs import wait_for_step
 from tests.support.shared import ROOT
 from tests.support.wandb_file import finished_records
@@ -245,7 +245,6 @@ def test_a_failed_trial_takes_its_students_with_it_and_no_other(make_study, star
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_killed_study_goes_on_with_what_was_cut_short(make_study, tmp_path):
     arms = {
         "det": {"model": {"tasks": ["det"]}, "train": {"steps": 10}},
@@ -260,12 +259,12 @@ def test_a_killed_study_goes_on_with_what_was_cut_short(make_study, tmp_path):
         return subprocess.Popen(command, cwd=ROOT, stdout=(tmp_path / "log").open("a"), stderr=subprocess.STDOUT)
 
     study = start()
-    wait_for_step(str(tmp_path / "runs" / "kd-0"), 12, seconds=300)
+    wait_for_step(str(tmp_path / "runs" / "kd-0"), 12)
     kill_family(study)
     trials = tmp_path / "results" / "trials"
     assert {result.name for result in trials.iterdir()} == {"det-0.json", "seg-0.json"}
     kept = {result: result.stat().st_mtime_ns for result in trials.iterdir()}
-    assert start().wait(400) == 0, (tmp_path / "log").read_text()
+    assert start().wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     assert {result: result.stat().st_mtime_ns for result in kept} == kept
     attempts = {
         name: [json.loads(line) for line in (tmp_path / "runs" / name / "attempts.jsonl").read_text().splitlines()]

@@ -20,7 +20,7 @@ from multas_ray.report.sweep_plots import axis_scale
 from multas_ray.run_folder import read_metrics
 from multas_ray.study.search import Sweep, parse_search
 from multas_ray.study.sweep import _scheduler, run_sweep
-from tests.support.processes import kill_family
+from tests.support.processes import PATIENCE, kill_family
 from tests.support.shared import ROOT
 
 
@@ -115,7 +115,6 @@ def test_median_stopping_ends_the_poor_and_pauses_nobody(tree):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_search_finds_the_rate_that_learns_and_stops_the_other_early(tree, started_ray, tmp_path):
     tree["train"]["steps"], tree["evaluate"]["every_steps"] = 60, 20
     out = tmp_path / "sweep"
@@ -141,7 +140,6 @@ def test_a_search_finds_the_rate_that_learns_and_stops_the_other_early(tree, sta
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_killed_search_of_trials_side_by_side_goes_on(tree, tmp_path):
     tree["train"] |= {"steps": 40, "checkpoint_every_steps": 5}
     tree["evaluate"]["every_steps"] = 20
@@ -165,7 +163,7 @@ def test_a_killed_search_of_trials_side_by_side_goes_on(tree, tmp_path):
     kill_family(search)
     done = finished()
     assert len(done) < 4
-    assert start().wait(500) == 0, (tmp_path / "log").read_text()
+    assert start().wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     trials = json.loads((out / "sweep.json").read_text())["trials"]
     assert [trial["steps"] for trial in trials] == [40] * 4
     assert len({trial["parameters"]["optim.lr"] for trial in trials}) == 4

@@ -6,6 +6,7 @@ import sys
 
 from ray.cluster_utils import Cluster
 
+from tests.support.processes import PATIENCE
 from tests.support.shared import ROOT
 
 
@@ -23,6 +24,6 @@ def job(cluster: Cluster, *arguments: str) -> subprocess.Popen:
 
 def end_of(process: subprocess.Popen) -> str:
     """A job's output, when it has ended well."""
-    output, _ = process.communicate(timeout=500)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     return output

@@ -5,6 +5,9 @@ import subprocess
 
 import psutil
 
+PATIENCE = 1200
+"""Seconds after which a job of a test counts as hung; nothing is measured by it. Slow machines take a third of it."""
+
 
 def named(name: str, parent: int | None = None) -> list[psutil.Process]:
     """The descendants of a process (default: this one) that have this in their command lines."""

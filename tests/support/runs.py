@@ -10,6 +10,7 @@ from multas_ray.data.schema import read_info
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.run_folder import read_metrics
 from tests.support.counting import seen
+from tests.support.processes import PATIENCE
 
 
 def losses(run: str | Path, name: str = "loss/total") -> list[float]:
@@ -17,7 +18,7 @@ def losses(run: str | Path, name: str = "loss/total") -> list[float]:
     return [line[name] for line in read_metrics(Path(run)) if name in line]
 
 
-def wait_for_step(run: str, step: int, seconds: float = 180) -> None:
+def wait_for_step(run: str, step: int, seconds: float = PATIENCE) -> None:
     """Wait until a run has logged a step."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -14,7 +14,6 @@ TEACHERS = {"teacher_node": 1}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_jobs_share_a_named_pool(cluster, make_config, random_teachers, tmp_path):
     config = make_config(teachers={**random_teachers, "pool": "scenes", "resources": {"cpu": 0.1}})
     file = tmp_path / "config.yaml"
@@ -39,7 +38,6 @@ def test_jobs_share_a_named_pool(cluster, make_config, random_teachers, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_run_survives_the_death_of_the_teachers_node(cluster, make_config, random_teachers, tmp_path):
     node = cluster.add_node(num_cpus=2, resources=TEACHERS)
     resources = {"cpu": 0.1, "custom": {"teacher_node": 0.1}}

@@ -384,7 +384,6 @@ def test_dense_losses_stay_dense(make_config, random_teachers):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_killed_job_leaves_whole_files_and_the_next_computes_the_rest(stored, tmp_path):
     config = stored()
     file = tmp_path / "config.yaml"

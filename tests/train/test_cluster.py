@@ -22,10 +22,11 @@ from multas_ray.checkpoint.weights import load_network
 from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from tests.support.cluster import end_of, job
+from tests.support.processes import PATIENCE
 from tests.support.runs import assert_whole_epochs, wait_for_step
 from tests.support.shared import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 STUDENT, TEACHER = {"student_node": 1}, {"teacher_node": 1}
 
@@ -126,7 +127,7 @@ def submit(address: str, *arguments: str, checkout: Path = ROOT, wait: bool = Tr
     """Exit code of `ray job submit`, what it printed, and the job's id."""
     options = ["--address", address, "--working-dir", ".", *([] if wait else ["--no-wait"])]
     command = ["ray", "job", "submit", *options, "--", *arguments]
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=PATIENCE)
     output = done.stdout + done.stderr
     return done.returncode, output, re.search(r"raysubmit_\w+", output)[0]
 
@@ -293,7 +294,7 @@ def test_data_teachers_runs_and_stores_live_in_a_bucket(bucket, make_config, ran
         (newest / "state.pt").write_bytes(state[: len(state) // 2])
 
     training = start("jobs/train.py", "--config", str(file))
-    output = training.communicate(timeout=400)[0].decode()
+    output = training.communicate(timeout=PATIENCE)[0].decode()
     assert training.returncode == 0, output
     lines = read_metrics(folder)
     assert [line["step"] for line in lines if "loss/total" in line] == list(range(1, 41)), "one curve"
@@ -303,11 +304,11 @@ def test_data_teachers_runs_and_stores_live_in_a_bucket(bucket, make_config, ran
     assert "endpoint" not in output, "URIs are shown without their query"
 
     filling = start("jobs/precompute.py", "--config", str(file), "--views", "1")
-    output = filling.communicate(timeout=400)[0].decode()
+    output = filling.communicate(timeout=PATIENCE)[0].decode()
     assert filling.returncode == 0, output
     stored = start(
         *("jobs/train.py", "--config", str(file), "teachers.placement=stored", f"train.run={bucket.format('runs/st')}"),
         "train.steps=6",
     )
-    output = stored.communicate(timeout=400)[0].decode()
+    output = stored.communicate(timeout=PATIENCE)[0].decode()
     assert stored.returncode == 0, output

@@ -18,11 +18,11 @@ from multas_ray.checkpoint.folder import find_checkpoint
 from multas_ray.errors import RunError, root_cause
 from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import train
-from tests.support.processes import kill_family
+from tests.support.processes import PATIENCE, kill_family
 from tests.support.runs import assert_whole_epochs, losses, wait_for_step
 from tests.support.shared import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 STEPS = {"steps": 40, "batch_size": 8, "log_every_steps": 1, "checkpoint_every_steps": 5}
 
@@ -57,7 +57,7 @@ def unbroken(scenes_path, tmp_path_factory):
             "tracking": {"wandb": "disabled"},
         }
     )
-    assert start_counting(config, folder).wait(400) == 0, (folder / "log").read_text()
+    assert start_counting(config, folder).wait(PATIENCE) == 0, (folder / "log").read_text()
     assert_whole_epochs(config.train.run, STEPS["steps"], rows=38)
     return losses(config.train.run), weights(config.train.run)
 
@@ -72,10 +72,10 @@ def test_whatever_is_killed_the_end_is_the_same(unbroken, make_config, tmp_path,
     before = max(line["step"] for line in read_metrics(Path(config.train.run)))
     if victim in ("", "raylet/raylet"):
         # The job dies with it, and is started again.
-        job.wait(200)
+        job.wait(PATIENCE)
         assert job.returncode != 0
         job = start_counting(config, tmp_path)
-    assert job.wait(400) == 0, (tmp_path / "log").read_text()
+    assert job.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     assert_whole_epochs(config.train.run, STEPS["steps"], rows=38)
     expected, final = unbroken
     assert losses(config.train.run) == expected
@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_another_number_of_workers(unbroken, make_config, tmp
         if until is not None:
             wait_for_step(config.train.run, until)
             kill_family(job)
-        job.wait(400)
+        job.wait(PATIENCE)
     assert job.returncode == 0, (tmp_path / "log").read_text()
     assert_whole_epochs(config.train.run, STEPS["steps"], rows=38)
     attempts = [json.loads(line) for line in (tmp_path / "run" / "attempts.jsonl").read_text().splitlines()]

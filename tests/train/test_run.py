@@ -21,7 +21,7 @@ from multas_ray.run_folder import read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.train.run import train
 from tests.support.configs import changed
-from tests.support.processes import named
+from tests.support.processes import PATIENCE, named
 from tests.support.runs import add_checkpoint, losses, wait_for_step
 from tests.support.shared import ROOT
 from tests.support.teachers import spoil
@@ -163,12 +163,11 @@ def start_job(config, folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_killed_job_continues_as_one_curve_and_ends_as_if_unbroken(make_config, tmp_path):
     settings = {"steps": 40, "batch_size": 8, "log_every_steps": 1, "checkpoint_every_steps": 5}
     whole = make_config(train={"run": str(tmp_path / "whole"), **settings})
     broken = make_config(train={"run": str(tmp_path / "broken"), **settings})
-    assert start_job(whole, tmp_path).wait(400) == 0
+    assert start_job(whole, tmp_path).wait(PATIENCE) == 0
 
     job = start_job(broken, tmp_path)
     wait_for_step(broken.train.run, 18)
@@ -180,7 +179,7 @@ def test_a_killed_job_continues_as_one_curve_and_ends_as_if_unbroken(make_config
     newest, _ = newest_checkpoint(StoragePath(broken.train.run))
     spent = read_meta(newest).seconds
     assert spent > 2, "Ray's start alone takes longer"
-    assert start_job(broken, tmp_path).wait(400) == 0
+    assert start_job(broken, tmp_path).wait(PATIENCE) == 0
     result = tmp_path / "broken" / "result.json"
     started = json.loads((tmp_path / "broken" / "attempts.jsonl").read_text().splitlines()[-1])["started"]
     own = result.stat().st_mtime - datetime.fromisoformat(started).timestamp()
@@ -195,7 +194,6 @@ def test_a_killed_job_continues_as_one_curve_and_ends_as_if_unbroken(make_config
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_teachers_or_a_killed_worker_do_not_end_the_run(started_ray, make_config, random_teachers, tmp_path):
     steps = {"steps": 60, "log_every_steps": 1, "checkpoint_every_steps": 10}
     config = make_config(
