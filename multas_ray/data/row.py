@@ -35,8 +35,6 @@ class Row:
     """(N,) bool: boxes that are not scored and not penalised."""
     mask: np.ndarray | None = None
     """(H, W) uint8: class ids of the pixels; None where has_seg is false."""
-    unlabelled: Mapping[Task, tuple[int, ...]] = field(default_factory=dict)
-    """Classes of each task that nobody looked for in this image, ascending; their absence says nothing."""
     notes: Counter[str] = field(default_factory=Counter)
     """Repairs, omissions and assumptions, counted over a split: phrase -> number of objects."""
     exif: bool = True
