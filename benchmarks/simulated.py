@@ -25,7 +25,7 @@ from ray.train import DataConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from multas_ray.config import AugmentConfig, Resources, Task, TeachersConfig
-from multas_ray.data.batch import Some, TrainBatch
+from multas_ray.data.batch import Compared, Some, TrainBatch
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import lay_plan
 from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
@@ -194,5 +194,6 @@ def _distil_missing(batch: TrainBatch) -> TrainBatch:
     distil = {}
     for task, truth in batch.truth.items():
         rows = np.setdiff1d(np.arange(len(batch.ids)), truth.rows)
-        distil[task] = Some(rows, np.ones((len(rows), 1), bool))
+        marks = np.ones((len(rows), 1), bool)
+        distil[task] = Some(rows, Compared(marks, ~marks))
     return replace(batch, distil=distil)

@@ -70,6 +70,15 @@ def mapped(values: T, change: Callable[[Any], Any]) -> T:
     return cast(T, change(values))
 
 
+class Compared(NamedTuple):
+    """What of the answers for n rows is compared with a student's output."""
+
+    classes: np.ndarray
+    """(n, C) bool: classes to learn from the teacher."""
+    merged: np.ndarray
+    """(n, C) bool: classes that count as background on both sides, where there is one."""
+
+
 class RejectedRow(NamedTuple):
     """Row that cannot be used, with the reason."""
 
@@ -94,8 +103,8 @@ class TrainBatch:
     unlabelled: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)
     """(k, C) bool for the rows of `truth` in which some of the task's C classes are unlabelled: these classes."""
     rejected: tuple[RejectedRow, ...] = ()
-    distil: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)
-    """(n, C) bool for the rows that the teacher of a distilled task answers for: the classes to learn from it."""
+    distil: Mapping[Task, Some[Compared]] = field(default_factory=dict)
+    """For the rows that the teacher of a distilled task answers for: what to learn from it."""
     weak: Mapping[Task, Some[Any]] = field(default_factory=dict)
     """Annotation, of the type of `truth`, derived from another task's."""
     weak_unlabelled: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from multas_ray.config import Config, EvaluateConfig, ModelConfig
-    from multas_ray.data.batch import AnnotatedImage, Some
+    from multas_ray.data.batch import AnnotatedImage, Compared, Some
     from multas_ray.data.classes import ClassMap
     from multas_ray.data.columns import Fault
     from multas_ray.data.image import Stored
@@ -175,7 +175,7 @@ class TaskNetwork(Protocol):
         self,
         student: Output,
         teacher: Output | None,
-        chosen: Some[np.ndarray],
+        chosen: Some[Compared],
         truth: Some[Truth],
         config: Config,
         size: tuple[int, int],
@@ -185,7 +185,7 @@ class TaskNetwork(Protocol):
         Args:
             student: output of the student's head.
             teacher: answer of the teacher; None if n is 0.
-            chosen: the rows' numbers in the batch, and (n, C) bool: the classes that are compared.
+            chosen: the rows' numbers in the batch, and the classes that are compared.
             truth: the batch's annotation, on the device of the output.
             config: configuration of the run.
             size: height and width of the network's input in pixels.
@@ -200,6 +200,15 @@ class TaskNetwork(Protocol):
         Args:
             output: output of the teacher's head.
             size: height and width of the network's input in pixels.
+        """
+
+    def spread(self, answer: Output, columns: Sequence[int | None], count: int) -> Output:
+        """Place the classes of a teacher in the columns of its student.
+
+        Args:
+            answer: answer of the teacher, in its own classes.
+            columns: column of each of its classes; None for one that the student does not have. Several may share one.
+            count: number of the student's classes. Those that the teacher does not know get the probability 0.
         """
 
     def pack(self, answer: Output) -> list[bytes]:

@@ -10,6 +10,7 @@ from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.precision import autocast
 from multas_ray.tasks import PARTS
+from multas_ray.tasks.segmentation.rows import BACKGROUND
 from multas_ray.teacher.teacher import Answer, Description, StudentTerms, TeacherSpec, to_answer
 
 
@@ -22,7 +23,8 @@ def describe(source: str, task: Task, terms: StudentTerms) -> Description:
         terms: form of the answers that its student needs.
 
     Raises:
-        UserError: there is no checkpoint, it was not trained for the task, has other classes, or other anchors.
+        UserError: there is no checkpoint, it was not trained for the task, knows none of the student's classes, or has
+            other anchors.
     """
     folder = find_checkpoint(source)
     network = _load(folder.uri, task, terms)
@@ -36,14 +38,15 @@ def describe(source: str, task: Task, terms: StudentTerms) -> Description:
                     f"teachers.det.checkpoint {folder.uri}: its model.{name} is {value}, the student's "
                     f"{expected}; detection is distilled anchor by anchor, so they must be equal"
                 )
-    return Description(folder.uri, weights_digest(folder), network.config.width)
+    known = tuple(name for name in terms.classes if name in network.classes[task])
+    return Description(folder.uri, weights_digest(folder), network.config.width, known)
 
 
 def load(spec: TeacherSpec, device: str) -> "NetworkTeacher":
     """Load a teacher onto a PyTorch device.
 
     Raises:
-        UserError: its checkpoint cannot be read, was not trained for the task, or has other classes.
+        UserError: its checkpoint cannot be read, was not trained for the task, or knows none of the student's classes.
     """
     network = _load(spec.description.source, spec.task, spec.terms)
     return NetworkTeacher(spec, network.requires_grad_(False).to(device))
@@ -55,8 +58,11 @@ def _load(source: str, task: Task, terms: StudentTerms) -> MultiTaskNet:
     if task not in network.tasks:
         raise UserError(f"{place}: trained for {', '.join(network.tasks)}, not {task}")
     classes = network.classes[task]
-    if classes != terms.classes:
-        raise UserError(f"{place}: its classes are {', '.join(classes)}; the data set's are {', '.join(terms.classes)}")
+    if not set(classes) & set(terms.classes) - {BACKGROUND}:
+        raise UserError(
+            f"{place}: its classes are {', '.join(classes)}; none of them is among those of the run, "
+            f"{', '.join(terms.classes)}"
+        )
     return network
 
 
@@ -73,6 +79,11 @@ class NetworkTeacher:
         self.spec = spec
         self.network = network
         self.device = network.mean.device
+        own, terms = network.classes[spec.task], spec.terms.classes
+        # What the student has no class for is background to it.
+        other = 0 if own[0] == terms[0] == BACKGROUND else None
+        self.columns = None if own == terms else [terms.index(name) if name in terms else other for name in own]
+        """Column of each of its classes in its student's; None where they are the same."""
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray) -> Answer:
@@ -85,7 +96,10 @@ class NetworkTeacher:
         with autocast(self.device, terms.precision):
             outputs = self.network(torch.tensor(images, device=self.device), {task: None}, features=terms.features)
         size = (images.shape[-2], images.shape[-1])
-        return to_answer(self.spec, images, PARTS[task].network.answer(outputs[task], size))
+        answer = PARTS[task].network.answer(outputs[task], size)
+        if self.columns is not None:
+            answer = PARTS[task].network.spread(answer, self.columns, len(terms.classes))
+        return to_answer(self.spec, images, answer)
 
 
 def ema_teachers(config: Config, average: MultiTaskNet) -> dict[Task, NetworkTeacher]:

@@ -14,7 +14,7 @@ import ray
 
 from multas_ray.config import TASKS, Config, Task
 from multas_ray.config_file import parse_config
-from multas_ray.data.batch import Some, TrainBatch
+from multas_ray.data.batch import Compared, Some, TrainBatch
 from multas_ray.data.index import Index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import Part, mix
@@ -172,8 +172,9 @@ def make_views(
         kinds, distil = index.kind(batch.part.rows), {}
         for task, of_kind in wanted.items():
             chosen = np.flatnonzero(of_kind[kinds])
-            # A stored answer is whole: which of its classes are used is decided where a batch is made.
-            distil[task] = Some(chosen, np.ones((len(chosen), index.classes[task]), bool))
+            # A stored answer is whole: what of it is used is decided where a batch is made.
+            marks = np.ones((len(chosen), index.classes[task]), bool)
+            distil[task] = Some(chosen, Compared(marks, ~marks))
         yield pack([(view, block, replace(batch, distil=distil, truth={}, unlabelled={}))])
 
 

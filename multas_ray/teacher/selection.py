@@ -3,12 +3,14 @@
 It is made once, where a batch is made; the store of soft targets and the plan use the same rule.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from multas_ray.config import Config, DistilledOn, Task
-from multas_ray.data.batch import Some, TrainBatch, marked
+from multas_ray.data.batch import Compared, Some, TrainBatch, marked
+from multas_ray.tasks import PARTS
 
 
 def rows_to_distil(on: DistilledOn, annotated: np.ndarray, partial: np.ndarray) -> np.ndarray:
@@ -26,18 +28,19 @@ def rows_to_distil(on: DistilledOn, annotated: np.ndarray, partial: np.ndarray) 
     return chosen
 
 
-def classes_to_distil(on: DistilledOn, unlabelled: np.ndarray) -> np.ndarray:
-    """Select the classes that selected rows are distilled on.
+def classes_to_distil(on: DistilledOn, unlabelled: np.ndarray, known: np.ndarray, hides: bool) -> Compared:
+    """Select what selected rows are distilled on.
 
     Args:
         on: what to distil: what annotation lacks, what it has, or all.
         unlabelled: (n, C) bool: classes without annotation; all of a row that is not annotated.
-
-    Returns:
-        (n, C) bool.
+        known: (C,) bool: classes that the teacher knows.
+        hides: whether what is of no other class is of the first one, the background.
     """
-    chosen: np.ndarray = {"missing": unlabelled, "annotated": ~unlabelled, "all": np.ones_like(unlabelled)}[on]
-    return chosen
+    wanted = {"missing": unlabelled, "annotated": ~unlabelled, "all": np.ones_like(unlabelled)}[on]
+    # What the teacher does not know it takes for background.
+    strange = {"missing": unlabelled & ~known, "annotated": unlabelled | ~known, "all": ~known & wanted}[on]
+    return Compared(wanted & known, strange & (hides and bool(known[0])))
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class SelectDistilled:
     """Addition to the training stream: selects what of a batch each task is distilled on."""
 
     config: Config
-    classes: dict[Task, int]
-    """Number of classes of each task."""
+    classes: Mapping[Task, Sequence[str]]
+    """Classes of each task."""
+    known: Mapping[Task, np.ndarray]
+    """(C,) bool for each task that has a teacher: the classes that it knows; a task without an entry has them all."""
 
     def __call__(self, batch: TrainBatch) -> TrainBatch:
         """Return the batch with `distil`."""
@@ -57,12 +62,16 @@ class SelectDistilled:
             real &= False
         return replace(batch, distil={task: self._of(task, batch, real) for task in self.config.distilled_tasks()})
 
-    def _of(self, task: Task, batch: TrainBatch, real: np.ndarray) -> Some[np.ndarray]:
+    def _of(self, task: Task, batch: TrainBatch, real: np.ndarray) -> Some[Compared]:
         on, every = self.config.distill.of(task).on, np.arange(len(batch.ids))
         annotated = np.isin(every, batch.truth[task].rows)
-        partial = batch.unlabelled.get(task)
-        in_part = np.zeros_like(annotated) if partial is None else np.isin(every, partial.rows)
-        rows = np.flatnonzero(rows_to_distil(on, annotated, in_part) & real)
-        unlabelled = np.repeat(~annotated[rows, None], self.classes[task], axis=1)
-        marks = marked(partial, rows)
-        return Some(rows, classes_to_distil(on, unlabelled if marks is None else unlabelled | marks))
+        marks = marked(batch.unlabelled.get(task), every)
+        names = self.classes[task]
+        unlabelled = np.repeat(~annotated[:, None], len(names), axis=1)
+        if marks is not None:
+            unlabelled |= marks
+        rows = rows_to_distil(on, annotated, annotated & unlabelled.any(axis=1)) & real
+        known = self.known.get(task, np.ones(len(names), bool))
+        compared = classes_to_distil(on, unlabelled, known, task == "seg" and PARTS[task].rows.hides(names))
+        chosen = np.flatnonzero(rows & compared.classes.any(axis=1))
+        return Some(chosen, Compared(compared.classes[chosen], compared.merged[chosen]))

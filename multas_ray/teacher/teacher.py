@@ -60,6 +60,8 @@ class Description:
     """Digest of its weights."""
     feature_width: int | None = None
     """Number of channels of its features; None if it has none for a student to be compared with."""
+    classes: tuple[str, ...] | None = None
+    """Classes of the student that it knows; None for all. Its answer for the others means nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ class TeacherSpec:
     def digest(self) -> str:
         """Digest of the teacher's weights."""
         return self.description.digest
+
+    @property
+    def known(self) -> np.ndarray:
+        """(C,) bool: the classes of the student that the teacher knows."""
+        every = self.terms.classes
+        return np.isin(every, every if self.description.classes is None else self.description.classes)
 
     def load(self, device: str) -> Teacher:
         """Load the teacher onto a PyTorch device.

@@ -198,7 +198,8 @@ def _trainer(job: WorkerJob, info: DatasetInfo, plan: Plan, validation: Evaluati
     config = job.config
     run = StoragePath(config.train.run)
     parallel = config.data.workers or data_tasks()
-    additions: list[Addition] = [SelectDistilled(config, plan.index.classes)]
+    known = {task: spec.known for task, spec in job.teachers.items()}
+    additions: list[Addition] = [SelectDistilled(config, info.classes, known)]
     if plan.replay is not None and config.teachers.store is not None:
         additions.append(StoreReader(config.teachers.store, plan.index))
     if weak_tasks(config):

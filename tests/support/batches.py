@@ -8,7 +8,7 @@ import numpy as np
 
 from multas_ray.config import TASKS, Config, Task
 from multas_ray.config_file import parse_config
-from multas_ray.data.batch import Some, TrainBatch, take
+from multas_ray.data.batch import Compared, Some, TrainBatch, take
 from multas_ray.data.plan import Part
 from multas_ray.tasks import PARTS
 from multas_ray.tasks.bombo.rows import weak_tasks
@@ -87,17 +87,18 @@ def batch_of(masks: Sequence[str], seed: int = 0, step: int = 0) -> TrainBatch:
     )
 
 
-def made_for(batch: TrainBatch, config: Config) -> TrainBatch:
+def made_for(batch: TrainBatch, config: Config, known: Mapping[Task, np.ndarray] | None = None) -> TrainBatch:
     """The batch as a data task makes it for a run: with the rows to distil, and the weak annotation it asks for."""
     weak = {task: batch.weak[task] for task in weak_tasks(config)}
     weak_unlabelled = {task: batch.weak_unlabelled[task] for task in weak if task in batch.weak_unlabelled}
-    select = SelectDistilled(config, {task: len(names) for task, names in CLASSES.items()})
+    select = SelectDistilled(config, CLASSES, known or {})
     return select(replace(batch, weak=weak, weak_unlabelled=weak_unlabelled))
 
 
-def every_class(task: Task, rows: Sequence[int] | np.ndarray) -> Some[np.ndarray]:
+def every_class(task: Task, rows: Sequence[int] | np.ndarray) -> Some[Compared]:
     """Rows that are distilled on all classes of a task."""
-    return Some(np.array(rows, np.int64), np.ones((len(rows), len(CLASSES[task])), bool))
+    marks = np.ones((len(rows), len(CLASSES[task])), bool)
+    return Some(np.array(rows, np.int64), Compared(marks, ~marks))
 
 
 def with_unlabelled(batch: TrainBatch, classes: Mapping[Task, Mapping[int, Sequence[int]]]) -> TrainBatch:

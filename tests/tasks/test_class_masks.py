@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from multas_ray.config import DetectionDistillConfig, LossConfig, SegmentationDistillConfig
-from multas_ray.data.batch import Some
+from multas_ray.config import DetectionDistillConfig, LossConfig
+from multas_ray.data.batch import Compared, Some
 from multas_ray.tasks.detection.anchors import corners
 from multas_ray.tasks.detection.distillation import detection_distillation
 from multas_ray.tasks.detection.loss import detection_losses
@@ -98,7 +98,8 @@ def test_a_teacher_shares_the_background_out_where_there_is_background():
     mask[:, :4, 4:] = 1
     mask[:, 4:, :4] = 255
     mask[:, 4:, 6:] = 1
-    truth, chosen = Some(np.array([0]), mask), Some(np.array([0]), DOG_OF_SEG.numpy())
+    dog = DOG_OF_SEG.numpy()
+    truth, chosen = Some(np.array([0]), mask), Some(np.array([0]), Compared(dog, dog & False))
     student = logits_of(STUDENT, 2).requires_grad_()
     [term] = distil(student, logits_of(TEACHER, 2), chosen, truth, config_of(), (8, 8)).values()
     assert term.count == 1.5
@@ -109,22 +110,17 @@ def test_a_teacher_shares_the_background_out_where_there_is_background():
     assert not student.grad[0, :, 0, 1].any(), "a pixel of cat"
 
 
-def test_maps_of_the_compared_classes_alone_are_compared():
+def test_maps_of_the_learned_classes_alone_are_compared():
     torch.manual_seed(0)
     student, teacher = torch.randn(1, 3, 2, 2, requires_grad=True), torch.randn(1, 3, 2, 2)
-    truth, chosen = (
-        Some(np.array([0]), torch.zeros(1, 8, 8, dtype=torch.uint8)),
-        Some(np.array([0]), DOG_OF_SEG.numpy()),
-    )
-    for on, maps in (("missing", [0, 2]), ("annotated", [0, 1])):
+    truth, dog = Some(np.array([0]), torch.zeros(1, 8, 8, dtype=torch.uint8)), DOG_OF_SEG.numpy()
+    for on, compared in (("missing", Compared(dog, dog & False)), ("annotated", Compared(~dog, dog))):
         config = config_of(distill={"seg": {"on": on, "kl": 0, "cwd": 1}})
-        assert isinstance(config.distill.seg, SegmentationDistillConfig)
-        marks = chosen if on == "missing" else Some(chosen.rows, ~chosen.values)
-        [term] = distil(student, teacher, marks, truth, config, (8, 8)).values()
+        [term] = distil(student, teacher, Some(truth.rows, compared), truth, config, (8, 8)).values()
         student.grad = None
         term.sum.backward()
-        assert term.count == 2
-        assert [label for label in range(3) if student.grad[0, label].any()] == maps
+        assert term.count == compared.classes.sum()
+        assert [bool(student.grad[0, label].any()) for label in range(3)] == compared.classes[0].tolist()
 
 
 def test_a_pixel_of_background_counts_against_the_classes_that_it_is_certainly_not():

@@ -79,7 +79,7 @@ def specs_of(config):
 
 def batch_at(config, plan: Plan, part: Part) -> TrainBatch:
     """A batch with the rows that are distilled."""
-    return SelectDistilled(config, plan.index.classes)(make_train_batch(plan.index, part, config.data.augment))
+    return SelectDistilled(config, plan.index.names, {})(make_train_batch(plan.index, part, config.data.augment))
 
 
 def files(config) -> list[Path]:

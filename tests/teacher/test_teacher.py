@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from multas_ray.errors import UserError
-from multas_ray.teacher.teacher import digests, to_tensors
+from multas_ray.teacher import own
+from multas_ray.teacher.teacher import TeacherSpec, digests, to_tensors
 from tests.support.teachers import images, spoiled, with_terms
 
 
@@ -39,8 +40,8 @@ def test_a_packed_answer_is_the_answer_in_a_few_bytes(specs):
     ("changes", "words"),
     [
         (
-            lambda spec: with_terms(spec, classes=("cat", "dog")),
-            "its classes are circle, .*; the data set's are cat",
+            lambda spec: with_terms(spec, classes=("background", "cat", "dog")),
+            "its classes are circle, .*; none of them is among those of the run, background, cat, dog",
         ),
         (lambda spec: replace(spec, task="seg"), "trained for det, not seg"),
     ],
@@ -48,6 +49,36 @@ def test_a_packed_answer_is_the_answer_in_a_few_bytes(specs):
 def test_a_teacher_that_does_not_fit_is_refused(specs, changes, words):
     with pytest.raises(UserError, match=words):
         changes(specs["det"]).load("cpu")
+
+
+def test_a_teacher_answers_in_the_columns_of_its_student(specs):
+    """Of a run that has other classes, in another order; what it has no class for is background."""
+    det, seg = (specs[task].load("cpu") for task in ("det", "seg"))
+    names = det.network.classes["det"]
+    run = ("dog", names[2], names[0])
+    found = with_terms(specs["det"], classes=run).load("cpu")(images()).dense
+    whole = det(images()).dense
+    np.testing.assert_array_equal(found.cls[..., 1:], whole.cls[..., [2, 0]])
+    assert (found.cls[..., 0] < -1e3).all()
+    np.testing.assert_array_equal(found.box, whole.box)
+    spec = with_terms(specs["seg"], classes=("background", *run))
+    p, expected = (torch.tensor(of(images()).dense).float().softmax(dim=1) for of in (spec.load("cpu"), seg))
+    assert not p[:, 1].any()
+    torch.testing.assert_close(p[:, [2, 3]], expected[:, [3, 1]], rtol=0, atol=2e-3)
+    torch.testing.assert_close(p[:, 0], 1 - expected[:, [3, 1]].sum(1), rtol=0, atol=2e-3)
+    packed = with_terms(spec, packed=True).load("cpu")(images())
+    unpacked = to_tensors({"seg": packed}, torch.device("cpu"))["seg"].softmax(dim=1)
+    torch.testing.assert_close(unpacked, p, rtol=0, atol=0.03)
+
+
+def test_a_teacher_is_described_with_the_classes_that_it_knows(specs):
+    spec = specs["det"]
+    names = spec.terms.classes
+    terms = replace(spec.terms, classes=("dog", *names[:2]))
+    description = own.describe(spec.description.source, "det", terms)
+    assert description.classes == names[:2]
+    assert TeacherSpec("det", description, terms).known.tolist() == [False, True, True]
+    assert spec.known.all()
 
 
 @pytest.mark.parametrize("task", ["det", "seg"])

@@ -119,9 +119,10 @@ def test_what_is_distilled_is_what_annotation_lacks_or_has():
     }
     for on, rows in expected.items():
         det = distilled(on, batch).distil["det"]
-        assert dict(zip(det.rows.tolist(), det.values.astype(int).tolist(), strict=True)) == rows
+        assert dict(zip(det.rows.tolist(), det.values.classes.astype(int).tolist(), strict=True)) == rows
+        assert not det.values.merged.any()
     seg = distilled("missing", batch).distil["seg"]
-    assert dict(zip(seg.rows.tolist(), seg.values.astype(int).tolist(), strict=True)) == {
+    assert dict(zip(seg.rows.tolist(), seg.values.classes.astype(int).tolist(), strict=True)) == {
         0: [1, 1, 1, 1],
         1: [0, 0, 0, 1],
         3: [1, 1, 1, 1],
@@ -173,3 +174,35 @@ def test_what_is_had_and_what_is_missing_are_together_all(hidden, seed):
     share = teacher.softmax(1)[0, inside].sum(0).diagonal()
     if hidden:
         torch.testing.assert_close(values["annotated"] + share * values["missing"], values["all"], rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_teacher_that_knows_some_classes_these_alone_are_learned():
+    batch = with_unlabelled(batch_of(["det", "seg", "both", "none"]), {"det": {0: [1], 2: [0, 2]}, "seg": {1: [2, 3]}})
+    known = {"det": np.array([True, False, True]), "seg": np.array([True, True, True, False])}
+    expected = {
+        # Row 0 lacks a class only that the teacher does not know.
+        "missing": ({1: [1, 0, 1], 2: [1, 0, 1], 3: [1, 0, 1]}, {0: (7, 8), 1: (4, 8), 3: (7, 8)}),
+        "annotated": ({0: [1, 0, 1]}, {1: (3, 12), 2: (7, 8)}),
+        "all": ({row: [1, 0, 1] for row in range(4)}, dict.fromkeys(range(4), (7, 8))),
+    }
+    for on, (det_rows, seg_rows) in expected.items():
+        distil = made_for(batch, config_of(distill={"det": {"on": on}, "seg": {"on": on}}), known).distil
+        det, seg = distil["det"], distil["seg"]
+        assert dict(zip(det.rows.tolist(), det.values.classes.astype(int).tolist(), strict=True)) == det_rows
+        bits = [(marks * (1 << np.arange(4))).sum(axis=1).tolist() for marks in seg.values]
+        assert dict(zip(seg.rows.tolist(), zip(*bits, strict=True), strict=True)) == seg_rows
+
+
+def test_what_a_teacher_does_not_know_is_background_on_both_sides():
+    """MiB's rule: a student that shares the teacher's background out among unknown classes agrees with it."""
+    teacher = torch.tensor([0.6, 0.4, 1e-30, 1e-30]).log()[None, :, None, None].expand(1, 4, 16, 16)
+    known = {"seg": np.array([True, True, False, False])}
+    config = config_of(distill={"seg": {"on": "missing"}, "det": {"weight": 0}})
+    made = made_for(batch_of(["none"]), config, known)
+    truth = Some(np.zeros(0, np.int64), torch.zeros(0, SIZE, SIZE, dtype=torch.uint8))
+    for student, same in ((torch.tensor([0.1, 0.4, 0.2, 0.3]), True), (torch.tensor([0.6, 0.1, 0.2, 0.1]), False)):
+        logits = student.log()[None, :, None, None].expand(1, 4, 16, 16).contiguous().requires_grad_()
+        term = distil(logits, teacher, made.distil["seg"], truth, config, (SIZE, SIZE))["kd_seg_kl"]
+        assert (float(term.divided()) < 1e-6) == same
+        term.sum.backward()
+        assert torch.isfinite(logits.grad).all()

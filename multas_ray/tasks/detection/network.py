@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multas_ray.config import Config, ModelConfig
-from multas_ray.data.batch import Some, mapped
+from multas_ray.data.batch import Compared, Some, mapped
 from multas_ray.errors import UserError
 from multas_ray.model.paper import paper_norm
 from multas_ray.model.precision import at_least_float32
@@ -15,7 +15,7 @@ from multas_ray.tasks.detection import packed as codec
 from multas_ray.tasks.detection.anchors import PER_CELL, anchors, count_anchors
 from multas_ray.tasks.detection.distillation import detection_distillation, foreground_cells
 from multas_ray.tasks.detection.head import DetectionHead, LevelwiseDetectionHead, cells
-from multas_ray.tasks.detection.loss import detection_losses
+from multas_ray.tasks.detection.loss import SURELY_ABSENT, detection_losses
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.tasks.terms import Term
@@ -65,7 +65,7 @@ def loss(
 def distil(
     student: DetectionOutput,
     teacher: DetectionOutput | None,
-    chosen: Some[np.ndarray],
+    chosen: Some[Compared],
     truth: Some[UnitBoxes[Tensor]],
     config: Config,
     size: tuple[int, int],
@@ -75,7 +75,7 @@ def distil(
     Args:
         student: output of the student's head.
         teacher: answer of the teacher; None if n is 0.
-        chosen: the rows' numbers in the batch, and (n, C) bool: the classes that are compared.
+        chosen: the rows' numbers in the batch, and the classes that are compared.
         truth: the batch's boxes, which DeFeat compares features by.
         config: configuration of the run.
         size: height and width of the network's input in pixels.
@@ -100,13 +100,23 @@ def distil(
         annotated = np.isin(rows, truth.rows)
         boxes = truth.at(rows[annotated])
         foreground[torch.from_numpy(annotated)] = foreground_cells(boxes.boxes, boxes.labels, grid)
-    classes = None if chosen.values.all() else torch.tensor(chosen.values, device=student.cls.device)
+    marks = chosen.values.classes
+    classes = None if marks.all() else torch.tensor(marks, device=student.cls.device)
     return detection_distillation(student, teacher, foreground, config.distill.det, classes)
 
 
 def answer(output: DetectionOutput, size: tuple[int, int]) -> DetectionOutput:
     """Return a teacher's whole output, in float16."""
     return mapped(output, Tensor.half)
+
+
+def spread(answer: DetectionOutput, columns: Sequence[int | None], count: int) -> DetectionOutput:
+    """Place the classes of a teacher in the `count` columns of its student; of several in one, the most probable."""
+    cls = answer.cls.new_full((*answer.cls.shape[:2], count), SURELY_ABSENT)
+    for column in {column for column in columns if column is not None}:
+        own = [place for place, each in enumerate(columns) if each == column]
+        cls[..., column] = answer.cls[..., own].amax(dim=-1)
+    return answer._replace(cls=cls)
 
 
 def pack(answer: DetectionOutput) -> list[bytes]:

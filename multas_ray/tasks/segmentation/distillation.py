@@ -15,19 +15,21 @@ from multas_ray.tasks.segmentation.loss import merged_background
 from multas_ray.tasks.terms import Term, scalar, scaled
 
 
-class Compared(NamedTuple):
-    """What of two class distributions is compared, in B rows; class 0 is the background."""
+class Outcomes(NamedTuple):
+    """What of two class distributions is compared, in B rows; class 0 is the background, where there is one."""
 
-    merged: Tensor | None = None
-    """(B, C) bool: classes that count as background; None for none."""
-    inside: Tensor | None = None
-    """(B, C) bool: classes that the distribution is over, renormalised; None for all."""
-    share: Tensor | None = None
-    """(B, h, w) float32: weight of each pixel, 0..1; None for 1."""
+    classes: Tensor
+    """(B, C) bool: classes that are learned."""
+    inside: Tensor
+    """(B, C) bool: classes that the distributions are over, renormalised."""
+    merged: Tensor
+    """(B, C) bool: those of them that count as background."""
+    share: Tensor
+    """(B, h, w) float32: weight of each pixel, 0..1."""
 
 
 def segmentation_distillation(
-    logits: Tensor, teacher: Tensor, config: SegmentationDistillConfig, compared: Compared | None = None
+    logits: Tensor, teacher: Tensor, config: SegmentationDistillConfig, compared: Outcomes | None = None
 ) -> dict[str, Term]:
     """Compute the configured losses between two segmentation networks, each multiplied by its weight.
 
@@ -48,7 +50,7 @@ def segmentation_distillation(
 
 
 def class_divergence(
-    logits: Tensor, teacher: Tensor, temperature: float, compared: Compared | None = None
+    logits: Tensor, teacher: Tensor, temperature: float, compared: Outcomes | None = None
 ) -> dict[str, Term]:
     """Compute T^2 * KL(teacher || student) of the pixels' class distributions, softened by T (Hinton et al., 2015).
 
@@ -60,29 +62,27 @@ def class_divergence(
         temperature: T > 0.
         compared: what is compared; None for all of every row.
     """
-    pixels = scalar(logits.shape[0] * logits.shape[2] * logits.shape[3], logits)
     if compared is None:
+        pixels = scalar(logits.shape[0] * logits.shape[2] * logits.shape[3], logits)
         return {"kd_seg_kl": Term(_divergence(logits, teacher, temperature, dim=1), pixels)}
     student, goal = (
-        _chosen(at_least_float32(values) / temperature, compared).log_softmax(dim=1)
+        _outcomes(at_least_float32(values) / temperature, compared).log_softmax(dim=1)
         for values in (logits, teacher.detach())
     )
     # -inf less -inf is NaN: classes that are not compared contribute zeros.
     absent = goal.isneginf()
     difference = goal.masked_fill(absent, 0) - student.masked_fill(absent, 0)
     by_pixel = temperature**2 * (goal.exp() * difference).sum(dim=1)
-    if compared.share is None:
-        return {"kd_seg_kl": Term(by_pixel.sum(), pixels)}
     return {"kd_seg_kl": Term((by_pixel * compared.share).sum(), compared.share.sum())}
 
 
 def channel_divergence(
-    logits: Tensor, teacher: Tensor, temperature: float, compared: Compared | None = None
+    logits: Tensor, teacher: Tensor, temperature: float, compared: Outcomes | None = None
 ) -> dict[str, Term]:
     """Compute the loss of channel-wise distillation (Shu et al., ICCV 2021).
 
     It is T^2 * KL(teacher || student) of each class's distribution over the pixels; the count is that of classes and
-    images. A class that is merged into the background, or that the compared distribution is not over, has none.
+    images. Only those of the classes that are learned are compared.
 
     Args:
         logits: (B, C, h, w) of the student; B may be 0.
@@ -90,22 +90,21 @@ def channel_divergence(
         temperature: T > 0.
         compared: what is compared; None for all of every row.
     """
-    maps = scalar(logits.shape[0] * logits.shape[1], logits)
     if compared is None:
+        maps = scalar(logits.shape[0] * logits.shape[1], logits)
         return {"kd_seg_cwd": Term(_divergence(logits.flatten(2), teacher.flatten(2), temperature, dim=2), maps)}
-    classes = compared.inside if compared.merged is None else ~compared.merged
-    assert classes is not None
-    student, goal = (values.flatten(2)[classes] for values in (logits, teacher))
-    return {"kd_seg_cwd": Term(_divergence(student, goal, temperature, dim=1), classes.sum().float())}
+    student, goal = (values.flatten(2)[compared.classes] for values in (logits, teacher))
+    return {"kd_seg_cwd": Term(_divergence(student, goal, temperature, dim=1), compared.classes.sum().float())}
 
 
-def _chosen(logits: Tensor, compared: Compared) -> Tensor:
+def _outcomes(logits: Tensor, compared: Outcomes) -> Tensor:
     """Merge and leave out classes of logits (B, C, h, w): -inf for those that are no longer there."""
-    if compared.merged is not None:
-        logits = merged_background(logits, compared.merged)
-    if compared.inside is not None:
-        logits = logits.masked_fill(~compared.inside[..., None, None], -torch.inf)
-    return logits
+    logits = logits.masked_fill(~compared.inside[..., None, None], -torch.inf)
+    merging = compared.merged.any(dim=1)
+    if not merging.any():
+        return logits
+    # Rows that merge nothing may have no background.
+    return torch.where(merging[:, None, None, None], merged_background(logits, compared.merged), logits)
 
 
 def _divergence(logits: Tensor, teacher: Tensor, temperature: float, dim: int) -> Tensor:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multas_ray.config import Config, DistilledOn, ModelConfig
-from multas_ray.data.batch import Some
+from multas_ray.data.batch import Compared, Some
 from multas_ray.errors import UserError
 from multas_ray.model.paper import paper_norm
 from multas_ray.model.precision import at_least_float32
 from multas_ray.tasks.segmentation import packed as codec
-from multas_ray.tasks.segmentation.distillation import Compared, segmentation_distillation
+from multas_ray.tasks.segmentation.distillation import Outcomes, segmentation_distillation
 from multas_ray.tasks.segmentation.head import FullResolutionSegmentationHead, SegmentationHead
 from multas_ray.tasks.segmentation.loss import segmentation_loss
 from multas_ray.tasks.terms import Term
@@ -21,6 +21,8 @@ from multas_ray.tasks.terms import Term
 Head = SegmentationHead | FullResolutionSegmentationHead
 STRIDE = 4
 """Stride of a teacher's answer: finer logits are averaged."""
+SURELY_ABSENT = -1e4
+"""Logit of a class that a teacher does not know."""
 
 
 def head(config: ModelConfig, classes: int) -> Head:
@@ -53,7 +55,7 @@ def loss(
 def distil(
     student: Tensor,
     teacher: Tensor | None,
-    chosen: Some[np.ndarray],
+    chosen: Some[Compared],
     truth: Some[Tensor],
     config: Config,
     size: tuple[int, int],
@@ -63,7 +65,7 @@ def distil(
     Args:
         student: logits (n, C, h, w) of the student.
         teacher: logits (n, C, H/4, W/4) of the teacher; None if n is 0.
-        chosen: the rows' numbers in the batch, and (n, C) bool: the classes that are compared.
+        chosen: the rows' numbers in the batch, and the classes that are compared.
         truth: the batch's masks; of an annotated row only pixels of background can be of a missing class.
         config: configuration of the run.
         size: height H and width W of the network's input in pixels.
@@ -85,26 +87,34 @@ def distil(
 
 
 def _compared(
-    chosen: Some[np.ndarray], truth: Some[Tensor], on: DistilledOn, device: torch.device, size: tuple[int, int]
-) -> Compared | None:
+    chosen: Some[Compared], truth: Some[Tensor], on: DistilledOn, device: torch.device, size: tuple[int, int]
+) -> Outcomes | None:
     """Return what of an answer of `size` pixels is compared in each row; None where it is all of every row.
 
     What annotation has of a row are the class distributions with its unlabelled classes merged into the background,
     at all pixels. What it lacks is how the background's probability is shared among these classes and the background
     itself, at pixels of background. Both divergences together are the whole one's.
     """
-    if chosen.values.all():
+    classes, merged = (torch.tensor(marks, device=device) for marks in chosen.values)
+    if classes.all():
         return None
-    classes = torch.tensor(chosen.values, device=device)
-    if on == "annotated":
-        return Compared(merged=~classes)
+    annotated = torch.tensor(np.isin(chosen.rows, truth.rows) & (on == "missing"), device=device)
+    inside = classes | merged
+    inside[:, 0] |= merged.any(dim=1) | annotated
     share = torch.ones(len(classes), *size, device=device)
-    partial = ~chosen.values.all(axis=1)
-    masks = truth.at(chosen.rows[partial])
-    share[torch.from_numpy(partial)] = F.adaptive_avg_pool2d((masks == 0).float(), size)
-    inside = classes.clone()
-    inside[:, 0] = True
-    return Compared(inside=inside, share=share)
+    if annotated.any():
+        masks = truth.at(chosen.rows[annotated.cpu().numpy()])
+        share[annotated] = F.adaptive_avg_pool2d((masks == 0).float(), size)
+    return Outcomes(classes, inside, merged, share)
+
+
+def spread(answer: Tensor, columns: Sequence[int | None], count: int) -> Tensor:
+    """Place the classes of a teacher in the `count` columns of its student; probabilities in one column add up."""
+    logits = answer.new_full((answer.shape[0], count, *answer.shape[2:]), SURELY_ABSENT)
+    for column in {column for column in columns if column is not None}:
+        own = [place for place, each in enumerate(columns) if each == column]
+        logits[:, column] = answer[:, own].float().logsumexp(dim=1)
+    return logits
 
 
 def answer(output: Tensor, size: tuple[int, int]) -> Tensor:
