@@ -104,7 +104,9 @@ def test_a_command_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
         return
     monkeypatch.chdir(tmp_path)
     for word in words:
-        if not word.startswith("-"):
+        if word.endswith(".json"):
+            write(word, json.dumps({"0": "road"}))
+        elif not word.startswith("-"):
             Path(word).mkdir(parents=True, exist_ok=True)
     args = job.parse(words)
     parsed_options(args.format.Options, args)

@@ -79,7 +79,7 @@ def test_a_run_has_everything_and_needs_no_network(run: Path) -> None:
     assert "run: runs/kd" in page, "the whole configuration"
     changed = re.findall("<td>([a-z_]+[.][a-z_.]+)</td><td>(.*?)</td><td>(.*?)</td>", page)
     assert changed == [
-        ("data.path", "data/&lt;b&gt;", ""),
+        ("data.path", "data/&lt;b&gt;", "null"),
         ("data.size", "[96, 64]", "320"),
         ("model.levels", "4", "null"),
         ("distill.seg.weight", "2.0", "1.0"),
