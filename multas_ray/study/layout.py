@@ -1,6 +1,6 @@
 """Layout of a study: arms, each the common configuration with some changes, trained with several seeds."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -139,7 +139,7 @@ PATHS = (
     ("teachers", "seg", "checkpoint"),
     ("teachers", "store"),
 )
-"""Settings that are paths."""
+"""Settings that are paths, but for those of `data.sources`."""
 
 
 def change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
@@ -148,14 +148,21 @@ def change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str
     Returns:
         The tree.
     """
-    for *sections, key in PATHS:
-        section: Any = tree
-        for name in sections:
-            section = section.get(name) if isinstance(section, dict) else None
-        # The configuration's own checks name what is no section or no path.
-        if isinstance(section, dict) and isinstance(section.get(key), str):
+    # The configuration's own checks name what is no section or no path.
+    sources = _section(tree, ("data", "sources")) or {}
+    for *sections, key in (*PATHS, *(("data", "sources", name, "path") for name in sources)):
+        section = _section(tree, sections)
+        if section is not None and isinstance(section.get(key), str):
             section[key] = change(section[key])
     return tree
+
+
+def _section(tree: dict[str, Any], names: Sequence[str]) -> dict[str, Any] | None:
+    """Return a section of a tree; None where it is none."""
+    section: Any = tree
+    for name in names:
+        section = section.get(name) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else None
 
 
 def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,10 @@ def test_paths_of_a_study_are_those_of_the_folder_it_was_started_in(make_study, 
     trials = lay_out(make_study({"kd": {"teachers": {"det": {"checkpoint": "runs/det"}, "seg": {"checkpoint": "s"}}}}))
     teachers = trials["kd-0"].config.teachers
     assert (teachers.det.checkpoint, teachers.seg.checkpoint) == (str(tmp_path / "runs/det"), str(tmp_path / "s"))
+    sources = {"street": {"path": "data/street"}, "scenes": {"path": "other"}}
+    [trial] = lay_out(make_study({"both": {"data": {"path": None, "sources": sources}}}, seeds=[0])).values()
+    found = {name: source.path for name, source in trial.config.data.sources.items()}
+    assert found == {"street": str(tmp_path / "data/street"), "scenes": str(tmp_path / "other")}
 
 
 def test_a_study_file_with_a_wrong_key_is_refused(tmp_path):
