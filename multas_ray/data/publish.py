@@ -1,10 +1,11 @@
 """The last step of writing a data set: its files are put in their places, and dataset.json is written.
 
-Folders on a disk are renamed. Where storage does not rename folders, files are written in their places from the start,
-into folders that the dataset.json which is there does not name; it is replaced in one step. Either way the former data
-set stays usable until then. Each step may be done again, after it was killed in the middle.
+On a disk, folders and files are renamed. Where storage does not rename folders, files are written in their places from
+the start, into folders that the dataset.json which is there does not name; it is replaced in one step. Either way the
+former data set stays usable until then. Each step may be done again, after it was killed in the middle.
 """
 
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +15,7 @@ from multas_ray.data.unfinished import DATASET, REJECTED, STATE, Job, Unfinished
 from multas_ray.storage import StoragePath
 
 DATA, FORMER = "data", "former"
-"""Folders in the state of a data set on a disk: the new files, and what they replace, until that is deleted."""
+"""Folders in the state of a data set on a disk: the new files; what they replace, until it is deleted."""
 
 
 def renames(unfinished: Unfinished, before: DatasetInfo | None) -> bool:
@@ -30,8 +31,11 @@ def new_folder(unfinished: Unfinished, job: Job, split: str) -> StoragePath:
 
 
 def first_number(unfinished: Unfinished, job: Job, split: str) -> int:
-    """Return the number of the first new file of a split: those that it has come first in its folder."""
-    return len(job.shards.get(split, ())) if renames(unfinished, job.before) else 0
+    """Return the number of the first new file of a split: above those of the files that are in its folder."""
+    if not renames(unfinished, job.before):
+        return 0
+    numbers = [re.fullmatch(r".*/part-(\d{1,9})\.parquet", name) for name in job.shards.get(split, ())]
+    return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
 def choose_folders(unfinished: Unfinished, before: DatasetInfo | None, splits: Iterable[str]) -> dict[str, str]:
@@ -84,27 +88,26 @@ def _replace(unfinished: Unfinished) -> None:
     if not (state / DATA).exists():
         return  # done before
     for name in (REJECTED, DATASET):
-        (StoragePath(state) / DATA / name).write_text((StoragePath(state) / name).read_text())
+        _put(state, name, state / DATA)
     _set_aside(out, state / FORMER)
     (state / DATA).rename(out)
 
 
 def _add(unfinished: Unfinished, job: Job) -> None:
-    """Put folders of new splits, and of shards for splits that are there, into a data set; dataset.json comes last."""
+    """Move new splits, and new files of splits that are there, into a data set; dataset.json comes last."""
+    assert job.before
     out, state = Path(unfinished.out), Path(unfinished.place)
     for split in job.request.items:
         new = state / DATA / split
-        if not new.exists():
-            continue  # done before
-        for number, name in enumerate(job.shards.get(split, ())):
-            shard = new / f"part-{number:05d}.parquet"
-            # Not there any more where all of them were linked, and set aside, before.
-            if (out / name).exists() and not shard.exists():
-                _link(out / name, shard)
-        _set_aside(out / split, state / FORMER)
-        new.rename(out / split)
+        if split in job.before.splits:
+            for file in sorted(new.iterdir()):
+                file.rename(out / split / file.name)
+        elif new.exists():
+            # A folder that dataset.json does not list is the rest of a killed job.
+            _set_aside(out / split, state / FORMER)
+            new.rename(out / split)
     for name in (REJECTED, DATASET):
-        (unfinished.out / name).write_text((unfinished.place / name).read_text())
+        _put(state, name, out)
 
 
 def _set_aside(folder: Path, former: Path) -> None:
@@ -114,14 +117,11 @@ def _set_aside(folder: Path, former: Path) -> None:
         folder.rename(former)
 
 
-def _link(file: Path, target: Path) -> None:
-    whole = target.with_name(f"{target.name}.tmp")
-    whole.unlink(missing_ok=True)
-    try:
-        whole.hardlink_to(file)
-    except OSError:  # not every file system has links
-        shutil.copy2(file, whole)
-    whole.rename(target)
+def _put(state: Path, name: str, folder: Path) -> None:
+    """Copy a file of the state into a folder, in one step."""
+    copy = state / "copy"
+    shutil.copyfile(state / name, copy)
+    copy.replace(folder / name)
 
 
 def _in_place(unfinished: Unfinished, job: Job, info: DatasetInfo) -> None:

@@ -98,7 +98,10 @@ def _usable(path: str | Path) -> StoragePath:
         # The home of an unknown user, a NUL, a name that is too long or not UTF-8.
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"--out {quoted(str(path))}: no usable path ({one_line(error, 100)})") from None
-    return StoragePath(path)
+    try:
+        return StoragePath(path)
+    except UserError as error:
+        raise UserError(f"--out {error}") from None
 
 
 def _description(source: "Source", command: str, out: StoragePath) -> DatasetInfo:

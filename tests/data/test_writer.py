@@ -33,13 +33,13 @@ def test_written_rows_come_back(tmp_path: Path) -> None:
     table = pq.read_table(tmp_path / "set" / "train")
     assert table.schema.equals(SCHEMA)
     records = {record["image_id"]: record for record in table.to_pylist()}
-    assert [(r["has_det"], r["has_seg"], r["mask"] is None, len(r["boxes"])) for r in records.values()] == [
-        (True, True, False, 1),
-        (True, False, True, 1),
-        (False, True, False, 0),
-        (False, False, True, 0),
-        (True, False, True, 0),
-    ]
+    assert {name: (r["has_det"], r["has_seg"], r["mask"] is None, len(r["boxes"])) for name, r in records.items()} == {
+        "both": (True, True, False, 1),
+        "det": (True, False, True, 1),
+        "seg": (False, True, False, 0),
+        "none": (False, False, True, 0),
+        "empty": (True, False, True, 0),
+    }
     assert records["both"]["boxes"] == [[1, 2, 10, 12]]
     assert records["both"]["labels"] == [1]
     assert records["both"]["image"] == rows[0].image
