@@ -34,7 +34,7 @@ from multas_ray.stop import GOES_ON, on_stop
 from multas_ray.terminal import terminal
 
 if TYPE_CHECKING:
-    from multas_ray.data.writer import Summary
+    from multas_ray.data.summary import Summary
     from multas_ray.formats.source import Source
 
 FEW = 2000

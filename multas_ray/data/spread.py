@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from multas_ray.data.shard import Record, Work, write_chunk
@@ -55,11 +56,8 @@ def write_chunks(
         _on_ray(chunks, workers, done, advance)
         return
     for chunk in chunks:
-        split = chunk.work.split
-        done(
-            chunk,
-            write_chunk(chunk.work, chunk.number, chunk.items, chunk.taken, lambda split=split: advance(split, 1)),
-        )
+        work = chunk.work
+        done(chunk, write_chunk(work, chunk.number, chunk.items, chunk.taken, partial(advance, work.split, 1)))
 
 
 def _on_ray(
