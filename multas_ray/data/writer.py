@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,9 @@ def write_dataset(
                 _write_rows(unfinished, job, source, works, records, workers, advance)
             except BaseException:
                 if not any(records.values()):
-                    discard(unfinished, job)
+                    # Tasks that end just now may be writing there.
+                    with suppress(OSError):
+                        discard(unfinished, job)
                 raise
             decided = _decide(unfinished, job, info, works, records, max_rejected)
         publish(unfinished, job, decided)
@@ -284,16 +287,30 @@ def _decide(
         discard(unfinished, job)
         raise
     for split, work in works.items():
-        whole = {work.file(number).name for number, record in records[split].items() if record.rows}
-        for name in StoragePath(work.folder).names():
-            if name not in whole:  # of a process that was killed
-                (StoragePath(work.folder) / name).delete()
+        _check_files(work, records[split])
     former = unfinished.out / REJECTED
     if job.before and former.exists():
         rejected = former.read_text() + rejected
     decided = _merged(job.before, info, summary, folders_after(unfinished, job))
     unfinished.decide(decided, rejected)
     return decided
+
+
+def _check_files(work: Work, records: Mapping[int, Record]) -> None:
+    """Check that a split's files are where this process finds them, and delete those of processes that were killed.
+
+    Raises:
+        UserError: a file is not there.
+    """
+    folder = StoragePath(work.folder)
+    whole, found = {work.file(number).name for number, record in records.items() if record.rows}, set(folder.names())
+    if whole - found:
+        raise UserError(
+            f"{folder / min(whole - found)}: written, and not there; on a cluster, --out is a folder that all nodes "
+            "share, or a bucket"
+        )
+    for name in found - whole:
+        (folder / name).delete()
 
 
 def _judge(summary: Summary, max_rejected: float, rejected: str, unfinished: Unfinished, info: DatasetInfo) -> None:

@@ -335,3 +335,19 @@ def test_images_are_shrunk(tmp_path):
     write_dataset(tmp_path / "set", source_of({"train": [make_row("a")]}), max_side=15)
     [row] = pq.read_table(tmp_path / "set" / "train").to_pylist()
     assert (row["height"], row["width"], row["boxes"]) == (10, 15, [[0.5, 1, 5, 6]])
+
+
+def test_files_that_only_another_node_sees_are_missed(tmp_path):
+    """Each node of a cluster has a disk of its own, as often as not."""
+    path = tmp_path / "set"
+
+    def advance(split: str, items: int) -> None:
+        shards = sorted(tmp_path.glob(".set.unfinished/data/train/*.parquet"))
+        if shards:
+            shards[0].unlink()
+
+    with pytest.raises(
+        UserError, match=r"part-0000\d.parquet: written, and not there; on a cluster, --out is a folder"
+    ):
+        write(path, advance=advance)
+    assert not path.exists()
