@@ -13,11 +13,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from multas_ray.checkpoint.folder import newest_written
 from multas_ray.config import Config
@@ -154,19 +157,28 @@ def count_up(things: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function that takes the number of things done and their total number.
     """
-    columns = (TextColumn(things), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(things), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=terminal(stderr=True), disable=not sys.stderr.isatty()) as bars:
         bar = bars.add_task(things, total=None)
-        printed = monotonic()
+        printed, counted = monotonic(), 0
 
         def advance(done: int, total: int) -> None:
-            nonlocal printed
+            nonlocal printed, counted
             bars.update(bar, completed=done, total=total)
-            if bars.disable and monotonic() - printed > PLAIN_EVERY_S:
-                print(f"{done} of {total} {things}", file=sys.stderr, flush=True)
-                printed = monotonic()
+            passed = monotonic() - printed
+            if bars.disable and passed > PLAIN_EVERY_S:
+                rate = (done - counted) / passed
+                print(f"{done} of {total} {things}, {rate:.1f}/s", file=sys.stderr, flush=True)
+                printed, counted = monotonic(), done
 
         yield advance
+
+
+class _Rate(ProgressColumn):
+    """Number of things done a second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
 
 def print_results(results: Mapping[str, Mapping[str, Any]], title: str | None = None) -> None:

@@ -58,6 +58,12 @@ class StoragePath:
         child.path, child._uri = f"{self.path}/{name}", f"{self._uri}/{name}"
         return child
 
+    def with_name(self, name: str) -> "StoragePath":
+        """Return the path of a file or folder beside this one."""
+        other = StoragePath(self)
+        other.path, other._uri = (f"{path.rpartition('/')[0]}/{name}" for path in (self.path, self._uri))
+        return other
+
     def __str__(self) -> str:
         """Return the path for people to read: without the options of the filesystem."""
         return self._uri

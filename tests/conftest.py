@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 from hypothesis import settings
+from pyarrow import fs
 from ray.cluster_utils import Cluster
 
 from multas_ray.checkpoint.folder import Meta
@@ -127,3 +128,20 @@ def make_config(scenes_path: str, tmp_path: Path) -> Callable[..., Config]:
         return parse_config(tree)
 
     return make
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of an S3 server on this machine: a URI with `{}` for the path."""
+    settings = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    # Imported here: it takes seconds.
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    fs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True).create_dir("bucket")
+    yield "s3://bucket/{}?endpoint_override=" + endpoint
+    server.stop()

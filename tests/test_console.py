@@ -1,9 +1,13 @@
+import io
 import json
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
+from rich import progress
+from rich.console import Console
 
 from multas_ray import console
 from multas_ray.checkpoint.folder import MANIFEST, META, MODEL, Meta, step_folder, write_files
@@ -131,3 +135,23 @@ def test_a_run_that_is_stopped_says_where_it_is_and_from_where_it_goes_on(config
     (step_folder(run, 30) / MANIFEST).delete()
     Progress(run).step(33, first=True)
     assert stopping(config) == "stopping at step 33; the same command goes on from step 20"
+
+
+def test_a_job_that_counts_tells_its_rate(monkeypatch, capsys):
+    monkeypatch.setattr(console, "PLAIN_EVERY_S", -1)
+    with console.count_up("images") as advance:
+        advance(10, 40)
+        advance(30, 40)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["10 of 40 images", "30 of 40 images"]
+    assert all(re.fullmatch(r"\d+ of 40 images, \d+\.\d/s", line) for line in lines)
+
+
+def test_the_bar_of_a_job_has_its_rate():
+    now = 0.0
+    with progress.Progress(console._Rate(), get_time=lambda: now, console=Console(file=io.StringIO())) as bars:
+        bar = bars.add_task("images", total=100)
+        for done in (10, 30, 50):
+            bars.update(bar, completed=done)
+            now += 4
+        assert console._Rate().render(bars.tasks[0]).plain == "5.0/s"

@@ -19,10 +19,10 @@ from multas_ray.config import Task
 from multas_ray.data.classes import ClassMap
 from multas_ray.data.footer import EVERY_KIND, HAS, UNLABELLED, Run, annotated, counted_runs, group_sizes, stated_runs
 from multas_ray.data.row_sets import RowSet
-from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, TaskMask, read_info
+from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
 from multas_ray.errors import UserError, first_line
 from multas_ray.parquet import Result, read_parquet
-from multas_ray.storage import StoragePath
+from multas_ray.storage import Location, StoragePath
 
 READERS = 32
 """Number of files whose footers are read at a time: from a bucket, each is a wait of some tens of milliseconds."""
@@ -181,14 +181,13 @@ def read_index(path: str, split: str) -> Index:
     info = read_info(path)
     if split not in info.splits:
         raise UserError(f"{path}: no split '{split}'; it has {', '.join(info.splits) or 'none'}")
-    folder = StoragePath(path) / split
-    names = [name for name in folder.names() if name.endswith(".parquet")]
+    names = shard_names(path, info, split)
     if not names:
         raise UserError(f"{path}/{split}: no Parquet file in the split's folder")
     sizes: list[np.ndarray] = []
     runs: list[np.ndarray] = []
     digest = hashlib.sha256(info.model_dump_json(exclude={"command", "source"}).encode())
-    for shard in _read_ahead([folder / name for name in names]):
+    for shard in _read_ahead([StoragePath(path) / name for name in names]):
         sizes.append(np.array(shard.sizes, np.int64))
         runs.append(np.array(shard.runs, np.int64).reshape(-1, 2))
         digest.update(shard.footer)
@@ -198,7 +197,7 @@ def read_index(path: str, split: str) -> Index:
     counts_of: dict[Task, int] = {task: len(of) for task, of in info.classes.items()}
     return Index(
         origins=(Origin(path, classes=counts_of, digest=digest.hexdigest()),),
-        files=tuple(f"{split}/{name}" for name in names),
+        files=tuple(names),
         origin=np.zeros(len(names), np.uint16),
         # Row groups without rows are no blocks.
         file=np.repeat(np.arange(len(sizes), dtype=np.int32), [np.count_nonzero(each) for each in sizes]),
@@ -263,6 +262,13 @@ def _kinds_in_the_run(maps: Mapping[Task, ClassMap]) -> np.ndarray:
         elif each.unlabelled:
             kinds[annotated(kinds, task)] |= np.uint8(UNLABELLED[task])
     return kinds
+
+
+def shard_names(path: Location, info: DatasetInfo, split: str) -> list[str]:
+    """List the Parquet files of a split, in the order of its rows: their paths in the data set folder `path`."""
+    folders = info.folders_of(split)
+    names = {folder: (StoragePath(path) / folder).names() for folder in folders}
+    return [f"{folder}/{name}" for folder in folders for name in names[folder] if name.endswith(".parquet")]
 
 
 def _sums(counts: np.ndarray) -> np.ndarray:

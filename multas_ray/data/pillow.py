@@ -154,10 +154,10 @@ def check_size(image: Image.Image, size: tuple[int, int] | None, what: str) -> N
         raise Reject(f"{what} of another size", f"{pixels}, its row says {size[1]}x{size[0]}")
 
 
-def encode(image: Image.Image, format: str) -> bytes:
-    """Encode an image as JPEG (quality 95) or PNG."""
+def encode(image: Image.Image, format: str, quality: int = 95) -> bytes:
+    """Encode an image as PNG, or as JPEG of this quality."""
     buffer = io.BytesIO()
-    image.save(buffer, format, **({"quality": 95} if format == "JPEG" else {}))
+    image.save(buffer, format, **({"quality": quality} if format == "JPEG" else {}))
     return buffer.getvalue()
 
 

@@ -4,7 +4,15 @@ from collections import Counter
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from multas_ray.config import TASK_MASKS as TASK_MASKS
 from multas_ray.config import TASKS, Task
@@ -69,6 +77,8 @@ class DatasetInfo(BaseModel):
     """Pixel classes, `background` first if there is one; the index is the mask value, below `IGNORE`."""
     splits: dict[Split, dict[TaskMask, Rows]] = Field(default_factory=dict)
     """Number of rows of each split by task mask."""
+    folders: dict[Split, Annotated[list[Split], Field(min_length=1)]] = Field(default_factory=dict)
+    """Folders of the files of a split that are not all in the folder of its name: see `folders_of`."""
     source: str = ""
     """Origin of the images and annotations."""
     command: str = ""
@@ -78,6 +88,18 @@ class DatasetInfo(BaseModel):
     def classes(self) -> dict[Task, list[str]]:
         """Names of each task's classes."""
         return {"det": self.det_classes, "seg": self.seg_classes}
+
+    def folders_of(self, split: str) -> list[str]:
+        """Return the folders of a split's files, in the order of its rows.
+
+        It is the one of the split's name, except where rows were replaced or added in a store that renames no folders.
+        """
+        return self.folders.get(split, [split])
+
+    @model_serializer(mode="wrap")
+    def _without_what_few_need(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = serialize(self)
+        return tree if self.folders else {key: value for key, value in tree.items() if key != "folders"}
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -236,20 +235,6 @@ def test_a_stopped_job_leaves_a_checkpoint_that_the_next_goes_on_from(head, make
     assert code == 0, output
     assert [line["step"] for line in read_metrics(run) if "loss/total" in line] == list(range(1, steps + 1))
     assert f"step {newest}" in output, "it says where it goes on"
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    """A bucket of an S3 server on this machine: a URI with `{}` for the path."""
-    settings = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    fs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True).create_dir("bucket")
-    yield "s3://bucket/{}?endpoint_override=" + endpoint
-    server.stop()
 
 
 def test_data_teachers_runs_and_stores_live_in_a_bucket(bucket, make_config, random_teachers, scenes_path, tmp_path):
