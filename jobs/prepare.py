@@ -66,7 +66,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     common.add_argument("--name", type=printable, help="name of the data set (default: of the source)")
     common.add_argument("--max-rejected", type=fraction, default=0.01, help="largest share of bad rows (default 0.01)")
     common.add_argument("--overwrite", action="store_true", help="replace the data set at --out, with all its splits")
-
     common.add_argument(
         "--max-side",
         type=at_least(1),
