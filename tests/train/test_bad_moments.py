@@ -42,9 +42,10 @@ def test_a_diverging_run_ends_with_the_images_of_its_last_bad_step(started_ray, 
 
 
 def test_rows_that_cannot_be_used_are_left_out_counted_and_named(started_ray, make_config, data):
-    masked = pq.read_table(min((data / "train").glob("*.parquet")))["has_seg"].to_pylist().index(True, 2)
+    table = pq.read_table(min((data / "train").glob("*.parquet")))
+    boxed, masked = (table[name].to_pylist().index(True, 2) for name in ("has_det", "has_seg"))
     files = (1, "image", b"no image"), (masked, "mask", b"\x89PNG no mask")
-    broken = damage_rows(data, "train", *files, (4, "labels", [99] * 7))
+    broken = damage_rows(data, "train", *files, (boxed, "labels", [99] * 7))
     scored = damage_rows(data, "val", (2, "image", b""))
     config = make_config(
         data={"path": str(data), "size": 64, "workers": 1},
