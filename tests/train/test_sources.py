@@ -64,6 +64,7 @@ def config_of(sources, folder: Path, **changes):
     return parse_config(tree, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
 
+@pytest.mark.slow
 def test_a_run_over_two_data_sets_scores_each_and_both(started_ray, sources, tmp_path):
     result = train(config_of(sources, tmp_path / "run", **{"train.workers": 2}))
     final = result["final"]
@@ -84,6 +85,7 @@ def test_a_run_over_two_data_sets_scores_each_and_both(started_ray, sources, tmp
     assert list(written["data"]["sources"]) == ["boxes", "masks"]
 
 
+@pytest.mark.slow
 def test_one_worker_trains_as_two_and_a_resumed_run_as_a_whole_one(started_ray, sources, tmp_path):
     one = config_of(sources, tmp_path / "one", **{"data.augment.photometric": False})
     two = config_of(sources, tmp_path / "two", **{"data.augment.photometric": False, "train.workers": 2})
