@@ -13,9 +13,9 @@ from time import perf_counter
 
 import numpy as np
 
+from multas_ray.config import TASK_MASKS
 from multas_ray.data.index import Index, Origin
 from multas_ray.data.plan import Plan, lay_plan
-from multas_ray.data.schema import TASK_MASKS
 
 ROWS, GROUPS, FILES = 10**9, 10**6, 62_500
 """Rows, row groups and files of the split."""

@@ -17,14 +17,13 @@ import ray
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from multas_ray.config import AugmentConfig, Config, Resources
+from multas_ray.config import TASK_MASKS, AugmentConfig, Config, Resources
 from multas_ray.config_file import parse_config
 from multas_ray.data.collate import make_train_batch
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.packing import pack
 from multas_ray.data.plan import Plan, lay_plan, mix
 from multas_ray.data.read import decode, read_row
-from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
 from multas_ray.data.transforms import Augment, Sample
 from multas_ray.errors import RunError

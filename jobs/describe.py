@@ -87,10 +87,12 @@ def describe_all(config: str, overrides: list[str], console: Console) -> tuple[D
     from multas_ray.data.sources import ROLES, read_sources
 
     sources = read_sources(load_config(config, overrides).data)
-    joined: dict[str, Index] = {role: sources.index(role) for role in ROLES}
+    joined: dict[str, Index] = {}
     for role in ROLES:
         counts: dict[str, SplitCounts] = {}
-        for name, index in sources.parts(role).items():
+        parts = sources.parts(role)
+        joined[role] = sources.joined(parts)
+        for name, index in parts.items():
             counts |= count_splits({name: index}, sources.infos[name], console)
             print_rejected(name or role, counts[name], console)
         console.print(label_space_table(sources, role, counts))
@@ -126,8 +128,7 @@ def source_cells(sources: Sources, name: str, counts: SplitCounts) -> dict[Task,
                 sums[target] += number
         pixels = max(1, int(counts.pixels.sum()))
         shown = [f"{number:,}" if task == "det" else f"{number / pixels:.2%}" for number in sums]
-        annotated = any(counts.rows[mask] for mask in (task, "both"))
-        unlabelled = each.unlabelled
+        annotated, unlabelled = counts.rows[task] + counts.rows["both"] > 0, each.unlabelled
         cells[task] = {
             label: "not looked for" if place in unlabelled else shown[place]
             for place, label in enumerate(names)
@@ -148,7 +149,7 @@ def count_splits(indexes: dict[str, Index], info: DatasetInfo, console: Console)
 
 def rows_table(info: DatasetInfo, counts: dict[str, SplitCounts]) -> Table:
     """Make the table of rows by split and task mask."""
-    from multas_ray.data.schema import TASK_MASKS
+    from multas_ray.config import TASK_MASKS
 
     table = numbers(f"{info.name}: images by split and task mask", ["split", *TASK_MASKS, "total"])
     for split, split_counts in counts.items():
@@ -195,9 +196,9 @@ def numbers(title: str, heads: list[str]) -> Table:
 
 def draw(index: Index, row: int, palette: Palette) -> Picture | None:
     """Draw a row's image with its annotation, under its id and task mask; None if the row cannot be used."""
+    from multas_ray.config import TASK_MASKS
     from multas_ray.data.read import read_sample
     from multas_ray.data.reject import Reject
-    from multas_ray.data.schema import TASK_MASKS
     from multas_ray.report.overlays import draw_truth
     from multas_ray.report.pictures import captioned
 

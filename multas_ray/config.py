@@ -14,6 +14,8 @@ TaskMask = Literal["det", "seg", "both", "none"]
 TASK_MASKS: tuple[TaskMask, ...] = ("none", "det", "seg", "both")
 """All task masks, indexed by has_det + 2 * has_seg."""
 Protocol = Literal["coco", "voc2007", "voc2012"]
+METRIC_GROUPS = ("loss", "time", "throughput", "teacher")
+"""First parts of the names of metrics that are not scores, besides the tasks."""
 DistilledOn = Literal["missing", "annotated", "all"]
 """Rows to distil a task on: those without its annotation, those with it, or all rows."""
 
@@ -133,10 +135,11 @@ class DataConfig(Section):
     @field_validator("sources")
     @classmethod
     def _source_names(cls, value: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        taken = (*TASK_MASKS, *METRIC_GROUPS)
         for name in value:
-            if not name.isidentifier() or name in TASK_MASKS or name in TASKS:
+            if not name.isidentifier() or name in taken:
                 raise ValueError(
-                    f"'{name}': a source's name is of letters, digits and _, and none of {', '.join(TASK_MASKS)}"
+                    f"'{name}': a source's name has letters, digits and _ only, and is none of {', '.join(taken)}"
                 )
         return value
 
@@ -152,7 +155,8 @@ class DataConfig(Section):
         for task in TASKS:
             _check_class_names(f"{task}_classes", self.chosen_classes(task) or [])
         if isinstance(self.mixing, dict):
-            allowed: list[tuple[str, ...]] = [TASK_MASKS, *([tuple(self.sources)] if self.sources else [])]
+            mixed = tuple(name for name, source in self.sources.items() if source.train is not None)
+            allowed: list[tuple[str, ...]] = [TASK_MASKS, *([mixed] if mixed else [])]
             if min(self.mixing.values(), default=-1) < 0 or not any(
                 set(self.mixing) <= set(names) for names in allowed
             ):

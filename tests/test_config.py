@@ -87,6 +87,23 @@ def test_a_wrong_file_is_named_in_one_line(text, words, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"sources": {"seg": {"path": "a"}}}, "data.sources: 'seg': a source's name .* none of none, det, seg"),
+        ({"sources": {"loss": {"path": "a"}}}, "data.sources: 'loss': .* loss, time"),
+        ({"sources": {"a/b": {"path": "a"}}}, "data.sources: 'a/b': a source's name has letters"),
+        (
+            {"sources": {"a": {"path": "a"}, "b": {"path": "b", "train": None}}, "mixing": {"a": 8, "b": 8}},
+            "mixing: natural, or numbers of none, det, seg, both or a; not",
+        ),
+    ],
+)
+def test_names_of_sources_are_none_of_metrics_and_only_those_to_train_on_are_mixed(changes, words):
+    with pytest.raises(UserError, match=words):
+        parse_config(MINIMAL | {"data": changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"data": {"path": "x", "size": [64, 320]}}, "data.size: 64 pixels, .* more than 64"),
         ({"train": {"run": "r", "steps": 1, "workers": 9}}, "train.batch_size: 16 rows over 9 workers"),
     ],

@@ -17,9 +17,10 @@ from PIL import Image
 
 from jobs.describe import main
 from multas_ray.cli import run_job
+from multas_ray.config import TASK_MASKS
 from multas_ray.data.describe import choose, count
 from multas_ray.data.index import read_index
-from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo
+from multas_ray.data.schema import SCHEMA, DatasetInfo
 from tests.support.shared import ROOT
 
 INFO = DatasetInfo(

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from multas_ray.config import TASK_MASKS, TaskMask
 from multas_ray.data.index import Index
 from multas_ray.data.read import group_of
 from multas_ray.data.reject import Reject
-from multas_ray.data.schema import SCHEMA, TASK_MASKS, DatasetInfo, TaskMask
+from multas_ray.data.schema import SCHEMA, DatasetInfo
 from multas_ray.tasks.segmentation.rows import decode_mask
 
 NO_MASK = np.zeros(0, np.uint8)

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from multas_ray.config import Task
+from multas_ray.config import TASK_MASKS, Task, TaskMask
 from multas_ray.data.classes import ClassMap
 from multas_ray.data.footer import EVERY_KIND, HAS, UNLABELLED, Run, annotated, counted_runs, group_sizes, stated_runs
 from multas_ray.data.row_sets import RowSet
-from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, TASK_MASKS, DatasetInfo, TaskMask, read_info
+from multas_ray.data.schema import MAY_BE_MISSING, SCHEMA, DatasetInfo, read_info
 from multas_ray.errors import UserError, first_line
 from multas_ray.parquet import Result, read_parquet
 from multas_ray.storage import Location, StoragePath

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
+from multas_ray.config import TASK_MASKS, TaskMask
 from multas_ray.data.index import Index
 from multas_ray.data.row_sets import RowSet
-from multas_ray.data.schema import TASK_MASKS, TaskMask
 from multas_ray.errors import UserError
 
 

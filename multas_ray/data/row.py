@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from multas_ray.config import TASKS, Task
+from multas_ray.config import TASK_MASKS, TASKS, Task, TaskMask
 from multas_ray.data.footer import HAS, UNLABELLED
 from multas_ray.data.image import Stored, to_stored
 from multas_ray.data.reject import Reject
-from multas_ray.data.schema import TASK_MASKS, TaskMask
 from multas_ray.tasks import PARTS
 
 

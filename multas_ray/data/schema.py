@@ -14,9 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from multas_ray.config import TASK_MASKS as TASK_MASKS
-from multas_ray.config import TASKS, Task
-from multas_ray.config import TaskMask as TaskMask
+from multas_ray.config import TASK_MASKS, TASKS, Task, TaskMask
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.storage import StoragePath

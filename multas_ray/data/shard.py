@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from multas_ray.config import TASKS, Task
+from multas_ray.config import TASK_MASKS, TASKS, Task
 from multas_ray.data.footer import runs, to_metadata
 from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, check_row
-from multas_ray.data.schema import SCHEMA, TASK_MASKS
+from multas_ray.data.schema import SCHEMA
 from multas_ray.data.shrink import shrink
 from multas_ray.errors import RunError, UserError, first_line, quoted
 from multas_ray.storage import StoragePath

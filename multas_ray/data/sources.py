@@ -33,7 +33,10 @@ class Sources:
         Raises:
             UserError: there is no such split, or one of its files cannot be read.
         """
-        parts = self.parts(role)
+        return self.joined(self.parts(role))
+
+    def joined(self, parts: Mapping[str, Index]) -> Index:
+        """Join the indexes of `parts`: rows of all data sets, in the classes of the run."""
         return parts[""] if self.data.path is not None else join_indexes(parts, self.maps, self.info.classes)
 
     def parts(self, role: Role) -> dict[str, Index]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from multas_ray.data.schema import TASK_MASKS, DatasetInfo, TaskMask
+from multas_ray.config import TASK_MASKS, TaskMask
+from multas_ray.data.schema import DatasetInfo
 from multas_ray.data.shard import Record
 from multas_ray.errors import UserError, one_line
 from multas_ray.tasks.segmentation.rows import BACKGROUND, IGNORE, VOID_PIXELS

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from multas_ray.config import TASK_MASKS
 from multas_ray.data.index import read_shard, shard_names
 from multas_ray.data.publish import choose_folders, discard, first_number, folders_after, new_folder, publish, renames
-from multas_ray.data.schema import TASK_MASKS, DatasetInfo, read_info
+from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.data.shard import LAYOUT, Record, Work
 from multas_ray.data.spread import Chunk, write_chunks
 from multas_ray.data.summary import Summary, judge_content, refusal, summarize

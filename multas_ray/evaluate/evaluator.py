@@ -1,6 +1,6 @@
 """Scoring of a network on a split: each worker scores its share, and the shares are merged."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,21 +51,22 @@ def evaluate(
     Returns:
         The values of `scored`, and under `<source>/` those of each source.
     """
-    together = new_metrics(model, config)
-    apart = {name: new_metrics(model, config) for name in sources}
+    apart = {name: new_metrics(model, config) for name in sources or [""]}
     device = model.mean.device
     for batch in batches:
         if not len(batch.images):
             continue
         predictions = predict(model, torch.tensor(batch.images, device=device), config)
         for row, prediction in enumerate(predictions):
-            add(batch, row, prediction, together)
-            if apart:
-                add(batch, row, prediction, apart[batch.sources[row]])
-    for metrics in (together, *apart.values()):
-        for metric in metrics.values():
-            for state in _from_other_workers(metric.state()):
-                metric.merge(state)
+            add(batch, row, prediction, apart[batch.sources[row] if sources else ""])
+    for metrics in apart.values():
+        _merge_workers(metrics)
+    if not sources:
+        return scored(apart[""])
+    together = new_metrics(model, config)
+    for metrics in apart.values():
+        for task, metric in metrics.items():
+            together[task].merge(metric.state())
     values = scored(together)
     for source, metrics in apart.items():
         values |= {f"{source}/{name}": value for name, value in computed(metrics).items()}
@@ -99,12 +100,13 @@ def scored(metrics: Metrics) -> dict[str, float]:
     return values | {"score": score(values)}
 
 
-def _from_other_workers(state: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """Exchange a metric's state among all workers, and yield those of the others."""
+def _merge_workers(metrics: Metrics) -> None:
+    """Merge into each metric, in turn, its states of all other workers."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    states: list[dict[str, np.ndarray]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(states, state)
-    for rank, other in enumerate(states):
-        if rank != dist.get_rank():
-            yield other
+    for metric in metrics.values():
+        states: list[dict[str, np.ndarray]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(states, metric.state())
+        for rank, other in enumerate(states):
+            if rank != dist.get_rank():
+                metric.merge(other)

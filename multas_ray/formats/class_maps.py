@@ -39,7 +39,7 @@ def voc_colours(classes: int) -> dict[Colour, int]:
 
 
 @dataclass(frozen=True)
-class ClassMap:
+class MaskClasses:
     """Meaning of the values and colours of masks."""
 
     mask_classes: list[str]
@@ -63,7 +63,7 @@ class ClassMap:
         return target
 
 
-def read_mask(data: bytes, classes: ClassMap, notes: Counter[str]) -> np.ndarray:
+def read_mask(data: bytes, classes: MaskClasses, notes: Counter[str]) -> np.ndarray:
     """Decode a mask of class ids or of colours.
 
     Args:
@@ -134,7 +134,7 @@ def values_of_colours(pixels: np.ndarray, table: Mapping[int, int], known: str) 
     return values
 
 
-def _by_palette(values: np.ndarray, palette: np.ndarray, classes: ClassMap, notes: Counter[str]) -> np.ndarray:
+def _by_palette(values: np.ndarray, palette: np.ndarray, classes: MaskClasses, notes: Counter[str]) -> np.ndarray:
     """Convert palette indices (H, W) to the values of their colours, if the palette's colours are those of the classes.
 
     Paint programs reorder palettes. Indices of a palette of other colours are returned unchanged.

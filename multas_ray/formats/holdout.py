@@ -40,8 +40,9 @@ def read(options: Options) -> Source:
     Raises:
         UserError: there is no such data set or split.
     """
+    from multas_ray.config import TASK_MASKS
     from multas_ray.data.index import read_index
-    from multas_ray.data.schema import TASK_MASKS, read_info
+    from multas_ray.data.schema import read_info
 
     info, index = read_info(options.data), read_index(options.data, options.split)
     random = np.random.default_rng(options.seed)

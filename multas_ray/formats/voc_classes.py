@@ -10,7 +10,7 @@ from pathlib import Path
 
 from multas_ray.data.reject import Reject
 from multas_ray.errors import UserError, quoted
-from multas_ray.formats.class_maps import ClassMap, Colour, voc_colours
+from multas_ray.formats.class_maps import Colour, MaskClasses, voc_colours
 from multas_ray.formats.voc_folder import CLASS_TABLE, LABEL_MAP, VocFolder, VocImage, object_name
 from multas_ray.tasks.segmentation.rows import IGNORE
 
@@ -23,7 +23,7 @@ CLASSES = (
 
 def choose_classes(
     folder: VocFolder, images: Sequence[VocImage], names: Sequence[str] | None, remarks: list[str]
-) -> ClassMap:
+) -> MaskClasses:
     """The classes of the images' annotation, and those of them that the data set has.
 
     They are those of Roboflow's table or of labelmap.txt; where there is neither, VOC's, if no other is named; else
@@ -47,18 +47,18 @@ def choose_classes(
     if folder.tables:
         known = _read_tables(folder)
         _check_known(names, known, f"{CLASS_TABLE} has")
-        return ClassMap(known, list(names or known), {})
+        return MaskClasses(known, list(names or known), {})
     if folder.label_map is not None:
         known, colours = _read_label_map(folder.label_map, folder.root / LABEL_MAP)
         if not _is_of_voc(known, colours):
             _check_known(names, known, f"{LABEL_MAP} has")
-            return ClassMap(known, list(names or known), colours)
+            return MaskClasses(known, list(names or known), colours)
     if set(names or ()) <= set(CLASSES) and (names or not _other_than(CLASSES, counts)):
-        return ClassMap(list(CLASSES), list(names or CLASSES), voc_colours(len(CLASSES)))
+        return MaskClasses(list(CLASSES), list(names or CLASSES), voc_colours(len(CLASSES)))
     if names is not None:
         if not masks:
             _check_known(names, [*counts, *CLASSES], "the files have")
-        return ClassMap(list(names), list(names), voc_colours(len(names)))
+        return MaskClasses(list(names), list(names), voc_colours(len(names)))
     if masks:
         others = ", ".join(f"{quoted(name)} ({counts[name]})" for name in _other_than(CLASSES, counts)[:10])
         raise UserError(
@@ -67,7 +67,7 @@ def choose_classes(
         )
     named = sorted(_spellings(counts).values())
     remarks.append(f"classes taken from the XML: {', '.join(named)}")
-    return ClassMap(named, named, {})
+    return MaskClasses(named, named, {})
 
 
 def _count_names(folder: VocFolder, images: Iterable[VocImage]) -> Counter[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, attempt
 from multas_ray.errors import quoted
-from multas_ray.formats.class_maps import ClassMap, read_mask
+from multas_ray.formats.class_maps import MaskClasses, read_mask
 from multas_ray.formats.voc_folder import VocFolder, VocImage, object_name
 
 
@@ -21,7 +21,7 @@ class RowReader:
     """Reads images with the annotation of their tasks."""
 
     folder: VocFolder
-    classes: ClassMap
+    classes: MaskClasses
     empty: Literal["background", "unlabelled"] | None = None
     """An image without XML, of those annotated with boxes: one without objects, or not annotated; None: rejected."""
 

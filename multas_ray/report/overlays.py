@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from multas_ray.config import EvaluateConfig, Task
+from multas_ray.config import TASK_MASKS, EvaluateConfig, Task
 from multas_ray.data.collate import make_eval_batch
 from multas_ray.data.describe import choose
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Part
 from multas_ray.data.read import read_sample
-from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.transforms import Sample
 from multas_ray.evaluate.annotation import Annotation, annotation
 from multas_ray.evaluate.evaluator import Prediction, predict

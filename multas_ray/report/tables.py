@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multas_ray.config import TASKS
+from multas_ray.config import METRIC_GROUPS, TASKS
 
 Rows = Sequence[Mapping[str, Any]]
 """Rows of a table: column -> value. The columns are the rows' keys in order of first occurrence."""
@@ -58,6 +58,6 @@ def by_source(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     sources: dict[str, dict[str, Any]] = {}
     for name, value in metrics.items():
         source, _, rest = name.partition("/")
-        if source not in TASKS and rest.startswith(tuple(f"{task}/" for task in TASKS)):
+        if source not in (*TASKS, *METRIC_GROUPS) and rest.startswith(tuple(f"{task}/" for task in TASKS)):
             sources.setdefault(source, {})[rest] = value
     return sources

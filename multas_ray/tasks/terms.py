@@ -5,6 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+SURELY_ABSENT = -1e4
+"""Logit of a class whose probability is exactly 0 in float32; float16 holds it."""
+
 
 class Term(NamedTuple):
     """A loss that is not divided yet.

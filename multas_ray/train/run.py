@@ -15,10 +15,10 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, read_meta
-from multas_ray.config import Config, Task, TeacherConfig
+from multas_ray.config import TASK_MASKS, Config, Task, TeacherConfig
 from multas_ray.data.index import Index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
-from multas_ray.data.schema import TASK_MASKS, DatasetInfo, tasks_of
+from multas_ray.data.schema import DatasetInfo, tasks_of
 from multas_ray.data.sources import read_sources
 from multas_ray.data.stream import Addition, PlannedData, PlannedStream
 from multas_ray.errors import RunError, UserError, first_line, root_cause

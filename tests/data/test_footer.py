@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multas_ray.config import TASK_MASKS
 from multas_ray.data import index as index_module
 from multas_ray.data.footer import (
     EVERY_KIND,
@@ -29,7 +30,7 @@ from multas_ray.data.footer import (
 )
 from multas_ray.data.index import read_index
 from multas_ray.data.read import read_row
-from multas_ray.data.schema import TASK_MASKS, read_info
+from multas_ray.data.schema import read_info
 from multas_ray.errors import UserError
 from tests.support.shards import row, table_of, write_set
 

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multas_ray.config import TASK_MASKS, TaskMask
 from multas_ray.data.footer import EVERY_KIND
 from multas_ray.data.row_sets import RowSet
-from multas_ray.data.schema import TASK_MASKS, TaskMask
 from tests.support.indexes import index_of
 
 kinds = st.lists(st.integers(0, len(EVERY_KIND) - 1), max_size=5)

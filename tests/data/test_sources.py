@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multas_ray.config import DataConfig
+from multas_ray.config import TASK_MASKS, DataConfig
 from multas_ray.config_file import parse_config
 from multas_ray.data.collate import make_eval_batch, make_train_batch
 from multas_ray.data.index import Index
 from multas_ray.data.plan import EvaluationPlan, lay_plan
 from multas_ray.data.read import read_sample
-from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.sources import read_sources
 from multas_ray.data.writer import write_dataset
 from multas_ray.errors import UserError

@@ -18,7 +18,7 @@ from multas_ray.data.pillow import encode
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row
 from multas_ray.errors import UserError
-from multas_ray.formats.class_maps import ClassMap, read_mask, voc_colours, voc_palette
+from multas_ray.formats.class_maps import MaskClasses, read_mask, voc_colours, voc_palette
 from multas_ray.formats.voc_classes import CLASSES, choose_classes
 from multas_ray.formats.voc_folder import VocFolder, VocImage
 from multas_ray.formats.voc_rows import RowReader
@@ -299,7 +299,7 @@ def test_links_out_of_the_folder_are_followed_where_asked(devkit: Kit) -> None:
 
 VALUES = np.zeros((30, 40), np.uint8)
 VALUES[3:9, 4:12], VALUES[10:20, 10:20], VALUES[25:, :5] = 8, 15, 255  # cat, person, void
-OF_VOC = ClassMap(list(CLASSES), ["person", "cat"], voc_colours(20))
+OF_VOC = MaskClasses(list(CLASSES), ["person", "cat"], voc_colours(20))
 EXPECTED = np.choose(np.digitize(VALUES, [8, 15, 255]), [0, 2, 1, 255])
 
 

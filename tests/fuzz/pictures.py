@@ -11,7 +11,7 @@ from PIL import Image
 
 from multas_ray.data.image import decode_rgb, to_stored
 from multas_ray.data.pillow import decode_labels, encode, upright_rgb, upright_size
-from multas_ray.formats.class_maps import ClassMap, read_mask, voc_colours
+from multas_ray.formats.class_maps import MaskClasses, read_mask, voc_colours
 from multas_ray.formats.voc_classes import CLASSES
 from tests.fuzz.harness import Case
 from tests.fuzz.mutate import mutated_bytes
@@ -57,7 +57,7 @@ def mask(folder: Path) -> Callable[[Random], Case]:
     palette = Image.fromarray(VALUES)
     palette.putpalette(bytes(np.random.default_rng(0).integers(0, 256, 768, np.uint8)))
     bases = [encode(each, "PNG") for each in (Image.fromarray(VALUES), palette, Image.fromarray(PIXELS))]
-    classes = ClassMap(list(CLASSES), ["cat", "dog"], voc_colours(20))
+    classes = MaskClasses(list(CLASSES), ["cat", "dog"], voc_colours(20))
 
     def make(rng: Random) -> Case:
         data = mutated_bytes(rng, rng.choice(bases))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from jobs import prepare
 from multas_ray.data.pillow import encode
-from multas_ray.formats.class_maps import ClassMap
+from multas_ray.formats.class_maps import MaskClasses
 from multas_ray.formats.voc_folder import VocFolder, VocImage
 from multas_ray.formats.voc_rows import RowReader
 from tests.fuzz.harness import Case
@@ -356,7 +356,7 @@ def images_list(folder: Path) -> Callable[[Random], Case]:
 
         def run() -> None:
             files = VocFolder(root)
-            reader = RowReader(files, ClassMap(["cat"], ["cat"], {}))
+            reader = RowReader(files, MaskClasses(["cat"], ["cat"], {}))
             for image_id in files.read_list("Main/train", remarks=[]):
                 row = reader.read(VocImage(image_id, ("det",)))
                 if isinstance(row, Exception):

@@ -4,11 +4,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from multas_ray.config import EvaluateConfig, ModelConfig
+from multas_ray.config import TASK_MASKS, EvaluateConfig, ModelConfig
 from multas_ray.data.index import read_index
 from multas_ray.data.pillow import encode
 from multas_ray.data.row import Row
-from multas_ray.data.schema import TASK_MASKS
 from multas_ray.data.writer import write_dataset
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.report.overlays import choose_samples, draw_samples

@@ -13,14 +13,12 @@ from multas_ray.tasks.detection.anchors import corners, decode, encode
 from multas_ray.tasks.detection.matching import CHOSEN, iou_match, mutual_guidance, overlaps
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.rows import UnitBoxes
-from multas_ray.tasks.terms import Term
+from multas_ray.tasks.terms import SURELY_ABSENT, Term
 
 POSITIVE = 0.5
 """Smallest IoU of a positive anchor with its box."""
 NEGATIVE = 0.4
 """IoU below which an anchor is background."""
-SURELY_ABSENT = -1e4
-"""Logit of a class whose probability is exactly 0 in float32."""
 QUALITY_WEIGHT = 2.0
 """Weight of the generalised focal loss, as published."""
 

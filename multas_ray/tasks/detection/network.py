@@ -15,10 +15,10 @@ from multas_ray.tasks.detection import packed as codec
 from multas_ray.tasks.detection.anchors import PER_CELL, anchors, count_anchors
 from multas_ray.tasks.detection.distillation import detection_distillation, foreground_cells
 from multas_ray.tasks.detection.head import DetectionHead, LevelwiseDetectionHead, cells
-from multas_ray.tasks.detection.loss import SURELY_ABSENT, detection_losses
+from multas_ray.tasks.detection.loss import detection_losses
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.rows import UnitBoxes
-from multas_ray.tasks.terms import Term
+from multas_ray.tasks.terms import SURELY_ABSENT, Term
 
 Head = DetectionHead | LevelwiseDetectionHead
 

@@ -184,10 +184,7 @@ def translate(annotation: Mapping[str, np.ndarray], classes: ClassMap) -> dict[s
     them is wrong.
     """
     labels = np.array([PADDING if target is None else target for target in classes.targets])[annotation["labels"]]
-    known, listed = (
-        labels != PADDING,
-        np.array(sorted({target for target in classes.targets if target is not None}), np.int64),
-    )
+    known, listed = labels != PADDING, np.unique([target for target in classes.targets if target is not None])
     ignored = np.repeat(annotation["boxes"][~known], len(listed), axis=0)
     return {
         "boxes": np.concatenate([annotation["boxes"][known], ignored]),

@@ -16,13 +16,11 @@ from multas_ray.tasks.segmentation import packed as codec
 from multas_ray.tasks.segmentation.distillation import Outcomes, segmentation_distillation
 from multas_ray.tasks.segmentation.head import FullResolutionSegmentationHead, SegmentationHead
 from multas_ray.tasks.segmentation.loss import segmentation_loss
-from multas_ray.tasks.terms import Term
+from multas_ray.tasks.terms import SURELY_ABSENT, Term
 
 Head = SegmentationHead | FullResolutionSegmentationHead
 STRIDE = 4
 """Stride of a teacher's answer: finer logits are averaged."""
-SURELY_ABSENT = -1e4
-"""Logit of a class that a teacher does not know."""
 
 
 def head(config: ModelConfig, classes: int) -> Head:
