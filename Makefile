@@ -22,14 +22,15 @@ endif
 demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
+# Tests that need neither Ray nor all cores run side by side; the others one after the other.
 unit: check
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not ray and not heavy and not slow"
 
-test: check
-	$(BIN)/python -m pytest
+test: unit
+	$(BIN)/python -m pytest -m "(ray or heavy) and not slow"
 
-test-all: check
-	$(BIN)/python -m pytest -m ""
+test-all: unit
+	$(BIN)/python -m pytest -m "ray or heavy or slow"
 
 # Malformed inputs of every kind (tests/fuzz): make fuzz N=10000 SEED=1 takes about five minutes.
 N := 1000

@@ -74,4 +74,6 @@ def _objects(xml: Element, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarr
             boxes.append((x1 - 1, y1 - 1, x2, y2))
             labels.append(labels_of[name.casefold()])
             difficult.append(item.findtext("difficult", "0").strip().casefold() in ("1", "true"))
-    return np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32), np.array(difficult, bool)
+    with np.errstate(over="ignore"):  # A corner beyond float32 becomes inf, which the check of rows refuses by name.
+        corners32 = np.array(boxes, np.float32).reshape(-1, 4)
+    return corners32, np.array(labels, np.int32), np.array(difficult, bool)

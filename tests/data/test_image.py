@@ -166,6 +166,7 @@ def test_masks_are_palette_indices_or_grey_levels() -> None:
         decode_labels(photograph())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's remarks on broken EXIF
 def test_broken_bytes_are_decoded_or_rejected() -> None:
     """On some of these PNGs torchvision's decoder ended the process."""
     rng = random.Random(0)

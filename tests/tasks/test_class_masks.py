@@ -58,13 +58,13 @@ def test_background_may_be_any_unlabelled_class(unlabelled, expected):
     mask = torch.tensor([[[0, 1], [255, 0]]], dtype=torch.uint8)
     term = segmentation_loss(logits_of(STUDENT, 2), mask, unlabelled)["seg"]
     assert term.count == 3
-    assert float(term.divided()) == pytest.approx(expected, abs=1e-4)
+    assert term.divided().item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_is_said_of_an_unlabelled_class_says_background_or_one_of_them():
     mask = torch.full((1, 2, 2), 2, dtype=torch.uint8)
     term = segmentation_loss(logits_of(STUDENT, 2), mask, DOG_OF_SEG)["seg"]
-    assert float(term.divided()) == pytest.approx(-math.log(0.7), abs=1e-4)
+    assert term.divided().item() == pytest.approx(-math.log(0.7), abs=1e-4)
 
 
 def test_a_teacher_fills_the_unlabelled_column():
@@ -103,7 +103,7 @@ def test_a_teacher_shares_the_background_out_where_there_is_background():
     student = logits_of(STUDENT, 2).requires_grad_()
     [term] = distil(student, logits_of(TEACHER, 2), chosen, truth, config_of(), (8, 8)).values()
     assert term.count == 1.5
-    assert float(term.divided()) == pytest.approx(0.4613, abs=1e-4)
+    assert term.divided().item() == pytest.approx(0.4613, abs=1e-4)
     term.sum.backward()
     assert not student.grad[0, 1].any(), "cat is labelled"
     assert student.grad[0, [0, 2], 0, 0].all()
