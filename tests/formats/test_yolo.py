@@ -347,6 +347,9 @@ def test_what_is_dropped_or_clipped_is_counted(one: Callable[..., Row]) -> None:
     checked = check_row(one("1 0.5 0.5 1.01 0.5\n1 0.5 0.5 0 0.1"), {"det": 3, "seg": 4})
     assert checked.boxes[:, [0, 2]].tolist() == [[0, 40]]
     assert checked.notes["boxes clipped at the image's edge"] == 1
+    rounded = check_row(one("1 0.833334 0.5 0.333333 0.5"), {"det": 3, "seg": 4})
+    assert not rounded.notes["boxes clipped at the image's edge"]
+    assert rounded.boxes.max() == 40
     assert checked.notes["boxes dropped: without area"] == 1
 
 
