@@ -6,6 +6,8 @@ HEADLINE = ("det/AP", "det/AP50", "seg/mIoU")
 """Metrics that tables and progress lines show, in this order, in percent."""
 TASK_METRIC: Mapping[str, str] = {"det": "det/AP", "seg": "seg/mIoU"}
 """Metric by which each task is scored, in percent."""
+CLASS_METRIC: Mapping[str, str] = {"det": "det/AP", "seg": "seg/IoU"}
+"""Metric of each task that there is of every class, as `<metric>/<class>`, in percent."""
 
 
 def score(metrics: Mapping[str, float]) -> float:

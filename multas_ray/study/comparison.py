@@ -3,15 +3,15 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
-from multas_ray.evaluate.scores import HEADLINE, TASK_METRIC
+from multas_ray.errors import UserError
+from multas_ray.evaluate.scores import CLASS_METRIC, HEADLINE, TASK_METRIC
 from multas_ray.report.statistics import Estimate, estimate, multi_task_gain, paired_difference
 from multas_ray.study.layout import Study
 from multas_ray.study.results import TrialResult
 
-REFERENCES = ("det", "seg", "mtl", "full", "kd")
-"""Arms that every other arm is compared with; each of them is compared with those before it."""
 MIN_SEEDS = 3
 """Seeds that make an arm's results a finding; those of fewer are hints."""
 GAIN = "gain"
@@ -25,11 +25,28 @@ class Comparison:
         findings: arms with at least MIN_SEEDS results.
         hints: the other arms that have a result.
         arms: arm -> seed -> result, findings before hints.
+        groups: metric of a group of classes -> the metrics whose mean it is.
+        headline: metrics to show and to compare.
     """
 
     def __init__(self, study: Study, results: Mapping[str, TrialResult]) -> None:
-        """Sort results, given by trial name, by arm and seed."""
+        """Sort results, given by trial name, by arm and seed.
+
+        Raises:
+            UserError: no result has a class of the study's groups.
+        """
         self.results = results
+        self.references = study.references
+        self.groups = {
+            f"{CLASS_METRIC[task]} {group}": [f"{CLASS_METRIC[task]}/{name}" for name in names]
+            for group, tasks in study.class_groups.items()
+            for task, names in tasks.items()
+        }
+        known = {metric for result in results.values() for metric in result.final}
+        for name, metrics in self.groups.items():
+            if not known.issuperset(metrics):
+                raise UserError(f"class_groups: no arm has {min(set(metrics) - known)}, which '{name}' is to be of")
+        self.headline = (*HEADLINE, *self.groups)
         by_arm = {
             arm: {seed: results[f"{arm}-{seed}"] for seed in study.seeds if f"{arm}-{seed}" in results}
             for arm in study.arms
@@ -39,11 +56,14 @@ class Comparison:
         self.arms = {arm: by_arm[arm] for arm in (*self.findings, *self.hints)}
 
     def metrics(self, arm: str) -> dict[str, dict[int, float]]:
-        """Metric -> seed -> value in percent; GAIN is among the metrics where the arm has both tasks."""
+        """Metric -> seed -> value in percent, with the groups' and, where the arm has both tasks, GAIN."""
         values: dict[str, dict[int, float]] = defaultdict(dict)
         for seed, result in self.arms[arm].items():
             for metric, value in result.final.items():
                 values[metric][seed] = value
+            for name, metrics in self.groups.items():
+                if result.final.keys() >= set(metrics):
+                    values[name][seed] = fmean(result.final[metric] for metric in metrics)
             gain = self._gain(result, seed)
             if gain is not None:
                 values[GAIN][seed] = gain
@@ -71,14 +91,14 @@ class Comparison:
 
         Args:
             arms: the arms to compare.
-            others: the arms to compare them with, so far as they are REFERENCES.
+            others: the arms to compare them with, so far as they are references.
         """
         rows = []
         for arm in arms:
-            references = REFERENCES[: REFERENCES.index(arm)] if arm in REFERENCES else REFERENCES
-            for reference in (name for name in references if name in others):
+            before = self.references[: self.references.index(arm)] if arm in self.references else self.references
+            for reference in (name for name in before if name in others):
                 ours, theirs = self.metrics(arm), self.metrics(reference)
-                for metric in HEADLINE:
+                for metric in self.headline:
                     difference = paired_difference(ours.get(metric, {}), theirs.get(metric, {}))
                     if difference is not None:
                         rows.append({"arm": arm, "against": reference, "metric": metric, **_json(difference)})

@@ -35,16 +35,21 @@ SINGLE = ("det", "seg")
 def disagreements(study: Study, trials: Mapping[str, Trial], arms: Sequence[str]) -> bytes | None:
     """Draw the images on which arms disagree most: one row per image, one column per arm, beside the ground truth.
 
-    The networks are those of the seed for which most of the arms have one.
+    The networks are those of the seed for which most of the arms have one, so far as they know the same classes as the
+    one that knows most.
 
     Returns:
-        A PNG; None if there are fewer than two networks, or no image.
+        A PNG; None if there are fewer than two such networks, or no image.
     """
     by_seed = [[trials[f"{arm}-{seed}"] for arm in arms] for seed in study.seeds]
     trained = max(([trial for trial in of_seed if has_network(trial)] for of_seed in by_seed), key=len)
     if len(trained) < 2:
         return None
-    return _draw(trained[0], {trial.arm: load_network(trial.config.train.run)[0] for trial in trained})
+    networks = {trial.arm: load_network(trial.config.train.run)[0] for trial in trained}
+    widest = max(trained, key=lambda trial: sum(map(len, networks[trial.arm].classes.values())))
+    classes = networks[widest.arm].classes
+    alike = {arm: network for arm, network in networks.items() if network.classes.items() <= classes.items()}
+    return _draw(widest, alike) if len(alike) > 1 else None
 
 
 class _Compared(NamedTuple):

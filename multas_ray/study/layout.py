@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from multas_ray.config import Config
+from multas_ray.config import Config, Task
 from multas_ray.config_file import parse_config
 from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import UserError
@@ -36,6 +36,10 @@ class Study(BaseModel):
     """Trials at a time; default: as many as the cluster has room for."""
     stored_views: int = Field(8, ge=1)
     """Augmentations of each row in the stores of soft targets that arms with stored teachers make."""
+    references: list[Name] = ["det", "seg", "mtl", "full", "kd"]
+    """Arms that every other arm is compared with; each of them is compared with those before it."""
+    class_groups: dict[str, dict[Task, list[str]]] = {}
+    """Groups of classes by names of your own, whose mean AP and IoU are compared beside those of all classes."""
     base: dict[str, dict[str, Any]]
     """The common configuration."""
     arms: dict[Name, dict[str, dict[str, Any]]] = Field(min_length=1)

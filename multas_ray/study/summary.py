@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 from multas_ray.config import TrackingConfig
-from multas_ray.evaluate.scores import HEADLINE, TASK_METRIC
+from multas_ray.evaluate.scores import TASK_METRIC
 from multas_ray.report.html import Page
-from multas_ray.report.plots import class_differences, estimates, mean_curves, trade_off
+from multas_ray.report.plots import class_bars, class_differences, estimates, mean_curves, trade_off
 from multas_ray.report.statistics import Estimate, estimate
 from multas_ray.report.tables import Rows
 from multas_ray.storage import StoragePath
@@ -25,6 +26,7 @@ TITLES = {
     "arms": "Metrics by arm: mean and 95 % interval, a dot a seed",
     "trade_off": "Detection against segmentation",
     "classes": "By class, against the single-task networks",
+    "by_class": "By class, mean over seeds",
     "curves": "Learning curves, mean over seeds",
 }
 """Name of a plot's file -> its heading."""
@@ -56,7 +58,7 @@ def write_summary(
     for name, png in plots.items():
         (folder / f"{name}.png").write_bytes(png)
     tables = _tables(comparison)
-    (folder / "study.md").write_text(_markdown(study, tables))
+    (folder / "study.md").write_text(_markdown(study, tables, plots))
     page = Page(
         title=f"Study {study.name}",
         intro=INTRO,
@@ -80,11 +82,16 @@ def _tables(comparison: Comparison) -> dict[str, Rows]:
 
 
 def _arm_rows(comparison: Comparison) -> Rows:
+    headings = {metric: metric for metric in comparison.headline} | {GAIN: "gain over single-task [%]"}
+    present = {metric for arm in comparison.arms for metric in comparison.metrics(arm)}
+    shown = {metric: heading for metric, heading in headings.items() if metric in present}
     rows = []
     for arm, by_seed in comparison.arms.items():
         metrics = comparison.metrics(arm)
-        cells = {m: _plus_minus(estimate(list(metrics[m].values()))) if m in metrics else "" for m in (*HEADLINE, GAIN)}
-        cells["gain over single-task [%]"] = cells.pop(GAIN)
+        cells = {
+            heading: _plus_minus(estimate(list(metrics[metric].values()))) if metric in metrics else ""
+            for metric, heading in shown.items()
+        }
         rows.append({"arm": arm, "seeds": len(by_seed), **cells, **comparison.cost(arm)})
     return rows
 
@@ -123,19 +130,20 @@ def _plots(comparison: Comparison) -> dict[str, bytes]:
         if metric.startswith(f"{task}/")
     }
     seeds = {arm: {metric: list(each.values()) for metric, each in values.items()} for arm, values in metrics.items()}
+    means = {arm: {metric: fmean(each.values()) for metric, each in values.items()} for arm, values in metrics.items()}
     curves = {arm: [result.curve for result in by_seed.values()] for arm, by_seed in comparison.arms.items()}
     return {
-        "arms": estimates(seeds, HEADLINE),
+        "arms": estimates(seeds, comparison.headline),
         "trade_off": trade_off(both, x, y, single, arms),
-        "classes": class_differences(multi, single, arms),
+        **({"classes": class_differences(multi, single, arms)} if single else {"by_class": class_bars(means)}),
         "curves": mean_curves(curves),
     }
 
 
-def _markdown(study: Study, tables: Mapping[str, Rows]) -> str:
+def _markdown(study: Study, tables: Mapping[str, Rows], plots: Iterable[str]) -> str:
     parts = [f"# Study {study.name}", INTRO]
     parts += [f"## {heading}\n\n{_markdown_table(rows)}" for heading, rows in tables.items() if rows]
-    parts += [f"## {title}\n\n![{title}]({name}.png)" for name, title in TITLES.items()]
+    parts += [f"## {TITLES[name]}\n\n![{TITLES[name]}]({name}.png)" for name in plots]
     return "\n\n".join(parts) + "\n"
 
 

@@ -352,6 +352,35 @@ def test_the_summary_has_means_intervals_and_paired_differences(make_study, tmp_
     assert Path(page).read_text().count("<img") == 4
 
 
+def test_arms_are_compared_with_those_that_a_study_names_and_on_its_groups_of_classes(make_study):
+    groups = {"of others": {"det": ["cow", "sheep"], "seg": ["cat"]}}
+    arms = {"boxes": {}, "naive": {}, "masked": {}}
+    study = make_study(arms, seeds=[0, 1, 2], references=["naive"], class_groups=groups)
+    results = {}
+    for seed in study.seeds:
+        results[f"boxes-{seed}"] = fake("boxes", seed, **{"det/AP": 20.0, "det/AP/cat": 20.0})
+        for arm, more in (("naive", 0), ("masked", 4 + seed)):
+            own = {"det/AP/cow": 10.0, "det/AP/sheep": 20.0 + more, "seg/IoU/cat": 30.0}
+            results[f"{arm}-{seed}"] = fake(arm, seed, **{"det/AP": 15.0, "seg/mIoU": 50.0} | own)
+    write_summary(study, results)
+
+    folder = Path(study.results)
+    outcome = json.loads((folder / "study.json").read_text())
+    differences = {(line["arm"], line["metric"]): line for line in outcome["differences"]}
+    assert {line["against"] for line in outcome["differences"]} == {"naive"}
+    # Half of 4, 5 and 6.
+    assert differences["masked", "det/AP of others"]["mean"] == 2.5
+    assert differences["masked", "det/AP of others"]["low"] == pytest.approx(2.5 - 1.242, abs=1e-3)
+    assert differences["masked", "seg/IoU of others"]["mean"] == 0
+    assert outcome["arms"]["naive"]["metrics"]["det/AP of others"]["mean"] == 15
+    assert "det/AP of others" not in outcome["arms"]["boxes"]["metrics"]
+    text = (folder / "study.md").read_text()
+    assert "gain over single-task [%]" not in text
+    assert "(by_class.png)" in text
+    with pytest.raises(UserError, match="class_groups: no arm has seg/IoU/cow, which 'seg/IoU x' is to be of"):
+        write_summary(make_study(arms, class_groups={"x": {"seg": ["cow"]}}), results)
+
+
 def test_the_summary_joins_the_group_of_the_trials_in_wandb(make_study):
     study = make_study({"det": {}}, seeds=[0, 1, 2])
     study.base["tracking"] = {"wandb": "offline", "project": "somewhere"}
@@ -423,9 +452,13 @@ def test_images_are_compared_where_most_arms_have_their_networks(make_study, mon
     study = make_study({"a": {}, "b": {}, "c": {}}, seeds=[0, 1])
     there = {"a-0", "a-1", "c-1"}
     monkeypatch.setattr(disagreements, "has_network", lambda trial: trial.name in there)
-    monkeypatch.setattr(disagreements, "load_network", lambda run: (Path(run).name, None))
-    monkeypatch.setattr(disagreements, "_draw", lambda trial, networks: (trial.name, networks))
+    classes = {"a": {"det": ["cat"]}, "b": {}, "c": {"det": ["cat"], "seg": ["background", "cat"]}}
+    load = {f"{arm}-{seed}": SimpleNamespace(classes=known) for arm, known in classes.items() for seed in (0, 1)}
+    monkeypatch.setattr(disagreements, "load_network", lambda run: (load[Path(run).name], None))
+    monkeypatch.setattr(disagreements, "_draw", lambda trial, networks: (trial.name, list(networks)))
     drawn = disagreements.disagreements(study, lay_out(study), ["a", "b", "c"])
-    assert drawn == ("a-1", {"a": "a-1", "c": "c-1"})
+    assert drawn == ("c-1", ["a", "c"])
+    classes["c"]["det"] = ["cat", "dog"]
+    assert disagreements.disagreements(study, lay_out(study), ["a", "b", "c"]) is None
     there.clear()
     assert disagreements.disagreements(study, lay_out(study), ["a", "b", "c"]) is None
