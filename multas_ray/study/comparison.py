@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -38,7 +38,7 @@ class Comparison:
         self.results = results
         self.references = study.references
         self.groups = {
-            f"{CLASS_METRIC[task]} {group}": [f"{CLASS_METRIC[task]}/{name}" for name in names]
+            f"{CLASS_METRIC[task]} ({group})": [f"{CLASS_METRIC[task]}/{name}" for name in names]
             for group, tasks in study.class_groups.items()
             for task, names in tasks.items()
         }
@@ -87,7 +87,7 @@ class Comparison:
         return {"seeds": len(self.arms[arm]), "metrics": {name: _json(value) for name, value in metrics.items()}}
 
     def differences(self, arms: Sequence[str], others: Sequence[str]) -> list[dict[str, Any]]:
-        """Paired differences in the headline metrics, as JSON.
+        """Paired differences in the headline metrics, as JSON; means over different classes are not compared.
 
         Args:
             arms: the arms to compare.
@@ -100,7 +100,8 @@ class Comparison:
                 ours, theirs = self.metrics(arm), self.metrics(reference)
                 for metric in self.headline:
                     difference = paired_difference(ours.get(metric, {}), theirs.get(metric, {}))
-                    if difference is not None:
+                    alike = metric in self.groups or _classes(ours, metric) == _classes(theirs, metric)
+                    if difference is not None and alike:
                         rows.append({"arm": arm, "against": reference, "metric": metric, **_json(difference)})
         return rows
 
@@ -116,6 +117,12 @@ class Comparison:
             "minutes": round(estimate([result.seconds for result in results]).mean / 60, 1),
             "teachers' minutes": round(estimate(teachers).mean / 60, 1),
         }
+
+
+def _classes(metrics: Iterable[str], metric: str) -> set[str]:
+    """The metrics by class of a metric's task."""
+    prefix = f"{CLASS_METRIC[metric.partition('/')[0]]}/"
+    return {name for name in metrics if name.startswith(prefix)}
 
 
 def _json(value: Estimate) -> dict[str, float | None]:

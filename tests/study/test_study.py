@@ -312,7 +312,7 @@ def test_the_summary_has_means_intervals_and_paired_differences(make_study, tmp_
         results[f"seg-{seed}"] = fake("seg", seed, **{"seg/mIoU": 50.0})
         both = {"det/AP": 22.0 + 2 * seed, "seg/mIoU": 55.0, "det/AP/cat": 33.0}
         results[f"kd-{seed}"] = fake("kd", seed, **both)
-    results["odd-1"] = fake("odd", 1, **{"det/AP": 1.0})
+    results["odd-1"] = fake("odd", 1, **{"det/AP": 1.0, "det/AP/cat": 1.0})
     page = write_summary(study, results)
 
     folder = Path(study.results)
@@ -368,16 +368,17 @@ def test_arms_are_compared_with_those_that_a_study_names_and_on_its_groups_of_cl
     outcome = json.loads((folder / "study.json").read_text())
     differences = {(line["arm"], line["metric"]): line for line in outcome["differences"]}
     assert {line["against"] for line in outcome["differences"]} == {"naive"}
+    assert not any(arm == "boxes" for arm, _ in differences), "a mean over other classes"
     # Half of 4, 5 and 6.
-    assert differences["masked", "det/AP of others"]["mean"] == 2.5
-    assert differences["masked", "det/AP of others"]["low"] == pytest.approx(2.5 - 1.242, abs=1e-3)
-    assert differences["masked", "seg/IoU of others"]["mean"] == 0
-    assert outcome["arms"]["naive"]["metrics"]["det/AP of others"]["mean"] == 15
-    assert "det/AP of others" not in outcome["arms"]["boxes"]["metrics"]
+    assert differences["masked", "det/AP (of others)"]["mean"] == 2.5
+    assert differences["masked", "det/AP (of others)"]["low"] == pytest.approx(2.5 - 1.242, abs=1e-3)
+    assert differences["masked", "seg/IoU (of others)"]["mean"] == 0
+    assert outcome["arms"]["naive"]["metrics"]["det/AP (of others)"]["mean"] == 15
+    assert "det/AP (of others)" not in outcome["arms"]["boxes"]["metrics"]
     text = (folder / "study.md").read_text()
     assert "gain over single-task [%]" not in text
     assert "(by_class.png)" in text
-    with pytest.raises(UserError, match="class_groups: no arm has seg/IoU/cow, which 'seg/IoU x' is to be of"):
+    with pytest.raises(UserError, match=r"class_groups: no arm has seg/IoU/cow, which 'seg/IoU \(x\)' is to be of"):
         write_summary(make_study(arms, class_groups={"x": {"seg": ["cow"]}}), results)
 
 
