@@ -21,7 +21,7 @@ from multas_ray.checkpoint.weights import load_network, load_state, write_checkp
 from multas_ray.config import TASKS, AugmentConfig, ModelConfig
 from multas_ray.config_file import parse_config
 from multas_ray.data.describe import count
-from multas_ray.data.index import read_index
+from multas_ray.data.index import Index, read_index
 from multas_ray.data.read import _cached_group, read_sample
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import read_info
@@ -89,7 +89,7 @@ def shard(folder: Path) -> Callable[[Random], Case]:
     return make
 
 
-def _sample(index: Any, number: int) -> Reject | None:
+def _sample(index: Index, number: int) -> Reject | None:
     """Read a row as training does, and look at what a loss would get."""
     try:
         values, sample = read_sample(index, number)
@@ -103,10 +103,10 @@ def _sample(index: Any, number: int) -> Reject | None:
         assert ((boxes >= 0) & (boxes <= [width, height, width, height])).all()
         assert (boxes[:, :2] < boxes[:, 2:]).all()
         assert len(boxes) == len(sample["labels"]) == len(sample["difficult"])
-        assert all(0 <= label < index.det_classes for label in sample["labels"].tolist())
+        assert all(0 <= label < len(index.det_classes) for label in sample["labels"].tolist())
     if "mask" in sample:
         assert sample["mask"].shape[-2:] == (height, width)
-        assert set(sample["mask"].unique().tolist()) <= {*range(index.seg_classes), 255}
+        assert set(sample["mask"].unique().tolist()) <= {*range(len(index.seg_classes)), 255}
     return None
 
 
