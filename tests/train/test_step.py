@@ -1,10 +1,12 @@
 """The loss of a step, on one process and on real distributed ones."""
 
 import os
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
-from multas_ray.config import Config
+from multas_ray.config import Config, Task
 from multas_ray.data.batch import TrainBatch, distilled_rows, mapped
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.tasks import PARTS
 from multas_ray.train.step import loss_terms, named_losses, term_weights, total_loss
-from tests.support.batches import CLASSES, EVERY_LOSS, SIZE, batch_of, config_of, made_for, share
+from tests.support.batches import CLASSES, EVERY_LOSS, SIZE, batch_of, config_of, made_for, share, with_unlabelled
 
 CPU = torch.device("cpu")
 
@@ -37,11 +39,17 @@ def soft_of(batch: TrainBatch, config: Config) -> dict[str, Any]:
     return soft
 
 
-def gradients(config: Config, batch: TrainBatch, workers: int = 1, wrap=lambda model: model) -> dict[str, torch.Tensor]:
+def gradients(
+    config: Config,
+    batch: TrainBatch,
+    workers: int = 1,
+    wrap: Callable[[MultiTaskNet], Any] = lambda model: model,
+    known: Mapping[Task, np.ndarray] | None = None,
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = MultiTaskNet(config.model, CLASSES)
     model = wrap(network)
-    batch = made_for(batch, config)
+    batch = made_for(batch, config, known)
     terms = loss_terms(model, batch, soft_of(batch, config), config, CPU)
     total, shares, bad = total_loss(terms, term_weights(config), workers)
     total.backward()
@@ -70,11 +78,18 @@ def test_rows_to_distil_without_an_answer_are_an_error():
         loss_terms(MultiTaskNet(config.model, CLASSES), batch, {"det": soft["det"]}, config, CPU)
 
 
-def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config: Config) -> None:
+def _worker(
+    rank: int,
+    folder: str,
+    batch: TrainBatch,
+    owners: list[int],
+    config: Config,
+    known: Mapping[Task, np.ndarray] | None,
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=max(owners) + 1)
-    part = share(batch_of(masks), [row for row, owner in enumerate(owners) if owner == rank])
-    grads = gradients(config, part, max(owners) + 1, DistributedDataParallel)
+    part = share(batch, [row for row, owner in enumerate(owners) if owner == rank])
+    grads = gradients(config, part, max(owners) + 1, DistributedDataParallel, known)
     if rank == 0:
         torch.save(grads, f"{folder}/grads.pt")
     dist.destroy_process_group()
@@ -93,14 +108,67 @@ def _worker(rank: int, folder: str, masks: list[str], owners: list[int], config:
 )
 def test_two_processes_have_the_gradients_of_one(masks, owners, sections, tmp_path: Path):
     config = config_of(**sections)
-    expected = gradients(config, batch_of(masks))
+    _check_two_processes(config, batch_of(masks), owners, tmp_path)
+
+
+def _check_two_processes(
+    config: Config,
+    batch: TrainBatch,
+    owners: list[int],
+    folder: Path,
+    known: Mapping[Task, np.ndarray] | None = None,
+) -> None:
+    """Two processes, each with its rows of a batch, have the gradients of one with all rows."""
+    expected = gradients(config, batch, known=known)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    mp.spawn(_worker, (str(tmp_path), masks, owners, config), nprocs=2)
-    found = torch.load(tmp_path / "grads.pt", weights_only=True)
+    mp.spawn(_worker, (str(folder), batch, owners, config, known), nprocs=2)
+    found = torch.load(folder / "grads.pt", weights_only=True)
     scale = max(grad.norm() for grad in expected.values())
     for name, grad in expected.items():
         error = (found[name] - grad).norm() / grad.norm().clamp(min=1e-4 * scale)
         assert error <= 1e-5, f"{name}: {error:.2e}"
+
+
+NONE_OF_ONE_RANK: dict[Task, dict[int, list[int]]] = {
+    "det": {0: [0, 1, 2], 1: [0, 1, 2], 2: [0, 1, 2]},
+    "seg": {3: [1, 3], 4: [1, 2, 3]},
+}
+"""A rank on which nobody looked for any class of objects; the other's masks know little more than background."""
+OTHERS_OF_EACH_RANK: dict[Task, dict[int, list[int]]] = {
+    "det": {0: [0], 1: [1, 2], 3: [2]},
+    "seg": {1: [2], 4: [0, 1], 5: [0]},
+}
+"""Other classes in every row, background among them, and rows of which all is known beside them."""
+SOME_KNOWN: Mapping[Task, np.ndarray] = {
+    "det": np.array([True, False, True]),
+    "seg": np.array([True, False, True, False]),
+}
+"""Teachers that know some of the classes."""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("sections", [{}, EVERY_LOSS], ids=["default", "every loss"])
+@pytest.mark.parametrize(
+    ("masks", "owners", "unlabelled", "known"),
+    [
+        (["det", "both", "det", "seg", "seg", "none"], [0, 0, 0, 1, 1, 1], NONE_OF_ONE_RANK, None),
+        (["det", "both", "none", "det", "seg", "both"], [0, 1, 1, 1, 0, 1], OTHERS_OF_EACH_RANK, SOME_KNOWN),
+    ],
+    ids=["a rank without a labelled class", "other classes in every row"],
+)
+def test_two_processes_have_the_gradients_of_one_whatever_nobody_looked_for(
+    masks: list[str],
+    owners: list[int],
+    unlabelled: dict[Task, dict[int, list[int]]],
+    known: Mapping[Task, np.ndarray] | None,
+    sections: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    batch = with_unlabelled(batch_of(masks), unlabelled)
+    config = config_of(**sections)
+    plain, masked = gradients(config, batch_of(masks)), gradients(config, batch, known=known)
+    assert any((plain[name] != masked[name]).any() for name in plain), "the masks change nothing"
+    _check_two_processes(config, batch, owners, tmp_path, known)
 
 
 @cache
