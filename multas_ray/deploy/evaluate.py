@@ -12,14 +12,15 @@ import torch
 from multas_ray.checkpoint.folder import find_checkpoint
 from multas_ray.config import Protocol, Resources, Task
 from multas_ray.data.batch import EvalBatch, Failure, RejectedRow
-from multas_ray.data.index import read_index
+from multas_ray.data.classes import ClassMap
+from multas_ray.data.index import Index, join_indexes, read_index
 from multas_ray.data.packing import pack, unpack
 from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.data.stream import PlannedStream, read_batches, stream, stream_options
 from multas_ray.deploy.predictor import NetworkActor, Predictor
 from multas_ray.deploy.workers import ONE, Workers
-from multas_ray.errors import UserError
+from multas_ray.errors import UserError, quoted
 from multas_ray.evaluate.evaluator import add, computed, new_metrics, predict
 from multas_ray.evaluate.scores import TASK_METRIC, score
 from multas_ray.model.network import MultiTaskNet
@@ -63,7 +64,7 @@ def score_checkpoint(
 
     Args:
         checkpoint: run folder, whose best checkpoint is taken, checkpoint folder or export.
-        data: data set with the network's classes.
+        data: data set with some of the network's classes; the others were not looked for in its images.
         split: split of the data set.
         out: folder of the results.
         protocol: definition of average precision; by default that of the training run.
@@ -80,8 +81,8 @@ def score_checkpoint(
     chosen = find_checkpoint(checkpoint)
     predictor = Predictor(chosen, "cpu")
     info = read_info(data)
-    check_classes(predictor.network, info, checkpoint, data)
-    plan = EvaluationPlan(read_index(StoragePath(data).uri, split), predictor.settings.batch_size, predictor.size)
+    index = in_classes_of(predictor.network, info, read_index(StoragePath(data).uri, split), checkpoint)
+    plan = EvaluationPlan(index, predictor.settings.batch_size, predictor.size)
     protocol = protocol or predictor.settings.protocol
     workers.start()
     parallel = data_tasks()
@@ -124,24 +125,32 @@ def score_checkpoint(
     return result
 
 
-def check_classes(network: MultiTaskNet, info: DatasetInfo, checkpoint: str, data: str) -> None:
-    """Check that a data set has the network's classes.
+def in_classes_of(network: MultiTaskNet, info: DatasetInfo, index: Index, checkpoint: str) -> Index:
+    """Return the index of a data set with its classes as the network numbers them, by name.
+
+    Classes of the network that the data set does not list were not looked for in its images.
 
     Args:
         network: network of the checkpoint.
         info: description of the data set.
+        index: rows of the data set.
         checkpoint: name of the checkpoint in errors.
-        data: name of the data set in errors.
 
     Raises:
-        UserError: classes of a task differ; names both lists.
+        UserError: the data set has a class of a task that the network does not know; names both lists.
     """
+    classes = dict(index.names)
+    maps: dict[Task, ClassMap] = {}
     for task, names in network.classes.items():
-        if list(names) != info.classes[task]:
+        unknown = [name for name in info.classes[task] if name not in names]
+        if unknown:
             raise UserError(
-                f"{checkpoint}: its {task} classes are {', '.join(names)}; those of {data} are "
-                f"{', '.join(info.classes[task])}"
+                f"{checkpoint}: does not know the {task} class {quoted(unknown[0])}; its {task} classes are "
+                f"{', '.join(names)}, those of {index.path} are {', '.join(info.classes[task])}"
             )
+        classes[task] = tuple(names)
+        maps[task] = ClassMap(tuple(names.index(name) for name in info.classes[task]), len(names))
+    return index if classes == index.names else join_indexes({"": index}, {"": maps}, classes)
 
 
 @dataclass(frozen=True)
