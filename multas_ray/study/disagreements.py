@@ -35,8 +35,8 @@ SINGLE = ("det", "seg")
 def disagreements(study: Study, trials: Mapping[str, Trial], arms: Sequence[str]) -> bytes | None:
     """Draw the images on which arms disagree most: one row per image, one column per arm, beside the ground truth.
 
-    The networks are those of the seed for which most of the arms have one, so far as they know the same classes as the
-    one that knows most.
+    The networks are those of the seed for which most of the arms have one; of each task, those that know the most
+    classes.
 
     Returns:
         A PNG; None if there are fewer than two such networks, or no image.
@@ -46,10 +46,10 @@ def disagreements(study: Study, trials: Mapping[str, Trial], arms: Sequence[str]
     if len(trained) < 2:
         return None
     networks = {trial.arm: load_network(trial.config.train.run)[0] for trial in trained}
-    widest = max(trained, key=lambda trial: sum(map(len, networks[trial.arm].classes.values())))
-    classes = networks[widest.arm].classes
-    alike = {arm: network for arm, network in networks.items() if network.classes.items() <= classes.items()}
-    return _draw(widest, alike) if len(alike) > 1 else None
+    every = [of_task for network in networks.values() for of_task in network.classes.items()]
+    most = dict(sorted(every, key=lambda of_task: len(of_task[1])))
+    alike = [trial for trial in trained if networks[trial.arm].classes.items() <= most.items()]
+    return _draw(alike[0], {trial.arm: networks[trial.arm] for trial in alike}) if len(alike) > 1 else None
 
 
 class _Compared(NamedTuple):

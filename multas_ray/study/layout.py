@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from multas_ray.config import Config, Task
 from multas_ray.config_file import parse_config
@@ -16,6 +16,8 @@ from multas_ray.storage import Location, StoragePath
 
 ARM_RUN = "arm:"
 """Prefix of a reference: `arm:NAME` in a configuration is the run folder of that arm with the same seed."""
+REFERENCES = ("det", "seg", "mtl", "full", "kd")
+"""Arms that others are compared with, where a study names none; it need not have them all."""
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
 """Name that is also part of a folder's name."""
 
@@ -36,14 +38,21 @@ class Study(BaseModel):
     """Trials at a time; default: as many as the cluster has room for."""
     stored_views: int = Field(8, ge=1)
     """Augmentations of each row in the stores of soft targets that arms with stored teachers make."""
-    references: list[Name] = ["det", "seg", "mtl", "full", "kd"]
+    references: list[Name] = [*REFERENCES]
     """Arms that every other arm is compared with; each of them is compared with those before it."""
-    class_groups: dict[str, dict[Task, list[str]]] = {}
+    class_groups: dict[str, dict[Task, Annotated[list[str], Field(min_length=1)]]] = {}
     """Groups of classes by names of your own, whose mean AP and IoU are compared beside those of all classes."""
     base: dict[str, dict[str, Any]]
     """The common configuration."""
     arms: dict[Name, dict[str, dict[str, Any]]] = Field(min_length=1)
     """Name -> what differs from the common configuration."""
+
+    @model_validator(mode="after")
+    def _references_are_arms(self) -> "Study":
+        unknown = [name for name in self.references if name not in self.arms]
+        if unknown and tuple(self.references) != REFERENCES:
+            raise ValueError(f"references: {unknown[0]} is no arm of the study ({', '.join(self.arms)})")
+        return self
 
 
 @dataclass(frozen=True)

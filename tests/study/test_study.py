@@ -1,59 +1,27 @@
-"""A study: its layout, its trials, its summary."""
+"""A study: its layout and its trials."""
 
-import io
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 import yaml
-from PIL import Image
 
 from multas_ray.cli import FAILED
 from multas_ray.errors import RunError, UserError
-from multas_ray.evaluate.evaluator import Prediction
-from multas_ray.formats import scenes
-from multas_ray.model.network import MultiTaskNet
-from multas_ray.report.pictures import GAP, STRIP
 from multas_ray.run_folder import read_metrics
-from multas_ray.study import disagreements
-from multas_ray.study.disagreements import disagreement
-from multas_ray.study.layout import Study, lay_out, load_study
-from multas_ray.study.results import TrialResult, has_network, portable, read_results
-from multas_ray.study.summary import write_summary
+from multas_ray.study.layout import lay_out, load_study
+from multas_ray.study.results import has_network, portable, read_results
 from multas_ray.study.trials import run_study, trials_that_fit
-from multas_ray.tasks.detection.postprocess import Detections
 from tests.support.configs import changed
 from tests.support.jobs import call
 from tests.support.processes import PATIENCE, kill_family
 from tests.support.runs import wait_for_step
 from tests.support.shared import ROOT
-from tests.support.wandb_file import finished_records
 
 TEACHERS = {"det": {"checkpoint": "arm:det"}, "seg": {"checkpoint": "arm:seg"}}
-
-
-@pytest.fixture
-def make_study(make_config, tmp_path):
-    """Makes a study of tiny runs on the scenes."""
-
-    def make(arms: dict, **settings) -> Study:
-        base = make_config(train={"steps": 4, "checkpoint_every_steps": 2}, evaluate={"pictures": 0})
-        tree = base.model_dump(mode="json", exclude_defaults=True)
-        return Study(
-            name="test",
-            runs=str(tmp_path / "runs"),
-            results=str(tmp_path / "results"),
-            base=tree,
-            arms=arms,
-            **({"seeds": [0]} | settings),
-        )
-
-    return make
 
 
 def test_teachers_come_first_and_every_student_has_those_of_its_seed(make_study):
@@ -115,6 +83,8 @@ def test_a_study_file_with_a_wrong_key_is_refused(tmp_path):
         ({"runs": "~nobody-of-this-name/x"}, "not a path"),
         ({"seeds": [-1]}, r"arms\.a: train\.seed: "),
         ({"seeds": []}, "seeds: "),
+        ({"references": ["full"]}, r"references: full is no arm of the study \(a\)"),
+        ({"class_groups": {"x": {"det": []}}}, r"class_groups\.x\.det: "),
     ],
     ids=str,
 )
@@ -281,119 +251,6 @@ def test_a_killed_study_goes_on_with_what_was_cut_short(make_study, tmp_path):
     assert "Images on which the arms disagree most" in (tmp_path / "runs" / "study.html").read_text()
 
 
-def fake(arm: str, seed: int, **final: float) -> TrialResult:
-    """A result but for its configuration."""
-    curve = [{"step": step, **{name: value * step / 20 for name, value in final.items()}} for step in (10, 20)]
-    needs = [f"det-{seed}", f"seg-{seed}"] if arm == "kd" else []
-    costs = {"steps": 20, "seconds": 60.0, "million_parameters": 3.0, "gmacs": 0.5}
-    return TrialResult.model_construct(arm=arm, seed=seed, final=final, needs=needs, curve=curve, **costs)
-
-
-@pytest.mark.parametrize("single", [{"det/AP": 0.0}, {"det/AP50": 1.0}, None], ids=["nothing", "another", "missing"])
-def test_there_is_no_gain_over_an_arm_that_has_learnt_nothing(make_study, single):
-    study = make_study({"det": {}, "seg": {}, "kd": {}}, seeds=[0])
-    results = {
-        "seg-0": fake("seg", 0, **{"seg/mIoU": 50.0}),
-        "kd-0": fake("kd", 0, **{"det/AP": 9.0, "seg/mIoU": 55.0}),
-    }
-    if single is not None:
-        results["det-0"] = fake("det", 0, **single)
-    write_summary(study, results)
-
-    found = json.loads((Path(study.results) / "extras.json").read_text())
-    assert found["arms"]["kd"]["metrics"].keys() == {"det/AP", "seg/mIoU"}
-
-
-def test_the_summary_has_means_intervals_and_paired_differences(make_study, tmp_path):
-    study = make_study({"det": {}, "seg": {}, "kd": {}, "odd": {}}, seeds=[0, 1, 2])
-    results = {}
-    for seed in study.seeds:
-        results[f"det-{seed}"] = fake("det", seed, **{"det/AP": 20.0 + seed, "det/AP/cat": 30.0})
-        results[f"seg-{seed}"] = fake("seg", seed, **{"seg/mIoU": 50.0})
-        both = {"det/AP": 22.0 + 2 * seed, "seg/mIoU": 55.0, "det/AP/cat": 33.0}
-        results[f"kd-{seed}"] = fake("kd", seed, **both)
-    results["odd-1"] = fake("odd", 1, **{"det/AP": 1.0, "det/AP/cat": 1.0})
-    page = write_summary(study, results)
-
-    folder = Path(study.results)
-    outcome = json.loads((folder / "study.json").read_text())
-    assert outcome["arms"].keys() == {"det", "seg", "kd"}
-    assert outcome["arms"]["kd"]["seeds"] == 3
-    # Of 22, 24 and 26.
-    expected = {"mean": 24.0, "low": pytest.approx(24 - 4.968, abs=1e-3), "high": pytest.approx(24 + 4.968, abs=1e-3)}
-    assert outcome["arms"]["kd"]["metrics"]["det/AP"] == expected
-    (difference,) = [line for line in outcome["differences"] if line["arm"] == "kd" and line["against"] == "det"]
-    # Of 2, 3 and 4.
-    assert difference["metric"] == "det/AP"
-    assert difference["mean"] == 3.0
-    assert difference["low"] == pytest.approx(3 - 2.484, abs=1e-3)
-    # 10 % in detection (22 / 20), 14.29 % and 18.18 %; 10 % in segmentation.
-    gain = outcome["arms"]["kd"]["metrics"]["gain"]["mean"]
-    assert gain == pytest.approx((10 + 10 + 14.2857 + 10 + 18.1818 + 10) / 6, abs=1e-3)
-
-    extras = json.loads((folder / "extras.json").read_text())
-    assert extras["arms"].keys() == {"odd"}
-    assert extras["arms"]["odd"]["metrics"]["det/AP"] == {"mean": 1.0, "low": None, "high": None}
-    # 1 of the seed that they have in common, against 21 and 24.
-    apart = {"arm": "odd", "metric": "det/AP", "low": None, "high": None}
-    assert extras["differences"] == [
-        apart | {"against": "det", "mean": -20.0},
-        apart | {"against": "kd", "mean": -23.0},
-    ]
-    # Of two references, the later one with the earlier.
-    assert {(line["arm"], line["against"]) for line in outcome["differences"]} == {("kd", "det"), ("kd", "seg")}
-    text = (folder / "study.md").read_text()
-    assert "| kd | 3 | 24.0 ± 5.0 |" in text
-    # Two teachers of a minute.
-    assert "| 1.0 | 2.0 |" in text
-    for name in ("arms", "trade_off", "classes", "curves"):
-        Image.open(folder / f"{name}.png").verify()
-        assert f"({name}.png)" in text
-    assert Path(page).read_text().count("<img") == 4
-
-
-def test_arms_are_compared_with_those_that_a_study_names_and_on_its_groups_of_classes(make_study):
-    groups = {"of others": {"det": ["cow", "sheep"], "seg": ["cat"]}}
-    arms = {"boxes": {}, "naive": {}, "masked": {}}
-    study = make_study(arms, seeds=[0, 1, 2], references=["naive"], class_groups=groups)
-    results = {}
-    for seed in study.seeds:
-        results[f"boxes-{seed}"] = fake("boxes", seed, **{"det/AP": 20.0, "det/AP/cat": 20.0})
-        for arm, more in (("naive", 0), ("masked", 4 + seed)):
-            own = {"det/AP/cow": 10.0, "det/AP/sheep": 20.0 + more, "seg/IoU/cat": 30.0}
-            results[f"{arm}-{seed}"] = fake(arm, seed, **{"det/AP": 15.0, "seg/mIoU": 50.0} | own)
-    write_summary(study, results)
-
-    folder = Path(study.results)
-    outcome = json.loads((folder / "study.json").read_text())
-    differences = {(line["arm"], line["metric"]): line for line in outcome["differences"]}
-    assert {line["against"] for line in outcome["differences"]} == {"naive"}
-    assert not any(arm == "boxes" for arm, _ in differences), "a mean over other classes"
-    # Half of 4, 5 and 6.
-    assert differences["masked", "det/AP (of others)"]["mean"] == 2.5
-    assert differences["masked", "det/AP (of others)"]["low"] == pytest.approx(2.5 - 1.242, abs=1e-3)
-    assert differences["masked", "seg/IoU (of others)"]["mean"] == 0
-    assert outcome["arms"]["naive"]["metrics"]["det/AP (of others)"]["mean"] == 15
-    assert "det/AP (of others)" not in outcome["arms"]["boxes"]["metrics"]
-    text = (folder / "study.md").read_text()
-    assert "gain over single-task [%]" not in text
-    assert "(by_class.png)" in text
-    with pytest.raises(UserError, match=r"class_groups: no arm has seg/IoU/cow, which 'seg/IoU \(x\)' is to be of"):
-        write_summary(make_study(arms, class_groups={"x": {"seg": ["cow"]}}), results)
-
-
-def test_the_summary_joins_the_group_of_the_trials_in_wandb(make_study):
-    study = make_study({"det": {}}, seeds=[0, 1, 2])
-    study.base["tracking"] = {"wandb": "offline", "project": "somewhere"}
-    write_summary(study, {f"det-{seed}": fake("det", seed, **{"det/AP": 20.0}) for seed in study.seeds})
-    (file,) = (Path(study.runs) / "summary").rglob("run-*.wandb")
-    records = finished_records(file)
-    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
-    assert (run.display_name, run.run_group, run.job_type, run.project) == ("summary", "test", "summary", "somewhere")
-    logged = {item.key or item.nested_key[0] for record in records for item in record.history.item}
-    assert {"Arms", "Metrics by arm: mean and 95 % interval, a dot a seed"} <= logged
-
-
 def test_a_stored_arm_has_a_store_of_its_own_for_every_seed(make_study):
     teachers = {"det": {"checkpoint": "arm:det"}, "placement": "stored"}
     arms = {"det": {"model": {"tasks": ["det"]}}, "stored": {"teachers": teachers, "model": {"tasks": ["det"]}}}
@@ -417,49 +274,3 @@ def test_trials_at_a_time_follow_cores_and_gpus(make_config, random_teachers, mo
     monkeypatch.setenv("RAY_ADDRESS", "somewhere")
     one = make_config(train={"run": "r", "steps": 1}, teachers={**random_teachers, "resources": {"cpu": 0.5}})
     assert trials_that_fit(one) == 5
-
-
-def prediction(box_class: int, pixel_class: int) -> Prediction:
-    """One box on the left half, and pixels of one class."""
-    found = Detections(torch.tensor([[0.0, 0.0, 0.5, 1.0]]), torch.tensor([0.9]), torch.tensor([box_class]))
-    logits = torch.zeros(3, 8, 8)
-    logits[pixel_class] = 1
-    return {"det": found, "seg": logits}
-
-
-def test_disagreement_is_the_share_of_pixels_that_two_arms_give_different_classes():
-    assert disagreement([prediction(0, 1), prediction(0, 1)]) == 0
-    assert disagreement([prediction(0, 1), prediction(1, 1)]) == pytest.approx(0.5)
-    assert disagreement([prediction(0, 1), prediction(0, 2)]) == pytest.approx(1.0)
-    # Two of three pairs differ, in all pixels.
-    assert disagreement([prediction(0, 1), prediction(0, 1), prediction(0, 2)]) == pytest.approx(2 / 3)
-
-
-def test_arms_are_drawn_side_by_side_on_the_images_they_differ_on(make_config):
-    networks = {}
-    for seed, tasks in enumerate((["det"], ["seg"], ["det", "seg"])):
-        torch.manual_seed(seed)
-        config = make_config(model={"tasks": tasks}).model
-        network = MultiTaskNet(config, {"det": scenes.CLASSES, "seg": ["background", *scenes.CLASSES]})
-        networks["_".join(tasks)] = network.eval().requires_grad_(False)
-    trial = SimpleNamespace(config=make_config())
-    picture = Image.open(io.BytesIO(disagreements._draw(trial, networks)))
-    # Scenes of 64 pixels are enlarged four times: ground truth, the two single-task networks as one, the other.
-    assert picture.width == 3 * 4 * 64 + 4 * GAP
-    assert picture.height >= STRIP + disagreements.IMAGES * (4 * 64 + GAP)
-
-
-def test_images_are_compared_where_most_arms_have_their_networks(make_study, monkeypatch):
-    study = make_study({"a": {}, "b": {}, "c": {}}, seeds=[0, 1])
-    there = {"a-0", "a-1", "c-1"}
-    monkeypatch.setattr(disagreements, "has_network", lambda trial: trial.name in there)
-    classes = {"a": {"det": ["cat"]}, "b": {}, "c": {"det": ["cat"], "seg": ["background", "cat"]}}
-    load = {f"{arm}-{seed}": SimpleNamespace(classes=known) for arm, known in classes.items() for seed in (0, 1)}
-    monkeypatch.setattr(disagreements, "load_network", lambda run: (load[Path(run).name], None))
-    monkeypatch.setattr(disagreements, "_draw", lambda trial, networks: (trial.name, list(networks)))
-    drawn = disagreements.disagreements(study, lay_out(study), ["a", "b", "c"])
-    assert drawn == ("c-1", ["a", "c"])
-    classes["c"]["det"] = ["cat", "dog"]
-    assert disagreements.disagreements(study, lay_out(study), ["a", "b", "c"]) is None
-    there.clear()
-    assert disagreements.disagreements(study, lay_out(study), ["a", "b", "c"]) is None
