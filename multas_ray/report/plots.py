@@ -88,8 +88,10 @@ def estimates(arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequen
         A PNG.
     """
     shown = [metric for metric in metrics if any(metric in own for own in arms.values())]
-    figure = Figure(figsize=(3.6 * max(1, len(shown)), 0.9 + 0.36 * len(arms)), layout="constrained")
-    axes = list(figure.subplots(1, max(1, len(shown)), squeeze=False, sharey=True).flat)
+    columns = min(COLUMNS, max(1, len(shown)))
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure = Figure(figsize=(3.6 * columns, rows * (0.9 + 0.36 * len(arms))), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     names = list(arms)
     for axis, metric in zip(axes, shown, strict=False):
         for place, name in enumerate(names):
@@ -105,6 +107,8 @@ def estimates(arms: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequen
         axis.set_title(f"{metric} [%]", fontsize=10, loc="left")
         tidy(axis)
         axis.grid(axis="x", color="#dddddd", linewidth=0.7)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
     axes[0].set_yticks(range(len(names)), names, parse_math=False)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     return png(figure)
@@ -154,7 +158,8 @@ def trade_off(
         axis.axhline(estimate(list(single[y].values())).mean, **lines)
     axis.set_xlabel(f"{x} [%]")
     axis.set_ylabel(f"{y} [%]")
-    axis.set_title("dotted: single-task networks", fontsize=9, loc="left")
+    if single:
+        axis.set_title("dotted: single-task networks", fontsize=9, loc="left")
     tidy(axis)
     _legend(figure, [axis], arms)
     return png(figure)
