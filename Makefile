@@ -55,7 +55,7 @@ $(READY): pyproject.toml constraints.txt $(if $(shell $(WHOLE) && echo whole),,r
 	    rm -rf .venv; "$(FOUND)" -m venv .venv; fi
 	@rm -f $@
 	@set -o pipefail; $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt \
-	    -e '.[dev,export,pretrained]' 2>&1 | { grep --line-buffered -oE '$(SHOWN)' || true; }
+	    -e '.[dev,export,hf,pretrained,timm]' 2>&1 | { grep --line-buffered -oE '$(SHOWN)' || true; }
 	@touch $@
 
 clean:

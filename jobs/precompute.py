@@ -1,7 +1,13 @@
-"""Fill a store of soft targets: the teachers' answers for some augmentations of each training row that is distilled.
+"""Fill a store of soft targets: the teachers' answers for each training row that is distilled.
 
 python jobs/precompute.py --config jobs/configs/animals_kd.yaml --views 8 teachers.store=runs/animals/targets
+python jobs/precompute.py --config jobs/configs/animals_kd.yaml --views original teachers.store=runs/animals/originals
+
+With a number, they answer for so many augmentations of each image, as the student will see it. With `original`, they
+answer once for the whole image at their own best size, and what they found is augmented with the image.
 """
+
+from typing import Literal
 
 from multas_ray.cli import Parser, at_least, run_job
 
@@ -11,7 +17,7 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the run to come")
     parser.add_argument(
-        "--views", type=at_least(1), default=8, metavar="K", help="augmentations of each row (default 8)"
+        "--views", type=views, default=8, metavar="K", help="augmentations of each row (default 8), or `original`"
     )
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
     arguments = parser.parse_intermixed_args()
@@ -30,8 +36,13 @@ def main() -> None:
     images, rate = done["images"], done["images"] / max(done["seconds"], 1e-3)
     print(
         f"{config.teachers.store}: {done['files']} files written, {images} images ({done['kb_per_image']:.1f} kB each, "
-        f"{rate:.1f} a second); {done['views']} views a row"
+        f"{rate:.1f} a second); {done['views']} view{'s' * (done['views'] not in (1, 'original'))} a row"
     )
+
+
+def views(text: str) -> int | Literal["original"]:
+    """A number of augmentations, or `original`."""
+    return "original" if text == "original" else at_least(1)(text)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Manage the teacher pools that runs of a Ray cluster share (`teachers.pool: <name>`).
+"""Check the teachers of a run, and manage the pools of teachers that runs of a Ray cluster share.
 
+python jobs/teachers.py check --config jobs/configs/animals_kd.yaml --out runs/check
 python jobs/teachers.py start --config jobs/configs/animals_kd.yaml teachers.pool=animals teachers.replicas=4
 python jobs/teachers.py status
 python jobs/teachers.py stop animals
 """
 
 import argparse
-from dataclasses import replace
 
 from rich.table import Table
 
@@ -19,9 +19,15 @@ def main() -> None:
     """Parse the command line, and run its command."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    sub = commands.add_parser("start", help="start a pool, or the replicas that it lacks")
-    sub.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the runs to come")
-    sub.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
+    configured = Parser(add_help=False)
+    configured.add_argument("--config", required=True, metavar="FILE", help="YAML configuration of the runs to come")
+    configured.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values by dotted path")
+    sub = commands.add_parser(
+        "check", parents=[configured], help="score each teacher on the validation split, and fit its temperature"
+    )
+    sub.add_argument("--out", metavar="FOLDER", help="folder of teachers.json (default: none is written)")
+    sub.set_defaults(run=check)
+    sub = commands.add_parser("start", parents=[configured], help="start a pool, or the replicas that it lacks")
     sub.set_defaults(run=start)
     sub = commands.add_parser("status", help="every replica of every pool")
     sub.set_defaults(run=status)
@@ -30,6 +36,34 @@ def main() -> None:
     sub.set_defaults(run=stop)
     arguments = parser.parse_args()
     arguments.run(arguments)
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Print what each teacher is worth on the validation split, by class, and write it as JSON."""
+    from multas_ray.config_file import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+
+    import json
+    from dataclasses import asdict
+
+    from multas_ray.console import print_rows
+    from multas_ray.report.tables import teacher_table
+    from multas_ray.storage import StoragePath
+    from multas_ray.teacher.check import check_teachers
+
+    checked = check_teachers(config)
+    for task in dict.fromkeys(each.task for each in checked):
+        of_task = [each for each in checked if each.task == task]
+        print_rows(teacher_table(of_task), f"teachers.{task} on the validation split, in percent")
+        for number, each in enumerate(of_task, start=1):
+            fits = "says nothing" if each.temperature is None else f"temperature: {each.temperature:.2f} fits best"
+            pace = f"{each.images / max(each.seconds, 1e-9):.1f} images/s"
+            terminal().print(f"{number}. {each.source}: {each.images} images, {pace}; {fits}", soft_wrap=True)
+    if arguments.out:
+        file = StoragePath(arguments.out) / "teachers.json"
+        file.write_text(json.dumps([asdict(each) for each in checked], indent=1) + "\n")
+        print(file)
 
 
 def connect() -> None:
@@ -57,12 +91,12 @@ def start(arguments: argparse.Namespace) -> None:
     from multas_ray.placement import Ask, check_placement
     from multas_ray.resolve import resolve_precision
     from multas_ray.teacher.pool import start_pool
-    from multas_ray.teacher.specs import require_teacher_specs
+    from multas_ray.teacher.specs import require_teacher_specs, require_teachers
 
-    specs = require_teacher_specs(config, read_sources(config.data).info)
+    require_teachers(config)
     connect()
-    precision = resolve_precision(config).train.precision
-    specs = {task: replace(spec, terms=replace(spec.terms, precision=precision)) for task, spec in specs.items()}
+    config = resolve_precision(config)
+    specs = require_teacher_specs(config, read_sources(config.data).info)
     check_placement([Ask("teachers.resources", len(specs) * config.teachers.replicas, config.teachers.resources)])
     start_pool(config.teachers, specs)
     show(config.teachers.pool)

@@ -1,9 +1,10 @@
 """The configuration of a run: one tree of pydantic models."""
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from multas_ray.storage import StoragePath
 
@@ -16,6 +17,8 @@ TASK_MASKS: tuple[TaskMask, ...] = ("none", "det", "seg", "both")
 Protocol = Literal["coco", "voc2007", "voc2012"]
 METRIC_GROUPS = ("loss", "time", "throughput", "teacher")
 """First parts of the names of metrics that are not scores, besides the tasks."""
+FOREIGN = re.compile(r"\w{2,}:(?!//)")
+"""Beginning of the source of a teacher that is no network of this project, such as `hf:owner/name`."""
 DistilledOn = Literal["missing", "annotated", "all"]
 """Rows to distil a task on: those without its annotation, those with it, or all rows."""
 
@@ -196,10 +199,14 @@ class ModelConfig(Section):
     refined at stride 4."""
     backbone: str = "resnet18"
     """Name of the backbone. From torchvision: resnet18, resnet34, resnet50, resnet101, swin_t, swin_s, swin_b. Also
-    efficientnet_lite0, which is torchvision's efficientnet_b0 without squeeze-excitation and with ReLU6."""
+    efficientnet_lite0, which is torchvision's efficientnet_b0 without squeeze-excitation and with ReLU6; and timm/NAME,
+    any model of the library timm (the optional extra `timm`) that has maps of the strides 8, 16 and 32, or is a plain
+    ViT."""
     pretrained: bool = True
     """Start from ImageNet weights: torchvision's downloads, or for efficientnet_lite0 the package of the optional extra
     `pretrained`."""
+    weights: str | None = None
+    """File of pretrained weights (.safetensors) of a backbone of timm, in place of the published ones."""
     tasks: list[Task] = ["det", "seg"]
     """Tasks with a head. One task makes a single-task network, such as a teacher."""
     neck: Literal["fpn", "pafpn"] = "fpn"
@@ -350,10 +357,42 @@ class DistillConfig(Section):
 
 
 class TeacherConfig(Section):
-    """One frozen single-task network."""
+    """One frozen network that teaches a task."""
 
-    checkpoint: str
-    """Run folder (its best checkpoint is taken) or checkpoint folder."""
+    source: str
+    """Run folder (its best checkpoint is taken) or checkpoint folder of this project; `hf:NAME-OR-FOLDER`,
+    `torchvision:NAME-OR-FILE`, `onnx:FILE` or `python:MODULE:FACTORY`, see docs/guide/teachers.md. `checkpoint` is its
+    older name."""
+    classes: dict[str, str | None] = {}
+    """Classes of the teacher that have another name in the run; null for one that teaches nothing. Several may have one
+    name."""
+    names: list[str] | None = None
+    """Names of the teacher's classes in the order of its outputs. Default: what it says itself."""
+    size: int | None = Field(None, ge=32)
+    """Side in pixels of the squares that images are stretched to for it. Default: those of the student."""
+    temperature: float = Field(1.0, gt=0)
+    """Divisor of its logits: above 1 for a teacher that is too sure, below for one that is not sure enough
+    (`jobs/teachers.py check` fits it)."""
+    batch_size: int | None = Field(None, ge=1)
+    """Largest number of images that it answers at a time. Default: all that are asked for."""
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    """Autocast type of its answers. Default: the run's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_name(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        # Of both the later one counts: an override of a file's value comes after it.
+        return {"source" if key == "checkpoint" else key: value for key, value in tree.items()}
+
+
+# Blank tags: messages name the place of a value by the keys alone.
+OneOrSeveral = Annotated[
+    Annotated[TeacherConfig, Tag("")] | Annotated[list[TeacherConfig], Field(min_length=1), Tag(" ")],
+    Discriminator(lambda value: " " if isinstance(value, list) else ""),
+]
+"""A teacher, or a list of them: each class is then taught by those that know it, by their mean."""
 
 
 class TeachersConfig(Section):
@@ -363,10 +402,13 @@ class TeachersConfig(Section):
     """Place of the teachers. `pool`: separate Ray actors. `inline`: inside the training worker. `stored`: soft targets
     that jobs/precompute.py wrote into `store`. `ema`: no teachers; the moving average of the network itself teaches
     it."""
-    det: TeacherConfig | None = None
-    """Teacher of detection."""
-    seg: TeacherConfig | None = None
-    """Teacher of segmentation."""
+    det: OneOrSeveral | None = None
+    """Teacher of detection, or a list of them: each class is taught by those that know it, by their mean."""
+    seg: OneOrSeveral | None = None
+    """Teacher of segmentation, or a list of them."""
+    runtime_env: dict[str, Any] = {}
+    """Ray's runtime environment of the teachers' processes, such as {pip: [transformers]}: what a teacher needs, this
+    project's other processes do not."""
     pool: str | None = Field(None, pattern=r"^[\w.-]+$")
     """Name of a pool that runs share and that outlives them: a run attaches to it if it exists and starts it if not.
     Default: a pool for this run alone."""
@@ -381,9 +423,14 @@ class TeachersConfig(Section):
     threads: int = Field(1, ge=1)
     """CPU threads of each teacher actor."""
 
-    def of(self, task: Task) -> TeacherConfig | None:
-        """Teacher of a task, None without one."""
-        return self.det if task == "det" else self.seg
+    def of(self, task: Task) -> tuple[TeacherConfig, ...]:
+        """Teachers of a task."""
+        teachers = self.det if task == "det" else self.seg
+        return (teachers,) if isinstance(teachers, TeacherConfig) else tuple(teachers or ())
+
+    def named(self, task: Task) -> str:
+        """Name of a task's teachers in messages."""
+        return f"teachers.{task}.source {', '.join(teacher.source for teacher in self.of(task))}".strip()
 
 
 class OptimConfig(Section):
@@ -541,6 +588,11 @@ class Config(Section):
                 raise ValueError(f"teachers.{task}: set, but model.tasks is {self.model.tasks}")
             if self.teachers.of(task) and self.teachers.placement == "ema":
                 raise ValueError(f"teachers.{task}: set, but with teachers.placement: ema the network teaches itself")
+        if self.teachers.runtime_env and self.teachers.placement == "inline":
+            raise ValueError(
+                "teachers.runtime_env: set, but with teachers.placement: inline teachers are in the training workers; "
+                "use pool or stored"
+            )
         if self.teachers.placement == "ema" and self.distill.det.features:
             raise ValueError("distill.det: features are compared with a teacher's, but teachers.placement is ema")
 
@@ -578,8 +630,6 @@ class Config(Section):
     def _check_stored_targets(self) -> None:
         if self.teachers.store is None:
             raise ValueError("teachers.placement: stored needs teachers.store, the folder of the soft targets")
-        if len(self.data.sizes) > 1:
-            raise ValueError(f"data.size: {self.data.size}, but stored soft targets are of one size")
         for task in self.distilled_tasks():
             for name in self.distill.of(task).needs_dense():
                 raise ValueError(

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from multas_ray.config import Config
+from multas_ray.documents import models_in
 
 INTRO = """# Configuration
 
@@ -19,7 +20,7 @@ One YAML file a run; any value can be set on the command line by its dotted path
 exit code 2 and one line that says what is allowed. This page is made from `multas_ray/config.py`:
 `python -m multas_ray.config_docs > docs/config.md`.
 """
-NAMES = {int: "whole number", float: "number", str: "text"}
+NAMES = {int: "whole number", float: "number", str: "text", Any: "value"}
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
@@ -62,8 +63,7 @@ def sections(
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     """Return the part of the tree that a field holds, None for a value."""
-    choices = get_args(field.annotation) or (field.annotation,)
-    return next((kind for kind in choices if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return next(models_in(field.annotation), None)
 
 
 def _row(name: str, field: FieldInfo, default: Any) -> str:

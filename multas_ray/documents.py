@@ -3,8 +3,8 @@
 import codecs
 import os
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -222,7 +222,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Explain in one line why a tree does not fit a model."""
     # An unknown key first: it often is the cause of the others, such as a misspelt key that is then missing.
     first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
-    path = ".".join(one_line(part, 60) for part in first["loc"]) or "config"
+    # A blank part is the tag of a choice between types.
+    path = ".".join(one_line(part, 60) for part in first["loc"] if str(part).strip()) or "config"
     if first["type"] == "extra_forbidden":
         return f"{path}: no such key; allowed here: {', '.join(_keys_beside(first['loc'], model))}"
     if first["type"] == "missing":
@@ -238,6 +239,13 @@ def _keys_beside(location: tuple[int | str, ...], model: Any) -> list[str]:
         field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             continue
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), model)
+        model = next(models_in(field.annotation), model)
     return list(model.model_fields)
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the pydantic models in the type of a field, however deep: those of a choice, a list, or a mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from models_in(part)

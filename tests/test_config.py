@@ -34,7 +34,7 @@ def test_overrides_reach_any_depth(tmp_path):
     )
     assert config.optim.lr == 0.001
     assert config.teachers.det is not None
-    assert config.teachers.det.checkpoint == "runs/t"
+    assert config.teachers.det.source == "runs/t"
     assert config.data.sizes == [256, 320]
     assert config.optim.clip_norm is None
 
@@ -43,7 +43,7 @@ def test_overrides_reach_any_depth(tmp_path):
     ("override", "words"),
     [
         ("train.worker=2", ["train.worker", "no such key", "workers"]),
-        ("teachers.det.checkpont=x", ["teachers.det.checkpont", "checkpoint"]),
+        ("teachers.det.checkpont=x", ["teachers.det.checkpont", "source"]),
         ("optim.lr=-1", ["optim.lr", "greater than 0", "-1"]),
         ("optim.name=adam", ["optim.name", "adamw", "sgd", "adam"]),
         ("data.size=100", ["data.size", "multiple of 32", "100"]),

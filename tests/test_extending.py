@@ -39,8 +39,8 @@ def test_a_backbone(monkeypatch):
 def test_a_teacher_with_boxes_of_its_own(monkeypatch):
     """A detector that answers with a box and class probabilities, and no anchors."""
 
-    def describe(source, task, terms):
-        return Description(source, digest="1")
+    def describe(settings, task, terms):
+        return Description(settings.source, digest="1")
 
     def load(spec, device):
         grid = anchors(SIZE, SIZE, spec.terms.anchor_base, device, spec.terms.levels)

@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import numpy as np
 
 from multas_ray.config import Task
+from multas_ray.data.geometry import Geometry
 from multas_ray.data.plan import Part
 
 T = TypeVar("T")
@@ -103,6 +104,8 @@ class TrainBatch:
     unlabelled: Mapping[Task, Some[np.ndarray]] = field(default_factory=dict)
     """(k, C) bool for the rows of `truth` in which some of the task's C classes are unlabelled: these classes."""
     rejected: tuple[RejectedRow, ...] = ()
+    geometry: tuple[Geometry, ...] = ()
+    """Where each image lies in its original."""
     distil: Mapping[Task, Some[Compared]] = field(default_factory=dict)
     """For the rows that the teacher of a distilled task answers for: what to learn from it."""
     weak: Mapping[Task, Some[Any]] = field(default_factory=dict)

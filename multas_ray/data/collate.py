@@ -53,6 +53,7 @@ def make_train_batch(index: Index, part: Part, augment: AugmentConfig) -> TrainB
         truth=truth,
         unlabelled=_unlabelled(index, rows, [task for task in TASKS if PARTS[task].rows.hides(index.names[task])]),
         rejected=rejected,
+        geometry=tuple(sample["geometry"] for sample in samples),
     )
 
 

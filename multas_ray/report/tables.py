@@ -1,9 +1,12 @@
 """Tables as rows of values by column: their text, and the tables of a network's metrics."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from multas_ray.config import METRIC_GROUPS, TASKS
+
+if TYPE_CHECKING:
+    from multas_ray.teacher.check import Checked
 
 Rows = Sequence[Mapping[str, Any]]
 """Rows of a table: column -> value. The columns are the rows' keys in order of first occurrence."""
@@ -51,6 +54,25 @@ def class_table(columns: Mapping[str, Mapping[str, Any]]) -> Rows:
                     shown = int(value) if prefix.endswith("images") else value
                     rows.setdefault(label, {"class": label})[f"{prefix} {heading}"] = shown
     return list(rows.values())
+
+
+def teacher_table(checked: Sequence["Checked"]) -> Rows:
+    """Worth of the teachers of a task: a row for all classes that each knows, then one for each class.
+
+    Two columns a teacher: its score in percent, and its calibration error in percent.
+    """
+    rows: dict[str, dict[str, Any]] = {"all": {"class": "all"}}
+    for number, each in enumerate(checked, start=1):
+        mark = f" {number}" if len(checked) > 1 else ""
+        for name, value in each.metrics.items():
+            rows.setdefault(label := name.split("/", 2)[2] if name.count("/") == 2 else "all", {"class": label})
+            rows[label][f"{SCORES[each.task]}{mark}"] = value
+        for label, error in {"all": each.error, **each.calibration}.items():
+            rows.setdefault(label, {"class": label})[f"calibration error{mark}"] = 100 * error
+    return list(rows.values())
+
+
+SCORES = {"det": "AP", "seg": "IoU"}
 
 
 def by_source(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

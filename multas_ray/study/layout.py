@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from multas_ray.config import Config, Task
+from multas_ray.config import FOREIGN, TASKS, Config, Task
 from multas_ray.config_file import parse_config
 from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import UserError
@@ -36,8 +36,9 @@ class Study(BaseModel):
     seeds: list[int] = Field([0, 1, 2], min_length=1)
     parallel: int | None = Field(None, ge=1)
     """Trials at a time; default: as many as the cluster has room for."""
-    stored_views: int = Field(8, ge=1)
-    """Augmentations of each row in the stores of soft targets that arms with stored teachers make."""
+    stored_views: Annotated[int, Field(ge=1)] | Literal["original"] = 8
+    """Augmentations of each row in the stores of soft targets that arms with stored teachers make, or `original`
+    images."""
     references: list[Name] = [*REFERENCES]
     """Arms that every other arm is compared with; each of them is compared with those before it."""
     class_groups: dict[str, dict[Task, Annotated[list[str], Field(min_length=1)]]] = {}
@@ -131,8 +132,8 @@ def _references(tree: Any) -> Iterator[str]:
     """Names of the arms that a configuration's tree refers to."""
     if isinstance(tree, str) and tree.startswith(ARM_RUN):
         yield tree.removeprefix(ARM_RUN)
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
+    elif isinstance(tree, Mapping | list):
+        for value in tree.values() if isinstance(tree, Mapping) else tree:
             yield from _references(value)
 
 
@@ -140,33 +141,36 @@ def _resolve_references(tree: Any, study: Study, seed: int) -> Any:
     """A copy of a configuration's tree with run folders in the place of references."""
     if isinstance(tree, Mapping):
         return {key: _resolve_references(value, study, seed) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_resolve_references(value, study, seed) for value in tree]
     if isinstance(tree, str) and tree.startswith(ARM_RUN):
         return _run_folder(study, tree.removeprefix(ARM_RUN), seed).uri
     return tree
 
 
-PATHS = (
-    ("data", "path"),
-    ("train", "run"),
-    ("teachers", "det", "checkpoint"),
-    ("teachers", "seg", "checkpoint"),
-    ("teachers", "store"),
-)
-"""Settings that are paths, but for those of `data.sources`."""
+PATHS = (("data", "path"), ("train", "run"), ("teachers", "store"))
+"""Settings that are paths, but for those of `data.sources` and the teachers."""
 
 
 def change_paths(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    """Change every path in a configuration's tree, in place.
+    """Change every path in a configuration's tree, in place; not the sources of foreign teachers (`hf:owner/name`).
 
     Returns:
         The tree.
     """
     # The configuration's own checks name what is no section or no path.
-    sources = _section(tree, ("data", "sources")) or {}
-    for *sections, key in (*PATHS, *(("data", "sources", name, "path") for name in sources)):
-        section = _section(tree, sections)
-        if section is not None and isinstance(section.get(key), str):
-            section[key] = change(section[key])
+    places = [(_section(tree, sections), key) for *sections, key in PATHS]
+    places += [(source, "path") for source in (_section(tree, ("data", "sources")) or {}).values()]
+    for task in TASKS:
+        teachers = (_section(tree, ("teachers",)) or {}).get(task)
+        for teacher in teachers if isinstance(teachers, list) else [teachers]:
+            places += [(teacher, key) for key in ("source", "checkpoint")]
+    for section, key in places:
+        if not isinstance(section, dict):
+            continue
+        value = section.get(key)
+        if isinstance(value, str) and not FOREIGN.match(value):
+            section[key] = change(value)
     return tree
 
 

@@ -5,7 +5,7 @@ with them. Ray Tune, which sweeps use, knows no trial that depends on another.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -90,13 +90,13 @@ def _run_trials(study: Study, trials: Sequence[Trial]) -> dict[str, str]:
     return failures
 
 
-def _run_trial(trial: Trial, file: str, stored_views: int, *teachers: None) -> None:
+def _run_trial(trial: Trial, file: str, stored_views: int | Literal["original"], *teachers: None) -> None:
     """Train, and write the result.
 
     Args:
         trial: is resumed where it was cut short.
         file: path of its result.
-        stored_views: augmentations of each row in a store of soft targets.
+        stored_views: augmentations of each row in a store of soft targets, or `original` images.
         teachers: placeholders for the trials that must be done.
     """
     if trial.config.teachers.placement == "stored" and trial.config.distilled_tasks():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from multas_ray.data.batch import AnnotatedImage, Compared, Some
     from multas_ray.data.classes import ClassMap
     from multas_ray.data.columns import Fault
+    from multas_ray.data.geometry import Geometry
     from multas_ray.data.image import Stored
     from multas_ray.data.row import Row
     from multas_ray.tasks.terms import Term
@@ -33,6 +34,8 @@ Head = Any
 """Head of a task, an `nn.Module` of the type that its `head` returns."""
 Output = Any
 """Output of a head for n rows: a tensor (n, ...), or a NamedTuple of them with None for those not requested."""
+General = Any
+"""What any model found in n images: `detection.found.Found`, or scores of pixels (n, C, h, w)."""
 ImagePrediction = Any
 """Prediction of one task for one image, ready to be scored, drawn and written."""
 
@@ -211,6 +214,48 @@ class TaskNetwork(Protocol):
             count: number of the student's classes. Those that the teacher does not know get the probability 0.
         """
 
+    def soften(self, answer: Output, temperature: float) -> Output:
+        """Divide the logits of an answer by a temperature."""
+
+    def generalize(self, output: Output, config: ModelConfig, size: tuple[int, int]) -> General:
+        """Return an output of one of our own heads in a form that belongs to no network.
+
+        Args:
+            output: output of the head.
+            config: section of the configuration of the network that it is of.
+            size: height and width of that network's input in pixels.
+        """
+
+    def translate(self, general: General, columns: Sequence[int | None], count: int, temperature: float) -> General:
+        """Bring what any model found to the classes of a student.
+
+        Args:
+            general: answer with the model's own classes.
+            columns: column of each of them among those of the student; None for one that is left out.
+            count: number of the student's classes.
+            temperature: divisor of the logits.
+        """
+
+    def fit(self, general: General, config: ModelConfig, size: tuple[int, int]) -> Output:
+        """Bring what any model found, in a student's classes, to the form of the student's output, in float16.
+
+        Args:
+            general: answer with the student's classes.
+            config: section of the configuration of the student's network.
+            size: height and width of the student's input in pixels.
+        """
+
+    def merge(self, answers: Sequence[Output], known: np.ndarray) -> Output:
+        """Merge the answers of several teachers for the same images, each class from those that know it.
+
+        Args:
+            answers: answers of m teachers in the columns of their student, as tensors.
+            known: (m, C) bool: the classes that each of them knows.
+
+        Returns:
+            An answer in float16.
+        """
+
     def pack(self, answer: Output) -> list[bytes]:
         """Pack an answer for n images into n byte strings of some kilobytes."""
 
@@ -232,6 +277,44 @@ class TaskNetwork(Protocol):
 
         Raises:
             ValueError: the bytes are no packed answer, or one for another number of classes or size.
+        """
+
+
+class TaskOriginal(Protocol):
+    """`original.py`: what teachers found in original images, stored, and moved with the image when it is augmented."""
+
+    def pack(self, general: General) -> list[bytes]:
+        """Pack what was found in n images, in the classes of a student, into n byte strings of some kilobytes."""
+
+    def follow(self, packed: bytes, geometry: Geometry, size: int, background: bool) -> Any:
+        """Move what was found in an image with its augmentation.
+
+        Args:
+            packed: what `pack` made of the image.
+            geometry: where the augmented image lies in the original.
+            size: side of the augmented image in pixels.
+            background: whether the first class is the background, which what lies outside the original is of.
+
+        Returns:
+            Arrays, as `stack` takes them.
+        """
+
+    def stack(self, images: Sequence[Any]) -> General | Output:
+        """Stack what `follow` returned for n >= 1 images into arrays: as was found, or in the form of an answer."""
+
+    def check(self, packed: bytes, classes: int) -> None:
+        """Check what was read from a file.
+
+        Raises:
+            ValueError: the bytes were not packed by `pack`, or are for another number of classes.
+        """
+
+    def unite(self, teachers: Sequence[General], known: np.ndarray) -> General:
+        """Unite what several teachers found in the same images: each class is the mean of those that know it.
+
+        Args:
+            teachers: what each found, in the classes of their student.
+            known: (m, C) bool: the classes that each of them knows.
         """
 
 
@@ -279,6 +362,11 @@ class TaskParts:
     def network(self) -> TaskNetwork:
         """Head, losses and distillation."""
         return cast(TaskNetwork, import_module(f"{self._package}.network"))
+
+    @cached_property
+    def original(self) -> TaskOriginal:
+        """Answers for original images."""
+        return cast(TaskOriginal, import_module(f"{self._package}.original"))
 
     @cached_property
     def scoring(self) -> TaskScoring:

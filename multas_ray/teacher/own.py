@@ -1,69 +1,91 @@
 """Networks of this project as teachers: checkpoints of training runs."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from multas_ray.checkpoint.folder import find_checkpoint, weights_digest
 from multas_ray.checkpoint.weights import load_network
-from multas_ray.config import Config, Task
+from multas_ray.config import Config, Task, TeacherConfig
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.model.precision import autocast
 from multas_ray.tasks import PARTS
-from multas_ray.tasks.segmentation.rows import BACKGROUND
-from multas_ray.teacher.teacher import Answer, Description, StudentTerms, TeacherSpec, to_answer
+from multas_ray.tasks.task import General, Output
+from multas_ray.teacher.labels import known_classes, place_classes
+from multas_ray.teacher.strangers import Stranger, joined, stretched
+from multas_ray.teacher.teacher import Answer, Description, StudentTerms, Teacher, TeacherSpec, to_answer
 
 
-def describe(source: str, task: Task, terms: StudentTerms) -> Description:
+def describe(settings: TeacherConfig, task: Task, terms: StudentTerms) -> Description:
     """Find a teacher, and check that it fits its student, before anything starts.
 
     Args:
-        source: run folder, whose best checkpoint is taken, or checkpoint folder.
+        settings: settings of the teacher; its source is a run folder, whose best checkpoint is taken, or a checkpoint
+            folder.
         task: task that the teacher is to answer for.
         terms: form of the answers that its student needs.
 
     Raises:
-        UserError: there is no checkpoint, it was not trained for the task, knows none of the student's classes, or has
-            other anchors.
+        UserError: there is no checkpoint, it was not trained for the task, or knows none of the student's classes.
     """
-    folder = find_checkpoint(source)
-    network = _load(folder.uri, task, terms)
-    if task == "det":
-        for name, value, expected in (
-            ("anchor_base", network.config.anchor_base, terms.anchor_base),
-            ("levels", network.levels, terms.levels),
-        ):
-            if value != expected:
-                raise UserError(
-                    f"teachers.det.checkpoint {folder.uri}: its model.{name} is {value}, the student's "
-                    f"{expected}; detection is distilled anchor by anchor, so they must be equal"
-                )
-    known = tuple(name for name in terms.classes if name in network.classes[task])
-    return Description(folder.uri, weights_digest(folder), network.config.width, known)
+    folder = find_checkpoint(settings.source)
+    network, size = _load(folder.uri, task)
+    columns = place_classes(
+        f"teachers.{task}.source {folder.uri}", network.classes[task], settings, task, terms.classes
+    )
+    # An answer in other anchors, or in those of an image of another size, is brought over by its boxes.
+    same = (network.config.anchor_base, network.levels) == (terms.anchor_base, terms.levels) and settings.size is None
+    return Description(
+        folder.uri,
+        weights_digest(folder),
+        feature_width=network.config.width if same else None,
+        classes=known_classes(columns, terms.classes),
+        size=settings.size or size,
+        every_anchor=same or task != "det",
+    )
 
 
-def load(spec: TeacherSpec, device: str) -> "NetworkTeacher":
+def load(spec: TeacherSpec, device: str) -> Teacher:
     """Load a teacher onto a PyTorch device.
 
     Raises:
         UserError: its checkpoint cannot be read, was not trained for the task, or knows none of the student's classes.
     """
-    network = _load(spec.description.source, spec.task, spec.terms)
-    return NetworkTeacher(spec, network.requires_grad_(False).to(device))
+    network, size = _load(spec.description.source, spec.task)
+    network = network.requires_grad_(False).to(device)
+    if spec.description.every_anchor and not spec.terms.original:
+        return NetworkTeacher(spec, network)
+    names, source = network.classes[spec.task], spec.description.source
+    return Stranger(spec, Generalist(source, names, spec.description.digest, size, network, spec.task), device)
 
 
-def _load(source: str, task: Task, terms: StudentTerms) -> MultiTaskNet:
-    network, _ = load_network(source)
-    place = f"teachers.{task}.checkpoint {source}"
+def _load(source: str, task: Task) -> tuple[MultiTaskNet, int]:
+    """Load a network, and the side in pixels of the images that it was trained for."""
+    network, meta = load_network(source)
     if task not in network.tasks:
-        raise UserError(f"{place}: trained for {', '.join(network.tasks)}, not {task}")
-    classes = network.classes[task]
-    if not set(classes) & set(terms.classes) - {BACKGROUND}:
-        raise UserError(
-            f"{place}: its classes are {', '.join(classes)}; none of them is among those of the run, "
-            f"{', '.join(terms.classes)}"
-        )
-    return network
+        raise UserError(f"teachers.{task}.source {source}: trained for {', '.join(network.tasks)}, not {task}")
+    return network, meta.size
+
+
+@dataclass(frozen=True)
+class Generalist:
+    """Network of this project as a model of any kind, see `strangers.Model`."""
+
+    source: str
+    names: Sequence[str]
+    digest: str
+    size: int
+    network: MultiTaskNet
+    task: Task
+
+    def __call__(self, images: Tensor) -> General:
+        """Return the boxes of its anchors, or the probabilities of its pixels."""
+        output = self.network(images, {self.task: None})[self.task]
+        return PARTS[self.task].network.generalize(output, self.network.config, (images.shape[-2], images.shape[-1]))
 
 
 class NetworkTeacher:
@@ -73,16 +95,15 @@ class NetworkTeacher:
         """Wrap a network.
 
         Args:
-            spec: task and form of the answers.
+            spec: task, settings, and form of the answers.
             network: network on its device; it may have other tasks too.
         """
         self.spec = spec
         self.network = network
         self.device = network.mean.device
-        own, terms = network.classes[spec.task], spec.terms.classes
-        # What the student has no class for is background to it.
-        other = 0 if own[0] == terms[0] == BACKGROUND else None
-        self.columns = None if own == terms else [terms.index(name) if name in terms else other for name in own]
+        names, run = network.classes[spec.task], spec.terms.classes
+        columns = place_classes(spec.place, names, spec.settings, spec.task, run)
+        self.columns = None if columns == list(range(len(run))) else columns
         """Column of each of its classes in its student's; None where they are the same."""
 
     @torch.inference_mode()
@@ -92,14 +113,22 @@ class NetworkTeacher:
         Raises:
             UserError: an answer has values that are not finite.
         """
-        task, terms = self.spec.task, self.spec.terms
-        with autocast(self.device, terms.precision):
-            outputs = self.network(torch.tensor(images, device=self.device), {task: None}, features=terms.features)
         size = (images.shape[-2], images.shape[-1])
-        answer = PARTS[task].network.answer(outputs[task], size)
+        batch = torch.tensor(images, device=self.device)
+        parts = [self._answer(part, size) for part in batch.split(self.spec.settings.batch_size or len(batch))]
+        return to_answer(self.spec, images, joined(parts))
+
+    def _answer(self, images: Tensor, size: tuple[int, int]) -> Output:
+        task, terms, settings = self.spec.task, self.spec.terms, self.spec.settings
+        network = PARTS[task].network
+        with autocast(self.device, terms.precision):
+            outputs = self.network(stretched(images, settings.size), {task: None}, features=terms.features)
+        answer = network.answer(outputs[task], size)
+        if settings.temperature != 1:
+            answer = network.soften(answer, settings.temperature)
         if self.columns is not None:
-            answer = PARTS[task].network.spread(answer, self.columns, len(terms.classes))
-        return to_answer(self.spec, images, answer)
+            answer = network.spread(answer, self.columns, len(terms.classes))
+        return answer
 
 
 def ema_teachers(config: Config, average: MultiTaskNet) -> dict[Task, NetworkTeacher]:

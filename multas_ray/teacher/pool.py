@@ -19,6 +19,7 @@ from uuid import uuid4
 import numpy as np
 import ray
 import torch
+from pydantic import BaseModel
 from ray.actor import ActorHandle
 from ray.util.metrics import Counter, Gauge, Histogram
 from ray.util.state import list_actors
@@ -158,6 +159,8 @@ def start_pool(config: TeachersConfig, specs: Mapping[Task, Served]) -> Handles:
         UserError: the named pool serves another teacher, or answers otherwise.
     """
     options: dict[str, Any] = config.resources.options() | {"max_restarts": -1, "max_task_retries": -1}
+    if config.runtime_env:
+        options |= {"runtime_env": config.runtime_env}
     # In a trial of a study, Ray would put them into the trial's own placement group, which has no room for them.
     options |= {"scheduling_strategy": "DEFAULT"}
     handles: Handles = {}
@@ -247,11 +250,19 @@ def _difference(served: Served, wanted: Served) -> str | None:
 
 
 def _facts(record: Any) -> dict[str, Any]:
-    """List the fields of a dataclass by name, with those of the dataclasses in it."""
+    """List the fields of a record by name, with those of the records in it."""
     facts: dict[str, Any] = {}
-    for field in fields(record):
-        value = getattr(record, field.name)
-        facts |= _facts(value) if is_dataclass(value) else {field.name: value}
+    values = (
+        dict(record) if isinstance(record, BaseModel) else {f.name: getattr(record, f.name) for f in fields(record)}
+    )
+    for name, value in values.items():
+        members = value if isinstance(value, tuple) and value and is_dataclass(value[0]) else ()
+        for number, member in enumerate(members):
+            facts |= {f"{key} of {number}" if key != "source" else key: fact for key, fact in _facts(member).items()}
+        if is_dataclass(value) or isinstance(value, BaseModel):
+            facts |= _facts(value)
+        elif not members:
+            facts[name] = value
     return facts
 
 

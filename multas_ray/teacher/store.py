@@ -3,12 +3,16 @@
 A store is a folder (local, or any URI that pyarrow writes) with `store.json` and, for each view and each row group of
 the data set's split, `view=000/000012.parquet`: image_id, view, seed of the augmentation, digest of the pixels, and the
 packed answers det and seg, null where a row needs none. A file is whole or missing.
+
+The view of the original images is in `original/000012.parquet`, with the number -1 and the digest of the image's file.
+Its answers do not depend on augmentation or size: they are moved with the image when it is augmented.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +24,7 @@ from multas_ray.data.batch import TrainBatch
 from multas_ray.data.footer import EVERY_KIND, annotated, partly_annotated
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Replay
+from multas_ray.data.read import read_row
 from multas_ray.data.transforms import VERSION as TRANSFORMS
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError, first_line, quoted
@@ -29,12 +34,16 @@ from multas_ray.tasks import PARTS
 from multas_ray.tasks.detection.distillation import SEEN
 from multas_ray.tasks.packed import LEVEL
 from multas_ray.tasks.segmentation.packed import BLOCK, STEP
+from multas_ray.tasks.segmentation.rows import BACKGROUND
+from multas_ray.teacher.ensemble import TaskTeacher
 from multas_ray.teacher.selection import rows_to_distil
-from multas_ray.teacher.teacher import Answer, TeacherSpec
+from multas_ray.teacher.teacher import Answer, digests
 
 INFO = "store.json"
 CODEC = f"zstd {LEVEL}, seen {SEEN}, block {BLOCK}, step {STEP}"
 """Parameters of the packing."""
+ORIGINAL = -1
+"""Number of the view of the original images."""
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -68,40 +77,58 @@ class StoreInfo(BaseModel):
     dataset: str
     """Digest of the data set's split."""
     split: str
-    size: int = Field(ge=32, le=2**15)
-    """Side of the images in pixels."""
-    augment: AugmentConfig
-    transforms: int
+    size: int | None = Field(ge=32, le=2**15)
+    """Side of the images in pixels; None for original images."""
+    augment: AugmentConfig | None
+    transforms: int | None
     """Version of the augmentation."""
     codec: str
     seed: int = Field(ge=0, lt=2**64)
     """Seed from which the augmentations' seeds are derived."""
-    views: int = Field(ge=1, le=100_000)
-    """Number of stored augmentations of each row."""
+    views: Annotated[int, Field(ge=1, le=100_000)] | Literal["original"]
+    """Number of stored augmentations of each row, or `original` images."""
     teachers: dict[Task, StoredTeacher]
 
-    def replay(self) -> Replay:
-        """Return the augmentations that a run must use."""
-        return Replay(self.seed, self.views)
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the views."""
+        return [ORIGINAL] if self.views == "original" else list(range(self.views))
+
+    def replay(self) -> Replay | None:
+        """Return the augmentations that a run must use; None for any."""
+        return None if self.views == "original" else Replay(self.seed, self.views)
 
 
-def describe_store(config: Config, specs: Mapping[Task, TeacherSpec], index: Index, views: int) -> StoreInfo:
+Views = int | Literal["original"]
+"""Number of augmentations of each row, or `original` images."""
+
+
+def describe_store(config: Config, specs: Mapping[Task, TaskTeacher], index: Index, views: Views) -> StoreInfo:
     """Describe the store that a configuration needs; `check_store` compares it with store.json field by field.
 
     Args:
         config: configuration of the run.
         specs: teacher of each distilled task.
         index: index of the training split.
-        views: number of augmentations of each row.
+        views: number of augmentations of each row, or `original` images.
+
+    Raises:
+        UserError: augmentations are of one size, and the run has several.
     """
+    original = views == "original"
+    if not original and len(config.data.sizes) > 1:
+        raise UserError(
+            f"data.size: {config.data.size}, but soft targets of augmented images are of one size; jobs/precompute.py "
+            "--views original makes some for all"
+        )
     return StoreInfo(
         dataset=index.digest,
         split=config.data.train,
-        size=config.data.eval_size,
-        augment=config.data.augment,
-        transforms=TRANSFORMS,
+        size=None if original else config.data.eval_size,
+        augment=None if original else config.data.augment,
+        transforms=None if original else TRANSFORMS,
         codec=CODEC,
-        seed=config.train.seed,
+        seed=0 if original else config.train.seed,
         views=views,
         teachers={
             task: StoredTeacher(
@@ -142,6 +169,15 @@ def write_store_info(path: str, info: StoreInfo) -> None:
     (StoragePath(path) / INFO).write_text(info.model_dump_json(indent=1))
 
 
+def stored_views(path: str) -> Views:
+    """Read what a store holds: one view for the run to ask about, or `original` images.
+
+    Raises:
+        UserError: there is no store.
+    """
+    return "original" if _existing(path).views == "original" else 1
+
+
 def check_store(path: str, wanted: StoreInfo) -> StoreInfo:
     """Check that a run can take its targets from a store.
 
@@ -166,11 +202,12 @@ def check_store(path: str, wanted: StoreInfo) -> StoreInfo:
 
 def _facts(info: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
     """List everything that must agree: name, value in the store, value that is wanted."""
-    facts = [
+    facts: list[tuple[str, Any, Any]] = [
+        ("views", _kind(info), _kind(wanted)),
         ("data.path", info.dataset, wanted.dataset),
         ("data.train", info.split, wanted.split),
         ("data.size", info.size, wanted.size),
-        ("data.augment", info.augment.model_dump(), wanted.augment.model_dump()),
+        ("data.augment", info.augment and info.augment.model_dump(), wanted.augment and wanted.augment.model_dump()),
         ("transform version", info.transforms, wanted.transforms),
         ("codec", info.codec, wanted.codec),
     ]
@@ -179,12 +216,16 @@ def _facts(info: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
         facts.append((f"teachers.{task}", "absent" if stored is None else "present", "present"))
         if stored is not None:
             facts += [
-                (f"teachers.{task}.checkpoint of digest", stored.digest, teacher.digest),
+                (f"teachers.{task}.source of digest", stored.digest, teacher.digest),
                 (f"teachers.{task} classes", stored.classes, teacher.classes),
                 (f"teachers.{task} train.precision", stored.precision, teacher.precision),
                 (f"distill.{task}.on", stored.on, teacher.on),
             ]
     return facts
+
+
+def _kind(info: StoreInfo) -> str:
+    return "original" if info.views == "original" else "of augmented images"
 
 
 def needs(info: StoreInfo) -> dict[Task, np.ndarray]:
@@ -200,13 +241,17 @@ def missing_files(path: str, index: Index, info: StoreInfo) -> list[tuple[int, i
     """List view and row group of every missing file, view after view."""
     needed = index.rows_of(np.logical_or.reduce(list(needs(info).values())))
     blocks = np.flatnonzero(np.diff(needed.below(index.block_starts))).tolist()
-    written = {v: set((StoragePath(path) / f"view={v:03d}").names()) for v in range(info.views)}
-    return [(v, b) for v in range(info.views) for b in blocks if f"{b:06d}.parquet" not in written[v]]
+    written = {view: set(_folder(path, view).names()) for view in info.numbers}
+    return [(view, b) for view in info.numbers for b in blocks if f"{b:06d}.parquet" not in written[view]]
 
 
 def file_of(path: str, view: int, block: int) -> StoragePath:
     """Return the file of the answers for a row group in a view."""
-    return StoragePath(path) / f"view={view:03d}" / f"{block:06d}.parquet"
+    return _folder(path, view) / f"{block:06d}.parquet"
+
+
+def _folder(path: str, view: int) -> StoragePath:
+    return StoragePath(path) / ("original" if view == ORIGINAL else f"view={view:03d}")
 
 
 def write_file(path: str, view: int, block: int, table: pa.Table) -> int:
@@ -246,27 +291,58 @@ class StoreReader:
         Raises:
             UserError: a file of the store is missing or broken, or lacks a row.
         """
-        soft: dict[Task, Answer] = {}
-        for task, chosen in batch.distil.items():
-            answers = [self._find(task, batch, int(row)) for row in chosen.rows]
-            digests = np.array([digest for digest, _ in answers], np.uint64)
-            soft[task] = Answer(digests, packed=tuple(packed for _, packed in answers))
-        return replace(batch, soft=soft)
+        answer = self._moved if self.info.views == "original" else self._stored
+        return replace(batch, soft={task: answer(task, batch, chosen.rows) for task, chosen in batch.distil.items()})
 
-    def _find(self, task: Task, batch: TrainBatch, row: int) -> tuple[int, bytes]:
-        view, block = int(batch.part.views[row]), int(self.index.block(batch.part.rows[row]))
+    def _stored(self, task: Task, batch: TrainBatch, rows: np.ndarray) -> Answer:
+        """Return the answers for augmented images."""
+
+        def check(packed: bytes) -> None:
+            assert self.info.size is not None
+            PARTS[task].network.check_packed(packed, len(self.info.teachers[task].classes), self.info.size)
+
+        found = [self._find(task, batch, int(row), int(batch.part.views[row]), check) for row in rows]
+        return Answer(np.array([digest for digest, _ in found], np.uint64), packed=tuple(packed for _, packed in found))
+
+    def _moved(self, task: Task, batch: TrainBatch, rows: np.ndarray) -> Answer:
+        """Return the answers for original images, moved with their augmentation."""
+        original, names = PARTS[task].original, self.info.teachers[task].classes
+        size, background = batch.images.shape[-1], names[0] == BACKGROUND
+        moved = []
+        for row in rows.tolist():
+            digest, packed = self._find(task, batch, row, ORIGINAL, partial(original.check, classes=len(names)))
+            if digest != file_digest(read_row(self.index, int(batch.part.rows[row]))["image"]):
+                raise UserError(
+                    f"{self._file(batch, row, ORIGINAL)}: image {quoted(batch.ids[row])} is another; {AGAIN}"
+                )
+            moved.append(original.follow(packed, batch.geometry[row], size, background))
+        general = original.stack(moved) if moved else None
+        return Answer(digests(batch.images[rows]), general=general)
+
+    def _file(self, batch: TrainBatch, row: int, view: int) -> StoragePath:
+        return file_of(self.path, view, int(self.index.block(batch.part.rows[row])))
+
+    def _find(
+        self, task: Task, batch: TrainBatch, row: int, view: int, check: Callable[[bytes], None]
+    ) -> tuple[int, bytes]:
+        """Return the stored digest of a row's image, and its packed answer, after its check."""
         image_id = batch.ids[row]
-        answers, places = _read_file(self.path, view, block)
+        answers, places = _read_file(self.path, view, int(self.index.block(batch.part.rows[row])))
         place = places.get(image_id)
         packed = None if place is None else answers[task][place].as_py()
         try:
             if packed is None:
                 raise ValueError("is not there")
-            PARTS[task].network.check_packed(packed, len(self.info.teachers[task].classes), self.info.size)
+            check(packed)
         except ValueError as error:
-            file = file_of(self.path, view, block)
+            file = self._file(batch, row, view)
             raise UserError(f"{file}: the {task} target of image {quoted(image_id)}: {error}; {AGAIN}") from None
         return answers["digest"][place].as_py(), packed
+
+
+def file_digest(data: bytes) -> int:
+    """Compute the digest of an image's file: uint64."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 AGAIN = "delete the file and run jobs/precompute.py again"

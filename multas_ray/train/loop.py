@@ -26,10 +26,10 @@ from multas_ray.evaluate.evaluator import evaluate
 from multas_ray.model.precision import autocast
 from multas_ray.report.overlays import draw_samples
 from multas_ray.storage import StoragePath
+from multas_ray.teacher.ensemble import TaskTeacher
 from multas_ray.teacher.feed import InlineTeachers, StoredTargets, Teachers, with_soft_targets
 from multas_ray.teacher.own import ema_teachers
 from multas_ray.teacher.pool import Handles, PoolClient, PoolMonitor
-from multas_ray.teacher.teacher import TeacherSpec
 from multas_ray.train.collective import WorkerGroup
 from multas_ray.train.meter import Meter, slowest
 from multas_ray.train.step import named_losses
@@ -61,7 +61,7 @@ class WorkerJob:
     """Names of the data sets to evaluate on, each by itself too; empty for a single one."""
     samples: Index
     """Validation rows to draw."""
-    teachers: Mapping[Task, TeacherSpec]
+    teachers: Mapping[Task, TaskTeacher]
     """Teacher of each distilled task."""
     pool: Handles | None
     """Actors of the teachers; None without a pool."""

@@ -15,13 +15,13 @@ from multas_ray.config import Task
 from multas_ray.data.index import Index
 from multas_ray.run_folder import ATTEMPTS
 from multas_ray.storage import StoragePath
-from multas_ray.teacher.teacher import TeacherSpec
+from multas_ray.teacher.ensemble import TaskTeacher
 
 PACKAGE = Path(multas_ray.__file__).parent
 
 
 def describe_attempt(
-    start: int, splits: Mapping[str, Index], specs: Mapping[Task, TeacherSpec], precision: str
+    start: int, splits: Mapping[str, Index], specs: Mapping[Task, TaskTeacher], precision: str
 ) -> dict[str, Any]:
     """Describe a start of a run.
 

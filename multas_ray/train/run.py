@@ -15,13 +15,14 @@ from ray.train import ControllerError, FailureConfig, LoggingConfig, RunConfig, 
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from multas_ray.checkpoint.folder import find_checkpoint, newest_checkpoint, read_meta
-from multas_ray.config import TASK_MASKS, Config, Task, TeacherConfig
+from multas_ray.config import TASK_MASKS, Config, Task
 from multas_ray.data.index import Index
 from multas_ray.data.plan import EvaluationPlan, Plan, Replay, lay_plan
 from multas_ray.data.schema import DatasetInfo, tasks_of
 from multas_ray.data.sources import read_sources
 from multas_ray.data.stream import Addition, PlannedData, PlannedStream
 from multas_ray.errors import RunError, UserError, first_line, root_cause
+from multas_ray.model.backbones import TIMM
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.placement import asks, check_placement
 from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
@@ -31,11 +32,11 @@ from multas_ray.resolve import resolve_precision
 from multas_ray.run_folder import RESULT, checkpoint_name, read_metrics
 from multas_ray.storage import StoragePath
 from multas_ray.tasks.bombo.rows import WeakAnnotations, weak_tasks
+from multas_ray.teacher.ensemble import TaskTeacher
 from multas_ray.teacher.pool import start_pool
 from multas_ray.teacher.selection import SelectDistilled, rows_to_distil
 from multas_ray.teacher.specs import teacher_specs
-from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files
-from multas_ray.teacher.teacher import TeacherSpec
+from multas_ray.teacher.store import StoreReader, check_store, describe_store, missing_files, stored_views
 from multas_ray.train.loop import WorkerJob, WorkerResult, train_worker
 from multas_ray.train.provenance import describe_attempt, record_attempt
 from multas_ray.train.resume import prepare_folder, start_step, trained_precision
@@ -57,6 +58,7 @@ def train(config: Config) -> dict[str, Any]:
     sources = read_sources(config.data)
     info = sources.info
     check_student(config, info)
+    _name_licence(config)
     precise = resolve_precision(config, trained_precision(run, config))
     specs = teacher_specs(precise, info)
     # The run folder has the precision as the user wrote it, `auto` too, and the teachers that were found.
@@ -107,7 +109,7 @@ def train(config: Config) -> dict[str, Any]:
     return conclude(run, outcome, time() - began)
 
 
-def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
+def plan_run(config: Config, specs: Mapping[Task, TaskTeacher]) -> Plan:
     """Lay the plan of the configured run, over the rows that its losses can use.
 
     Args:
@@ -132,12 +134,12 @@ def plan_run(config: Config, specs: Mapping[Task, TeacherSpec]) -> Plan:
     )
 
 
-def _stored_views(config: Config, specs: Mapping[Task, TeacherSpec], index: Index) -> Replay | None:
+def _stored_views(config: Config, specs: Mapping[Task, TaskTeacher], index: Index) -> Replay | None:
     """Return the augmentations of the store of soft targets; None without a store."""
     path = config.teachers.store
     if config.teachers.placement != "stored" or path is None:
         return None
-    store = check_store(path, describe_store(config, specs, index, views=1))
+    store = check_store(path, describe_store(config, specs, index, stored_views(path)))
     missing = len(missing_files(path, index, store))
     if missing:
         raise UserError(f"teachers.store {path}: {missing} files are missing; run jobs/precompute.py again")
@@ -164,16 +166,32 @@ def check_student(config: Config, info: DatasetInfo) -> None:
     WeakAnnotations(config, info)
 
 
-def resolve_networks(config: Config, specs: Mapping[Task, TeacherSpec]) -> Config:
+def _name_licence(config: Config) -> None:
+    """Print the licence of pretrained weights that ask for more than the code does."""
+    if not config.model.pretrained or not config.model.backbone.startswith(TIMM):
+        return
+    # Imported here: an optional package.
+    from multas_ray.model.timm_backbones import weights_licence
+
+    licence = weights_licence(config.model.backbone)
+    if licence is not None and config.model.weights is None:
+        print(f"model.backbone: the weights of {config.model.backbone} are under {licence}, not under this project's")
+
+
+def resolve_networks(config: Config, specs: Mapping[Task, TaskTeacher]) -> Config:
     """Return the configuration with the settings that follow from the teachers.
 
-    These are the folders of their checkpoints, which all actors must load, also those that start in another folder, and
-    the width of the student's adapters.
+    These are their sources, which all actors must find, also those that start in another folder, and the width of the
+    student's adapters.
     """
-    teachers: dict[str, TeacherConfig] = {}
+    teachers: dict[str, Any] = {}
     for task, spec in specs.items():
-        teachers[task] = TeacherConfig(checkpoint=spec.description.source)
-    features = [spec.description.feature_width for spec in specs.values() if spec.terms.features]
+        found = [
+            each.model_copy(update={"source": member.description.source})
+            for each, member in zip(config.teachers.of(task), spec.members, strict=True)
+        ]
+        teachers[task] = found if isinstance(getattr(config.teachers, task), list) else found[0]
+    features = [spec.members[0].description.feature_width for spec in specs.values() if spec.terms.features]
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"adapter": features[0] if features else None}),
@@ -200,7 +218,7 @@ def _trainer(job: WorkerJob, info: DatasetInfo, plan: Plan, validation: Evaluati
     parallel = config.data.workers or data_tasks()
     known = {task: spec.known for task, spec in job.teachers.items()}
     additions: list[Addition] = [SelectDistilled(config, info.classes, known)]
-    if plan.replay is not None and config.teachers.store is not None:
+    if config.teachers.placement == "stored" and config.teachers.store is not None:
         additions.append(StoreReader(config.teachers.store, plan.index))
     if weak_tasks(config):
         additions.append(WeakAnnotations(config, info))

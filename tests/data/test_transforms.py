@@ -64,7 +64,7 @@ def test_padding_is_ignored_by_segmentation():
 
 def test_an_unannotated_image_is_cropped_too():
     out = Augment(AugmentConfig(zoom_out=0, crop=1.0))(sample(annotated=False), 64, 1)
-    assert out.keys() == {"image"}
+    assert out.keys() == {"image", "geometry"}
     assert out["image"].shape == (3, 64, 64)
 
 

@@ -83,7 +83,7 @@ def test_a_run_has_everything_and_needs_no_network(run: Path) -> None:
         ("data.size", "[96, 64]", "320"),
         ("model.levels", "4", "null"),
         ("distill.seg.weight", "2.0", "1.0"),
-        ("teachers.det.checkpoint", "runs/det", ""),
+        ("teachers.det.source", "runs/det", ""),
         ("teachers.resources.labels", "{role: teacher}", "{}"),
         ("train.run", "runs/kd", ""),
         ("train.steps", "20", ""),

@@ -30,7 +30,7 @@ def test_teachers_come_first_and_every_student_has_those_of_its_seed(make_study)
     assert list(trials) == ["det-3", "seg-3", "kd-3", "det-5", "seg-5", "kd-5"]
     student = trials["kd-5"]
     assert student.needs == ("det-5", "seg-5")
-    assert student.config.teachers.det.checkpoint == trials["det-5"].config.train.run
+    assert student.config.teachers.det.source == trials["det-5"].config.train.run
     assert student.config.train.seed == 5
     assert student.config.tracking.group == "test"
     assert trials["det-3"].config.model.tasks == ["det"]
@@ -55,7 +55,7 @@ def test_paths_of_a_study_are_those_of_the_folder_it_was_started_in(make_study, 
     monkeypatch.chdir(tmp_path)
     trials = lay_out(make_study({"kd": {"teachers": {"det": {"checkpoint": "runs/det"}, "seg": {"checkpoint": "s"}}}}))
     teachers = trials["kd-0"].config.teachers
-    assert (teachers.det.checkpoint, teachers.seg.checkpoint) == (str(tmp_path / "runs/det"), str(tmp_path / "s"))
+    assert (teachers.det.source, teachers.seg.source) == (str(tmp_path / "runs/det"), str(tmp_path / "s"))
     sources = {"street": {"path": "data/street"}, "scenes": {"path": "other"}}
     [trial] = lay_out(make_study({"both": {"data": {"path": None, "sources": sources}}}, seeds=[0])).values()
     found = {name: source.path for name, source in trial.config.data.sources.items()}

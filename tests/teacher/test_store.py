@@ -150,13 +150,13 @@ def test_only_what_is_missing_is_computed(started_ray, stored, tmp_path, monkeyp
 def test_a_teacher_that_answers_with_nan_ends_the_job(started_ray, stored, tmp_path):
     (tmp_path / "broken").mkdir()
     config = stored()
-    broken = spoil(config.teachers.seg.checkpoint, tmp_path / "broken")
+    broken = spoil(config.teachers.seg.source, tmp_path / "broken")
     config = changed(config, **{"teachers.seg.checkpoint": broken})
     with pytest.raises(Exception, match="NaN") as stop:
         precompute(config, 1)
     cause = root_cause(stop.value)
     assert isinstance(cause, UserError)
-    assert str(cause).startswith(f"teachers.seg.checkpoint {config.teachers.seg.checkpoint}: it answers with NaN")
+    assert str(cause).startswith(f"teachers.seg.source {config.teachers.seg.source}: it answers with NaN")
     assert not files(config)
 
 
@@ -193,9 +193,9 @@ def test_another_teacher_is_refused(fill, stored, tmp_path):
     config = stored()
     fill(config)
     (tmp_path / "other").mkdir()
-    other = spoil(config.teachers.det.checkpoint, tmp_path / "other")
+    other = spoil(config.teachers.det.source, tmp_path / "other")
     config = changed(config, **{"teachers.det.checkpoint": other})
-    with pytest.raises(UserError, match=r"made with teachers\.det\.checkpoint of digest"):
+    with pytest.raises(UserError, match=r"made with teachers\.det\.source of digest"):
         plan_run(config, specs_of(config))
 
 
@@ -358,8 +358,8 @@ def test_a_store_s_description_that_is_none_is_one_line(fill, stored, change, wo
 def test_a_store_needs_teachers_one_size_and_losses_that_live_with_it(stored, make_config, random_teachers):
     with pytest.raises(UserError, match=r"stored needs teachers\.store"):
         make_config(teachers={"placement": "stored"})
-    with pytest.raises(UserError, match="stored soft targets are of one size"):
-        stored(data={**make_config().data.model_dump(), "size": [64, 96]})
+    with pytest.raises(UserError, match=r"soft targets of augmented images are of one size; .* --views original"):
+        precompute(stored(data={**make_config().data.model_dump(), "size": [64, 96]}), 1)
     with pytest.raises(UserError, match=r"distill.det.mse: needs the teachers' whole answers"):
         stored(distill={"det": {"mse": 1}})
     with pytest.raises(UserError, match=r"distill.seg.temperature: needs the teachers' whole answers"):

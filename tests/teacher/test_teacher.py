@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from multas_ray.config import TeacherConfig
 from multas_ray.errors import UserError
 from multas_ray.teacher import own
 from multas_ray.teacher.teacher import TeacherSpec, digests, to_tensors
@@ -75,7 +76,7 @@ def test_a_teacher_is_described_with_the_classes_that_it_knows(specs):
     spec = specs["det"]
     names = spec.terms.classes
     terms = replace(spec.terms, classes=("dog", *names[:2]))
-    description = own.describe(spec.description.source, "det", terms)
+    description = own.describe(TeacherConfig(source=spec.description.source), "det", terms)
     assert description.classes == names[:2]
     assert TeacherSpec("det", description, terms).known.tolist() == [False, True, True]
     assert spec.known.all()
@@ -84,7 +85,7 @@ def test_a_teacher_is_described_with_the_classes_that_it_knows(specs):
 @pytest.mark.parametrize("task", ["det", "seg"])
 def test_a_teacher_that_answers_with_nan_is_named(specs, task, tmp_path):
     spec = spoiled(specs[task], tmp_path)
-    with pytest.raises(UserError, match=rf"teachers\.{task}\.checkpoint {tmp_path}: it answers with NaN"):
+    with pytest.raises(UserError, match=rf"teachers\.{task}\.source {tmp_path}: it answers with NaN"):
         spec.load("cpu")(images())
 
 

@@ -107,7 +107,7 @@ def test_a_teacher_that_answers_with_nan_stops_the_run_at_once(started_ray, make
         train(config)
     cause = root_cause(stop.value)
     assert isinstance(cause, UserError), "no restart is tried"
-    assert str(cause) == f"teachers.seg.checkpoint {broken}: it answers with NaN or infinite values"
+    assert str(cause) == f"teachers.seg.source {broken}: it answers with NaN or infinite values"
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ def test_what_cannot_be_used_is_refused_before_anything_starts(make_config, chan
         train(make_config(**changes))
 
 
-def test_a_teacher_with_other_anchors_is_refused(make_config, random_teachers):
-    config = make_config(teachers={"det": random_teachers["det"]})
+def test_a_loss_of_every_anchor_needs_a_teacher_with_the_same(make_config, random_teachers):
+    config = make_config(teachers={"det": random_teachers["det"]}, distill={"det": {"soft_box": 1}})
     config = changed(config, **{"model.anchor_base": 16})
-    with pytest.raises(UserError, match=r"its model.anchor_base is 24.0, the student's 16"):
+    with pytest.raises(UserError, match=r"it answers with boxes, .*distill\.det\.soft_box compares every anchor alike"):
         train(config)
 
 

@@ -65,8 +65,8 @@ def test_an_answer_of_another_shape_names_its_teacher() -> None:
     network = MultiTaskNet(config.model, CLASSES)
     soft = soft_of(batch, config)
     broken = {"det": soft["det"]._replace(box=soft["det"].box[..., :-1]), "seg": soft["seg"][..., :-1]}
-    for name, task in (("box", "det"), ("seg", "seg")):
-        with pytest.raises(UserError, match=rf"teachers\.{task}\.checkpoint .*: its answer '{name}' has the shape"):
+    for name, task in (("'box' ", "det"), ("", "seg")):
+        with pytest.raises(UserError, match=rf"teachers\.{task}\.source .*: its answer {name}has the shape"):
             loss_terms(network, batch, soft | {task: broken[task]}, config, CPU)
 
 

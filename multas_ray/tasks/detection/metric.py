@@ -11,7 +11,7 @@ from multas_ray.tasks.detection.coco_ap import coco_ap
 from multas_ray.tasks.detection.postprocess import Detections
 from multas_ray.tasks.detection.rows import PixelBoxes
 from multas_ray.tasks.detection.scored import ScoredImage
-from multas_ray.tasks.detection.voc_ap import voc_ap
+from multas_ray.tasks.detection.voc_ap import judge_image, voc_ap
 
 _EMPTY = ScoredImage(
     det_boxes=np.empty((0, 4)),
@@ -87,6 +87,22 @@ class DetectionMetric:
         for index, image_id in enumerate(state["image_ids"]):
             self._looked_for[str(image_id)] = state["looked_for"][index]
             self._images[str(image_id)] = ScoredImage(**{name: arrays[index] for name, arrays in parts.items()})
+
+    def statements(self, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Judge the detections in all images, without those of difficult objects.
+
+        Args:
+            threshold: IoU with an object of its class above which a detection is right, if no better-scored one is.
+
+        Returns:
+            Scores (m,), labels (m,) and whether each is right (m,).
+        """
+        judged = [(image, *judge_image(image, threshold)) for image in self._images.values()]
+        return (
+            np.concatenate([np.zeros(0), *(image.det_scores[counted] for image, _, counted in judged)]),
+            np.concatenate([np.zeros(0, int), *(image.det_labels[counted] for image, _, counted in judged)]),
+            np.concatenate([np.zeros(0, bool), *(right[counted] for _, right, counted in judged)]),
+        )
 
     def compute(self) -> dict[str, float]:
         """Compute metrics in percent: det/AP (mean over IoU .50:.95), det/AP50, det/AP75 and det/AP/<class>.

@@ -12,12 +12,15 @@ from multas_ray.errors import UserError
 from multas_ray.model.paper import paper_norm
 from multas_ray.model.precision import at_least_float32
 from multas_ray.tasks.detection import packed as codec
-from multas_ray.tasks.detection.anchors import PER_CELL, anchors, count_anchors
+from multas_ray.tasks.detection.anchored import anchored
+from multas_ray.tasks.detection.anchors import PER_CELL, anchors, count_anchors, decode
 from multas_ray.tasks.detection.distillation import detection_distillation, foreground_cells
+from multas_ray.tasks.detection.found import Found, translated
 from multas_ray.tasks.detection.head import DetectionHead, LevelwiseDetectionHead, cells
 from multas_ray.tasks.detection.loss import detection_losses
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.rows import UnitBoxes
+from multas_ray.tasks.packed import TINY
 from multas_ray.tasks.terms import SURELY_ABSENT, Term
 
 Head = DetectionHead | LevelwiseDetectionHead
@@ -64,7 +67,7 @@ def loss(
 
 def distil(
     student: DetectionOutput,
-    teacher: DetectionOutput | None,
+    teacher: DetectionOutput | Found | None,
     chosen: Some[Compared],
     truth: Some[UnitBoxes[Tensor]],
     config: Config,
@@ -74,7 +77,7 @@ def distil(
 
     Args:
         student: output of the student's head.
-        teacher: answer of the teacher; None if n is 0.
+        teacher: answer of the teacher, or the objects that it found; None if n is 0.
         chosen: the rows' numbers in the batch, and the classes that are compared.
         truth: the batch's boxes, which DeFeat compares features by.
         config: configuration of the run.
@@ -85,12 +88,13 @@ def distil(
     """
     if teacher is None:
         teacher = mapped(student, torch.detach)
+    if isinstance(teacher, Found):
+        teacher = fit(teacher, config.model, size)
     for name, expected, actual in zip(DetectionOutput._fields, student, teacher, strict=True):
         if expected is not None and (actual is None or actual.shape != expected.shape):
             shape = None if actual is None else tuple(actual.shape)
-            source = config.teachers.det.checkpoint if config.teachers.det else ""
             raise UserError(
-                f"teachers.det.checkpoint {source}: its answer '{name}' has the shape {shape}, the student needs "
+                f"{config.teachers.named('det')}: its answer '{name}' has the shape {shape}, the student needs "
                 f"{tuple(expected.shape)}"
             )
     rows, foreground = chosen.rows, None
@@ -117,6 +121,41 @@ def spread(answer: DetectionOutput, columns: Sequence[int | None], count: int) -
         own = [place for place, each in enumerate(columns) if each == column]
         cls[..., column] = answer.cls[..., own].amax(dim=-1)
     return answer._replace(cls=cls)
+
+
+def soften(answer: DetectionOutput, temperature: float) -> DetectionOutput:
+    """Divide the logits by a temperature."""
+    return answer._replace(cls=answer.cls / temperature)
+
+
+def generalize(output: DetectionOutput, config: ModelConfig, size: tuple[int, int]) -> Found:
+    """Return the boxes of all anchors as objects, which belong to no anchors."""
+    return Found(decode(output.box.float(), _anchors(config, size, output.box.device)), output.cls.float().sigmoid())
+
+
+def translate(found: Found, columns: Sequence[int | None], count: int, temperature: float) -> Found:
+    """Bring objects to the classes of a student, and keep the surest hundred of each image."""
+    return translated(found, columns, count, temperature)
+
+
+def fit(found: Found, config: ModelConfig, size: tuple[int, int]) -> DetectionOutput:
+    """Give every anchor of a student the box and the class probabilities of its object, in float16."""
+    grid = _anchors(config, size, found.boxes.device)
+    return mapped(anchored(found.boxes, found.probabilities, grid), Tensor.half)
+
+
+def merge(answers: Sequence[DetectionOutput], known: np.ndarray) -> DetectionOutput:
+    """Merge answers of several teachers: each class is the mean of those that know it.
+
+    The box of an anchor is the mean of theirs, each weighted by its confidence in the classes that it knows.
+    """
+    marks = torch.tensor(known, device=answers[0].cls.device)
+    p = torch.stack([each.cls.float().sigmoid() for each in answers]) * marks[:, None, None]
+    confidence = p.amax(dim=-1, keepdim=True) + TINY
+    boxes = torch.stack([each.box.float() for each in answers])
+    mean = p.sum(dim=0) / marks.sum(dim=0).clamp(min=1)
+    cls = mean.clamp(TINY, 1 - TINY).logit()
+    return DetectionOutput(cls.half(), ((confidence * boxes).sum(dim=0) / confidence.sum(dim=0)).half())
 
 
 def pack(answer: DetectionOutput) -> list[bytes]:

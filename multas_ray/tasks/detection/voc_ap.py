@@ -51,6 +51,17 @@ def voc_ap(images: Sequence[ScoredImage], classes: int, eleven_points: bool) -> 
     return precision
 
 
+def judge_image(image: ScoredImage, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Judge the detections in one image: bool arrays (D,) of those that are right, and of those that count.
+
+    Args:
+        image: detections, best score first, and ground truth.
+        threshold: IoU above which a detection is right.
+    """
+    iou, target = _best_objects(image)
+    return _judge(iou > threshold, target, image.gt_difficult)
+
+
 def _best_objects(image: ScoredImage) -> tuple[np.ndarray, np.ndarray]:
     """Find each detection's highest IoU (n,) with an object of its class, 0 without one, and that object's index."""
     if not len(image.gt_labels):

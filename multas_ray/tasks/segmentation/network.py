@@ -12,15 +12,17 @@ from multas_ray.data.batch import Compared, Some
 from multas_ray.errors import UserError
 from multas_ray.model.paper import paper_norm
 from multas_ray.model.precision import at_least_float32
+from multas_ray.tasks.packed import TINY
 from multas_ray.tasks.segmentation import packed as codec
 from multas_ray.tasks.segmentation.distillation import Outcomes, segmentation_distillation
 from multas_ray.tasks.segmentation.head import FullResolutionSegmentationHead, SegmentationHead
 from multas_ray.tasks.segmentation.loss import segmentation_loss
+from multas_ray.tasks.segmentation.original import STRIDE, unite
 from multas_ray.tasks.terms import SURELY_ABSENT, Term
 
 Head = SegmentationHead | FullResolutionSegmentationHead
-STRIDE = 4
-"""Stride of a teacher's answer: finer logits are averaged."""
+NOTHING = 1e-3
+"""Score of the background that is added to a teacher's scores, which may all be 0."""
 
 
 def head(config: ModelConfig, classes: int) -> Head:
@@ -75,10 +77,9 @@ def distil(
         return segmentation_distillation(student, student.detach(), config.distill.seg)
     expected = (*student.shape[:2], *_answer_size(size))
     if teacher.shape != expected:
-        source = config.teachers.seg.checkpoint if config.teachers.seg else ""
         raise UserError(
-            f"teachers.seg.checkpoint {source}: its answer 'seg' has the shape {tuple(teacher.shape)}, the student "
-            f"needs {expected}"
+            f"{config.teachers.named('seg')}: its answer has the shape {tuple(teacher.shape)}, the student needs "
+            f"{expected}"
         )
     compared = _compared(chosen, truth, config.distill.seg.on, student.device, _answer_size(size))
     return segmentation_distillation(student, teacher, config.distill.seg, compared)
@@ -113,6 +114,62 @@ def spread(answer: Tensor, columns: Sequence[int | None], count: int) -> Tensor:
         own = [place for place, each in enumerate(columns) if each == column]
         logits[:, column] = answer[:, own].float().logsumexp(dim=1)
     return logits
+
+
+def soften(answer: Tensor, temperature: float) -> Tensor:
+    """Divide logits by a temperature."""
+    return answer / temperature
+
+
+def generalize(output: Tensor, config: ModelConfig, size: tuple[int, int]) -> Tensor:
+    """Return the probabilities of the classes of each pixel."""
+    return output.float().softmax(dim=1)
+
+
+def translate(scores: Tensor, columns: Sequence[int | None], count: int, temperature: float) -> Tensor:
+    """Bring scores to the classes of a student, as distributions over those that some column is of.
+
+    Scores of a mask model do not add up to one: they are divided by their sum. Where they are all small, nothing was
+    found: such a pixel is of the background, if there is a column of it, else of every class alike.
+
+    Args:
+        scores: (n, C', h, w), 0 or larger.
+        columns: column of each of the C' classes; None for one that is left out. Scores in one column add up.
+        count: number C of the student's classes.
+        temperature: divisor of the logarithms of the scores.
+
+    Returns:
+        (n, C, h, w) probabilities.
+    """
+    scores = scores.float()
+    if temperature != 1:
+        scores = (scores / scores.sum(dim=1, keepdim=True).clamp(min=TINY)).pow(1 / temperature)
+    own = scores.new_zeros(scores.shape[0], count, *scores.shape[2:])
+    for place, column in enumerate(columns):
+        if column is not None:
+            own[:, column] += scores[:, place]
+    known = sorted({column for column in columns if column is not None})
+    silent = [0] if 0 in known else known
+    own[:, silent] += NOTHING / len(silent)
+    return own / own.sum(dim=1, keepdim=True)
+
+
+def fit(probabilities: Tensor, config: ModelConfig, size: tuple[int, int]) -> Tensor:
+    """Bring probabilities (n, C, h, w) of any resolution to logits of stride 4 of a student's input, in float16."""
+    sides = _answer_size(size)
+    if probabilities.shape[2:] != sides:
+        probabilities = F.interpolate(probabilities, sides, mode="bilinear", antialias=True)
+    return probabilities.clamp(min=TINY).log().half()
+
+
+def merge(answers: Sequence[Tensor], known: np.ndarray) -> Tensor:
+    """Merge answers of several teachers: each class is the mean of those that know it.
+
+    The background has what is left, where there is one. A pixel that different teachers claim for different classes is
+    shared among these in proportion.
+    """
+    united = unite([each.float().softmax(dim=1) for each in answers], known)
+    return united.clamp(min=TINY).log().half()
 
 
 def answer(output: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,0 +1,246 @@
+"""Teachers from outside: what they find in the classes and in the form of a student."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from multas_ray.config import TeacherConfig
+from multas_ray.data.schema import DatasetInfo
+from multas_ray.errors import UserError
+from multas_ray.tasks import PARTS
+from multas_ray.tasks.detection.anchors import anchors, decode
+from multas_ray.teacher import loader_of, own
+from multas_ray.teacher.ensemble import joint_spec
+from multas_ray.teacher.feed import InlineTeachers, with_soft_targets
+from multas_ray.teacher.labels import place_classes
+from multas_ray.teacher.specs import teacher_specs
+from multas_ray.teacher.teacher import Answer, StudentTerms, TeacherSpec, to_tensors
+from multas_ray.train.trainer import Trainer
+from tests.support import foreign
+from tests.support.batches import CLASSES, DET, SEG, SIZE, batch_of, config_of, made_for
+from tests.support.teachers import images, with_terms
+
+BOXES, PIXELS = (f"python:tests.support.foreign:{name}" for name in ("one_box", "half_and_half"))
+TERMS = {"det": StudentTerms(tuple(DET), 24, 4), "seg": StudentTerms(tuple(SEG), 24, 4)}
+PUPPY = {"puppy": "dog"}
+
+
+def spec_of(task, source, **settings) -> TeacherSpec:
+    config = TeacherConfig(source=source, **settings)
+    return TeacherSpec(task, loader_of(source).describe(config, task, TERMS[task]), TERMS[task], config)
+
+
+def answer_of(spec, batch=None) -> torch.Tensor:
+    answer = spec.load("cpu")(images() if batch is None else batch)
+    return to_tensors({spec.task: answer}, torch.device("cpu"))[spec.task]
+
+
+def test_a_box_is_brought_to_the_anchors_that_overlap_it():
+    spec = spec_of("det", BOXES, classes=PUPPY)
+    assert spec.known.tolist() == [True, True, False]
+    output = answer_of(spec)
+    grid = anchors(SIZE, SIZE, 24, "cpu", 4)
+    p = output.cls.sigmoid()
+    seen = p[0, :, 1] > 0.5
+    assert 1 <= seen.sum() < 20
+    torch.testing.assert_close(p[0, seen], torch.tensor([0.1, 0.9, 0]).expand(int(seen.sum()), 3), rtol=0, atol=2e-3)
+    boxes = decode(output.box[0], grid)[seen]
+    torch.testing.assert_close(boxes, torch.tensor([0.1, 0.2, 0.6, 0.9]).expand_as(boxes), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("settings", [{"size": 96}, {"batch_size": 1}, {"size": 32, "batch_size": 3}])
+def test_the_size_and_number_of_images_at_a_time_change_no_box(settings):
+    whole, other = (answer_of(spec_of("det", BOXES, classes=PUPPY, **each)) for each in ({}, settings))
+    # The second box lies a pixel beside the first: suppressed at every size.
+    torch.testing.assert_close(other.cls, whole.cls, rtol=0, atol=1e-3)
+    torch.testing.assert_close(other.box, whole.box, rtol=0, atol=0.02)
+
+
+def test_scores_of_any_resolution_and_sum_become_distributions():
+    """A puppy is a dog, and a lorry, which the run does not have, is background."""
+    p = answer_of(spec_of("seg", PIXELS, classes=PUPPY)).softmax(dim=1)
+    assert p.shape == (4, 4, SIZE // 4, SIZE // 4)
+    left, right = p[0, :, 0, 0].tolist(), p[0, :, -1, -1].tolist()
+    assert left == pytest.approx([0.1, 0.1, 0.8, 0], abs=2e-3)
+    assert right == pytest.approx([0.8, 0.1, 0.1, 0], abs=2e-3)
+
+
+def test_null_leaves_a_class_out():
+    p = answer_of(spec_of("seg", PIXELS, classes=PUPPY | {"lorry": None})).softmax(dim=1)
+    assert p[0, 1:3, 0, 0].tolist() == pytest.approx([1 / 9, 8 / 9], abs=2e-3)
+    assert p[0, 1:3, -1, -1].tolist() == pytest.approx([0.5, 0.5], abs=3e-3)
+
+
+def test_a_temperature_divides_the_logits():
+    logits = {t: answer_of(spec_of("det", BOXES, classes=PUPPY, temperature=t)).cls for t in (1, 2)}
+    seen = logits[1][..., 1].sigmoid() > 0.5
+    torch.testing.assert_close(logits[2][seen][:, :2], logits[1][seen][:, :2] / 2, rtol=1e-2, atol=1e-2)
+    # A surely absent class stays absent.
+    assert (logits[2][seen][:, 2] < -15).all()
+    p = {t: answer_of(spec_of("seg", PIXELS, classes=PUPPY, temperature=t)).softmax(dim=1) for t in (1, 2)}
+    expected = torch.tensor([0.1, 0.8, 0.1]).sqrt() / torch.tensor([0.1, 0.8, 0.1]).sqrt().sum()
+    assert p[2][0, [1, 2, 0], 0, 0].tolist() == pytest.approx(expected.tolist(), abs=3e-3)
+
+
+@pytest.mark.parametrize("task", ["det", "seg"])
+def test_a_packed_answer_has_a_few_kilobytes(task):
+    whole = spec_of(task, BOXES if task == "det" else PIXELS, classes=PUPPY)
+    packed = with_terms(whole, packed=True).load("cpu")(images())
+    assert max(map(len, packed.packed)) < 2000
+    unpacked = to_tensors({task: packed}, torch.device("cpu"))[task]
+    if task == "det":
+        torch.testing.assert_close(unpacked.cls.sigmoid(), answer_of(whole).cls.sigmoid(), rtol=0, atol=1e-3)
+    else:
+        torch.testing.assert_close(unpacked.softmax(dim=1), answer_of(whole).softmax(dim=1), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("changes", [{"anchor_base": 16}, {"levels": 5}])
+def test_an_own_teacher_of_other_anchors_teaches_by_its_boxes(specs, changes):
+    """What it is sure of is found where it found it."""
+    settings = TeacherConfig(source=specs["det"].description.source, temperature=4)
+    terms = replace(specs["det"].terms, **changes)
+    description = own.describe(settings, "det", terms)
+    assert not description.every_anchor
+    moved, whole = (
+        answer_of(spec)
+        for spec in (
+            TeacherSpec("det", description, terms, settings),
+            replace(specs["det"], settings=settings),
+        )
+    )
+    count = len(anchors(SIZE, SIZE, terms.anchor_base, "cpu", terms.levels))
+    assert moved.cls.shape[:2] == (4, count)
+    surest = whole.cls.sigmoid().amax(dim=(1, 2))
+    torch.testing.assert_close(moved.cls.sigmoid().amax(dim=(1, 2)), surest, rtol=0, atol=5e-3)
+
+
+def test_a_step_learns_from_teachers_from_outside():
+    config = config_of(
+        teachers={"det": {"source": BOXES, "classes": PUPPY}, "seg": {"source": PIXELS, "classes": PUPPY}}
+    )
+    info = DatasetInfo(name="memory", det_classes=DET, seg_classes=SEG)
+    specs = teacher_specs(config, info)
+    teachers = InlineTeachers({task: spec.load("cpu") for task, spec in specs.items()})
+    batch = made_for(batch_of(["seg", "both", "det", "none"]), config, {t: s.known for t, s in specs.items()})
+    [fed] = with_soft_targets([batch], teachers, 0)
+    outcome = Trainer(config, CLASSES, torch.device("cpu")).step(fed.batch, fed.soft, 0, 1)
+    assert outcome.status == "taken"
+    assert outcome.shares["kd_det_guided_cls"] > 0
+    assert outcome.shares["kd_seg_kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "words"),
+    [
+        ("python:tests.support.foreign", {}, "write it as python:MODULE:FACTORY"),
+        (
+            "python:tests.support.nowhere:x",
+            {},
+            "No module named 'tests.support.nowhere'; the module must be importable",
+        ),
+        ("python:tests.support.foreign:nothing", {}, "has no attribute 'nothing'"),
+        ("python:tests.support.foreign:unnamed", {}, "needs `classes`, a list of names"),
+        (BOXES, {"classes": {"wolf": "dog"}}, "classes has 'wolf', and its own are puppy, cat, lorry"),
+        (BOXES, {"classes": {"puppy": "wolf"}}, "makes 'puppy' a 'wolf', and those of the run are cat, dog, cow"),
+        (BOXES, {"classes": {"cat": None}}, "none of them is among those of the run"),
+        ("hg:owner/name", {}, "no kind of teacher 'hg:'; there are hf:, torchvision:, onnx:, python:"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_starts(source, settings, words):
+    with pytest.raises(UserError, match=words):
+        spec_of("det", source, **settings)
+
+
+def test_an_answer_of_another_form_is_named():
+    spec = spec_of("seg", "python:tests.support.foreign:misshapen")
+    with pytest.raises(
+        UserError, match=r"teachers\.seg\.source python:.*misshapen: it answers with \(4, 3, 10, 20\); needed are"
+    ):
+        spec.load("cpu")(images())
+    spec = spec_of("det", "python:tests.support.foreign:half_and_half", classes=PUPPY)
+    with pytest.raises(UserError, match=r"needed are 4 pairs of boxes \(k, 4\) and probabilities \(k, 3\)"):
+        spec.load("cpu")(images())
+
+
+def test_a_teacher_that_has_changed_is_refused(monkeypatch):
+    spec = spec_of("seg", PIXELS, classes=PUPPY)
+    monkeypatch.setattr(foreign.HalfAndHalf, "digest", "second")
+    with pytest.raises(UserError, match="its weights have changed since the job began"):
+        spec.load("cpu")
+
+
+def test_everything_that_an_answer_depends_on_is_in_its_digest():
+    whole = spec_of("det", BOXES, classes=PUPPY)
+    others = [spec_of("det", BOXES, classes=PUPPY, **each) for each in ({"size": 96}, {"temperature": 2})]
+    assert len({whole.digest, *(other.digest for other in others), spec_of("det", BOXES).digest}) == 4
+    assert spec_of("det", BOXES, classes=PUPPY, batch_size=2).digest == whole.digest
+    assert spec_of("det", BOXES).digest == spec_of("det", BOXES).description.digest
+
+
+@pytest.mark.parametrize("loss", ["soft_cls", "mse"])
+def test_losses_that_compare_every_anchor_are_refused(loss):
+    config = config_of(teachers={"det": {"source": BOXES, "classes": PUPPY}}, distill={"det": {"on": "all", loss: 1}})
+    info = DatasetInfo(name="memory", det_classes=DET, seg_classes=SEG)
+    with pytest.raises(UserError, match=rf"it answers with boxes, .* distill\.det\.{loss} compares every anchor alike"):
+        teacher_specs(config, info)
+
+
+def test_a_class_of_a_run_without_background_that_no_teacher_has_is_left_out():
+    columns = place_classes("x", ["cat", "lorry"], TeacherConfig(source=""), "seg", ["road", "cat"])
+    assert columns == [1, None]
+
+
+def test_a_class_is_taught_by_those_that_know_it():
+    """Two teachers: one knows cat and dog, the other dog and cow."""
+
+    def knows(task, first, known, p):
+        names = TERMS[task].classes
+        rows = torch.full((2, len(names), 1, 1), 1e-7)
+        for name, value in p.items():
+            rows[:, names.index(name)] = value
+        spec = spec_of(task, BOXES if task == "det" else PIXELS, classes=PUPPY)
+        description = replace(spec.description, source=first, classes=known)
+        return replace(spec, description=description), rows
+
+    one, p_one = knows("seg", "a", ("background", "cat", "dog"), {"background": 0.2, "cat": 0.6, "dog": 0.2})
+    two, p_two = knows("seg", "b", ("background", "dog", "cow"), {"background": 0.3, "dog": 0.4, "cow": 0.3})
+    spec = joint_spec([one, two])
+    assert spec.known.all()
+    assert spec.digest not in (one.digest, two.digest)
+    known = np.stack([one.known, two.known])
+    merged = PARTS["seg"].network.merge([p_one.log(), p_two.log()], known).float().softmax(dim=1)[0, :, 0, 0]
+    # cat 0.6, dog (0.2 + 0.4) / 2, cow 0.3: 1.2 in all, so that nothing is left for the background.
+    assert merged.tolist() == pytest.approx([0, 0.5, 0.25, 0.25], abs=1e-3)
+    det = [torch.tensor([[[0.6, 0.2, 0.9]]]).logit(), torch.tensor([[[0.9, 0.4, 0.3]]]).logit()]
+    output = type(answer_of(spec_of("det", BOXES, classes=PUPPY)))
+    boxes = [torch.tensor([[[0.0, 0, 0, 0]]]), torch.tensor([[[1.0, 1, 1, 1]]])]
+    known = np.array([[True, True, False], [False, True, True]])
+    answers = [output(cls, box) for cls, box in zip(det, boxes, strict=True)]
+    merged = PARTS["det"].network.merge(answers, known)
+    assert merged.cls.float().sigmoid()[0, 0].tolist() == pytest.approx([0.6, 0.3, 0.3], abs=1e-3)
+    # By confidence in what each knows: 0.6 and 0.4.
+    assert merged.box[0, 0].tolist() == pytest.approx([0.4] * 4, abs=1e-3)
+
+
+def test_several_teachers_answer_as_one():
+    config = config_of(
+        teachers={"seg": [{"source": PIXELS, "classes": PUPPY}, {"source": PIXELS, "classes": {"puppy": "cow"}}]}
+    )
+    info = DatasetInfo(name="memory", det_classes=DET, seg_classes=SEG)
+    spec = teacher_specs(config, info)["seg"]
+    assert spec.known.all()
+    answer = spec.load("cpu")(images())
+    assert isinstance(answer, Answer)
+    p = torch.tensor(answer.dense).float().softmax(dim=1)[0, :, 0, 0]
+    # cat 0.1 by both, dog 0.8 by one, cow 0.8 by the other.
+    assert p.tolist() == pytest.approx([0, 0.1 / 1.7, 0.8 / 1.7, 0.8 / 1.7], abs=5e-3)
+
+
+def test_without_a_background_teachers_must_know_the_same(monkeypatch):
+    terms = {task: replace(each, classes=("road", "cat", "dog")) for task, each in TERMS.items()}
+    monkeypatch.setitem(TERMS, "seg", terms["seg"])
+    members = [spec_of("seg", PIXELS, classes=each) for each in (PUPPY, {})]
+    with pytest.raises(UserError, match=r"knows other classes than .*, and the run has no class 'background'"):
+        joint_spec(members)
