@@ -23,13 +23,16 @@ demo: $(READY)
 	$(BIN)/python jobs/demo.py
 
 # Tests that need neither Ray nor all cores run side by side; the others one after the other.
+BESIDE := -n auto --maxprocesses 8
 unit: check
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not ray and not heavy and not slow"
+	$(BIN)/python -m pytest $(BESIDE) -m "not ray and not long and not heavy and not slow"
 
-test: unit
+test: check
+	$(BIN)/python -m pytest $(BESIDE) -m "not ray and not heavy and not slow"
 	$(BIN)/python -m pytest -m "(ray or heavy) and not slow"
 
-test-all: unit
+test-all: check
+	$(BIN)/python -m pytest $(BESIDE) -m "not ray and not heavy and not slow"
 	$(BIN)/python -m pytest -m "ray or heavy or slow"
 
 # Malformed inputs of every kind (tests/fuzz): make fuzz N=10000 SEED=1 takes about five minutes.

@@ -111,6 +111,7 @@ def test_rows_that_break_the_contract_are_counted_and_the_first_named(
         assert picture.width < 300, "of the one row that can be shown"
 
 
+@pytest.mark.long
 def test_job_prints_tables_and_writes_pictures(dataset: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, str(ROOT / "jobs" / "describe.py"), dataset, "--out", str(out), "--samples", "5"]

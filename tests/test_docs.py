@@ -104,6 +104,7 @@ def counts_of(info):
     return {split: count(read_index("data/mine", split), info, lambda rows: None) for split in info.splits}
 
 
+@pytest.mark.long
 def test_published_weights_become_a_teacher_as_the_guide_shows(tmp_path, monkeypatch):
     text = (ROOT / "docs/from_multas.md").read_text()
     code = re.search(r"\n\n((?:    .*\n|\n)+?)\n`teachers/det`", text)[1]

@@ -9,8 +9,13 @@ import pytest
 from tests.golden.__main__ import NUMBERS, main
 from tests.golden.checks import check_file
 
+FILES = [
+    pytest.param(file, id=file.stem, marks=[pytest.mark.long] * file.stem.startswith("model_teacher"))
+    for file in sorted(NUMBERS.glob("*.npz"))
+]
 
-@pytest.mark.parametrize("file", sorted(NUMBERS.glob("*.npz")), ids=lambda file: file.stem)
+
+@pytest.mark.parametrize("file", FILES)
 def test_all_entries_pass(file: Path) -> None:
     results = list(check_file(file))
     assert len(results) > 1

@@ -56,6 +56,7 @@ def test_a_gpu_has_bfloat16_from_compute_capability_8_on(monkeypatch, major, exp
     assert has_bfloat16(torch.device("cuda")) is expected
 
 
+@pytest.mark.long
 def test_a_cpu_limited_to_avx2_trains_in_float32():
     """As oneDNN is told so, a machine with AVX2 alone is imitated."""
     code = "import torch; from multas_ray.model.precision import has_bfloat16; print(has_bfloat16(torch.device('cpu')))"

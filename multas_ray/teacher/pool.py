@@ -246,23 +246,26 @@ def _numbers(pool: str | None, task: Task) -> list[int]:
 def _difference(served: Served, wanted: Served) -> str | None:
     """Find the first field in which two teachers differ; the source may differ, its weights must not."""
     actual, expected = _facts(served), _facts(wanted)
-    return next((name for name in expected if name != "source" and actual.get(name) != expected[name]), None)
+    return next((name for name in {**expected, **actual} if actual.get(name) != expected.get(name)), None)
 
 
-def _facts(record: Any) -> dict[str, Any]:
-    """List the fields of a record by name, with those of the records in it."""
+def _facts(record: Any, part: str = "") -> dict[str, Any]:
+    """List the fields of a record by name, but for sources, with those of the records in it."""
     facts: dict[str, Any] = {}
     values = (
         dict(record) if isinstance(record, BaseModel) else {f.name: getattr(record, f.name) for f in fields(record)}
     )
     for name, value in values.items():
-        members = value if isinstance(value, tuple) and value and is_dataclass(value[0]) else ()
-        for number, member in enumerate(members):
-            facts |= {f"{key} of {number}" if key != "source" else key: fact for key, fact in _facts(member).items()}
-        if is_dataclass(value) or isinstance(value, BaseModel):
-            facts |= _facts(value)
-        elif not members:
-            facts[name] = value
+        if is_dataclass(value):
+            facts |= _facts(value, part)
+        elif isinstance(value, BaseModel):
+            facts |= _facts(value, f"{name}.")
+        elif isinstance(value, tuple) and value and is_dataclass(value[0]):
+            facts[f"number of {name}"] = len(value)
+            for number, member in enumerate(value):
+                facts |= _facts(member, f"{part}{number}.")
+        elif name != "source":
+            facts[f"{part}{name}"] = value
     return facts
 
 

@@ -90,8 +90,8 @@ def precompute(config: Config, views: Views, progress: Progress = lambda done, t
         if before.teachers.keys() != info.teachers.keys():
             tasks = ", ".join(sorted(before.teachers))
             raise UserError(f"teachers.store {path}: holds the teachers' answers of {tasks}; name just these")
-        most = views if isinstance(views, str) or isinstance(before.views, str) else max(before.views, views)
-        info = info.model_copy(update={"seed": before.seed, "views": most, "teachers": before.teachers})
+        stored = {"seed": before.seed, "views": max(before.views, info.views), "teachers": before.teachers}
+        info = info.model_copy(update=stored)
     todo = missing_files(path, index, info)
     write_store_info(path, info)
 
@@ -109,7 +109,13 @@ def precompute(config: Config, views: Views, progress: Progress = lambda done, t
             progress(written, len(todo))
     seconds = perf_counter() - began
     kb = size / max(1, images) / 1000
-    return {"files": written, "images": images, "views": info.views, "kb_per_image": kb, "seconds": seconds}
+    return {
+        "files": written,
+        "images": images,
+        "views": "original" if info.original else info.views,
+        "kb_per_image": kb,
+        "seconds": seconds,
+    }
 
 
 def _job(
@@ -121,7 +127,7 @@ def _job(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     teachers = config.teachers
     assert teachers.store is not None
-    if info.views == "original":
+    if info.original:
         specs = {task: for_originals(spec) for task, spec in specs.items()}
         sizes = {task: best_size(spec, config) for task, spec in specs.items()}
         make = partial(make_originals, todo=todo, index=index, wanted=needs(info), sizes=sizes)

@@ -46,15 +46,14 @@ def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TaskTeacher]:
 
 def _described(settings: TeacherConfig, task: Task, terms: StudentTerms, environment: dict[str, Any]) -> Description:
     """Describe a teacher: here, or where it has its own environment, in a task on Ray that has that too."""
-    loader = loader_of(settings.source)
     if not environment:
-        return loader.describe(settings, task, terms)
+        return _describe(settings, task, terms)
     import ray
 
     from multas_ray.ray_setup import start_ray
 
     start_ray()
-    describe = ray.remote(num_cpus=0, runtime_env=environment, max_retries=0)(loader.describe)
+    describe = ray.remote(num_cpus=0, runtime_env=environment, max_retries=0)(_describe)
     try:
         description: Description = ray.get(describe.remote(settings, task, terms))
         return description
@@ -63,6 +62,10 @@ def _described(settings: TeacherConfig, task: Task, terms: StudentTerms, environ
         if isinstance(cause, UserError):
             raise cause from None
         raise UserError(f"teachers.{task}.source {settings.source}: in teachers.runtime_env: {cause}") from None
+
+
+def _describe(settings: TeacherConfig, task: Task, terms: StudentTerms) -> Description:
+    return loader_of(settings.source).describe(settings, task, terms)
 
 
 def _check_losses(config: Config, spec: TaskTeacher) -> None:

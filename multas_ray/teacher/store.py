@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -85,18 +85,20 @@ class StoreInfo(BaseModel):
     codec: str
     seed: int = Field(ge=0, lt=2**64)
     """Seed from which the augmentations' seeds are derived."""
-    views: Annotated[int, Field(ge=1, le=100_000)] | Literal["original"]
-    """Number of stored augmentations of each row, or `original` images."""
+    views: int = Field(ge=1, le=100_000)
+    """Number of stored augmentations of each row; 1 where it is that of the original images."""
+    original: bool = False
+    """Whether the answers are for original images."""
     teachers: dict[Task, StoredTeacher]
 
     @property
     def numbers(self) -> list[int]:
         """Numbers of the views."""
-        return [ORIGINAL] if self.views == "original" else list(range(self.views))
+        return [ORIGINAL] if self.original else list(range(self.views))
 
     def replay(self) -> Replay | None:
         """Return the augmentations that a run must use; None for any."""
-        return None if self.views == "original" else Replay(self.seed, self.views)
+        return None if self.original else Replay(self.seed, self.views)
 
 
 Views = int | Literal["original"]
@@ -129,7 +131,8 @@ def describe_store(config: Config, specs: Mapping[Task, TaskTeacher], index: Ind
         transforms=None if original else TRANSFORMS,
         codec=CODEC,
         seed=0 if original else config.train.seed,
-        views=views,
+        views=1 if views == "original" else views,
+        original=original,
         teachers={
             task: StoredTeacher(
                 digest=spec.digest,
@@ -175,7 +178,7 @@ def stored_views(path: str) -> Views:
     Raises:
         UserError: there is no store.
     """
-    return "original" if _existing(path).views == "original" else 1
+    return "original" if _existing(path).original else 1
 
 
 def check_store(path: str, wanted: StoreInfo) -> StoreInfo:
@@ -203,7 +206,7 @@ def check_store(path: str, wanted: StoreInfo) -> StoreInfo:
 def _facts(info: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
     """List everything that must agree: name, value in the store, value that is wanted."""
     facts: list[tuple[str, Any, Any]] = [
-        ("views", _kind(info), _kind(wanted)),
+        ("original images", info.original, wanted.original),
         ("data.path", info.dataset, wanted.dataset),
         ("data.train", info.split, wanted.split),
         ("data.size", info.size, wanted.size),
@@ -222,10 +225,6 @@ def _facts(info: StoreInfo, wanted: StoreInfo) -> list[tuple[str, Any, Any]]:
                 (f"distill.{task}.on", stored.on, teacher.on),
             ]
     return facts
-
-
-def _kind(info: StoreInfo) -> str:
-    return "original" if info.views == "original" else "of augmented images"
 
 
 def needs(info: StoreInfo) -> dict[Task, np.ndarray]:
@@ -291,7 +290,7 @@ class StoreReader:
         Raises:
             UserError: a file of the store is missing or broken, or lacks a row.
         """
-        answer = self._moved if self.info.views == "original" else self._stored
+        answer = self._moved if self.info.original else self._stored
         return replace(batch, soft={task: answer(task, batch, chosen.rows) for task, chosen in batch.distil.items()})
 
     def _stored(self, task: Task, batch: TrainBatch, rows: np.ndarray) -> Answer:

@@ -267,6 +267,7 @@ def test_a_state_that_is_none_is_one_line_and_runs_no_code(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.long
 def test_changed_bytes_of_a_checkpoint_are_found_or_refused(folder):
     """By its manifest; and by what they are, where that has been written anew."""
     chosen = random.Random(1)

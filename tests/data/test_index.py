@@ -236,6 +236,7 @@ def outcome_of(path: str) -> str:
     return "rejected" if rejected else "right"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 @pytest.mark.parametrize("metadata", [None, to_metadata([[(3, 6)]])], ids=["counted", "stated"])
 def test_flipped_and_lost_bytes_are_rejected_rows_or_refused_files(

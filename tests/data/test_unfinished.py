@@ -104,6 +104,7 @@ def test_finished_chunks_are_not_read_again(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["set", "whole"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("renames", [True, False], ids=["disk", "bucket"])
 @pytest.mark.parametrize("options", [{}, {"add": True}, {"overwrite": True}], ids=["new", "add", "overwrite"])
 def test_a_job_may_be_killed_at_any_step(tmp_path, monkeypatch, options, renames):

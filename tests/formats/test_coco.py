@@ -432,6 +432,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         source(tmp_path, [], classes=["sign", "sign"])
 
 
+@pytest.mark.long
 def test_real_instances_with_a_partial_split(tmp_path: Path) -> None:
     root = shared_path("data", "coco-mini")
     out = tmp_path / "out"

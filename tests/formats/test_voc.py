@@ -413,6 +413,7 @@ def test_some_of_the_animals(tmp_path: Path) -> None:
     assert agreeing >= 0.95 * total > 30
 
 
+@pytest.mark.long
 def test_every_animal_is_read() -> None:
     root = shared_path("data", "voc2012-animals", "VOC2012")
     both: tuple[Task, ...] = ("det", "seg")

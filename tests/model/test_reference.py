@@ -14,6 +14,7 @@ from multas_ray.model.reference import load_reference_state_dict
 from tests.golden.__main__ import NUMBERS
 from tests.golden.checks import published_weights
 
+pytestmark = pytest.mark.long
 DET, SEG = [str(c) for c in range(20)], [str(c) for c in range(21)]
 
 

@@ -24,6 +24,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("size", [(64, 96), (128, 128)])
 def test_maps_have_the_strides_8_16_and_32(name, size):

@@ -34,6 +34,7 @@ def folder(tmp_path_factory):
     return make
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", [*DETECTORS, *SEGMENTERS])
 def test_a_step_learns_from_every_family(folder, family):
     """The whole path: described, loaded, run on the step's pixels, packed, unpacked, compared."""

@@ -179,7 +179,7 @@ def test_a_run_of_several_sizes_trains_from_original_images(started_ray, stored,
     assert all(line["loss/kd_seg"] > 0 and line["loss/kd_det"] > 0 for line in lines)
     # A second call has nothing to do, and a store of views is another thing.
     assert precompute(stored(), "original")["files"] == 0
-    with pytest.raises(UserError, match="made with views original, but this run has of augmented images"):
+    with pytest.raises(UserError, match="made with original images True, but this run has False"):
         precompute(stored(), 2)
 
 

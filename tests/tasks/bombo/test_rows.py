@@ -86,6 +86,7 @@ def test_classes_of_one_task_alone_are_refused(make_config, scenes_path):
     WeakAnnotations(make_config(loss={"weak_seg": 1}), fewer)
 
 
+@pytest.mark.long
 def test_real_masks_give_boxes_like_the_drawn_ones(tmp_path):
     """Of VOC's images that show one object: the box of its mask is the box that was drawn."""
     root = shared_path("data", "voc2012-animals", "VOC2012")
