@@ -116,11 +116,13 @@ def measure_placement(out: Path, overrides: Sequence[str], placement: str, repli
     Args:
         out: folder of the data set and of the runs.
         overrides: configuration values of the command line by dotted path.
-        placement: pure (no teachers), inline, pool or stored.
+        placement: pure (no teachers), inline, pool, stored, or original: stored for original images.
         replicas: number of replicas of each teacher in a pool.
     """
-    teachers: dict[str, Any] = {task: {"checkpoint": str(out / task)} for task in ("det", "seg")}
-    teachers |= {"placement": placement, "replicas": replicas, "store": str(out / "store")}
+    teachers: dict[str, Any] = {task: {"source": str(out / task)} for task in ("det", "seg")}
+    stored = {"stored": str(out / "store"), "original": str(out / "originals")}
+    teachers |= {"placement": "stored" if placement in stored else placement, "store": stored.get(placement)}
+    teachers["replicas"] = replicas
     config = configure(
         out,
         f"{placement}{replicas}",
@@ -131,8 +133,8 @@ def measure_placement(out: Path, overrides: Sequence[str], placement: str, repli
     )
     # A finished run is not run again.
     shutil.rmtree(config.train.run, ignore_errors=True)
-    if placement == "stored":
-        precompute(config, views=1)
+    if placement in stored:
+        precompute(config, "original" if placement == "original" else 1)
     train(config)
     lines = [line for line in read_metrics(Path(config.train.run)) if "time/step_s" in line][WARMUP:]
     step, teacher, data = (median(line[f"time/{name}_s"] for line in lines) for name in TIMES)

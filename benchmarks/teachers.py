@@ -36,7 +36,7 @@ def measure_teachers(out: Path, shared: Path, overrides: Sequence[str]) -> dict[
     scaling = _scaling(folder / "data")
     print("training two teachers and a student: some minutes", flush=True)
     placements.train_networks(folder, overrides)
-    arms = [("pure", 1), ("inline", 1), ("pool", 1), ("pool", 2), ("stored", 1)]
+    arms = [("pure", 1), ("inline", 1), ("pool", 1), ("pool", 2), ("stored", 1), ("original", 1)]
     costs = [placements.measure_placement(folder, overrides, *arm) for arm in arms]
     packed = packing.compare_packed(str(folder / "data"), *(str(folder / name) for name in ("det", "seg", "student")))
 
@@ -59,6 +59,7 @@ def measure_teachers(out: Path, shared: Path, overrides: Sequence[str]) -> dict[
         f"{packed['box_grad_error']:.2%} (boxes), {packed['seg_grad_error']:.2%} (segmentation)"
     )
     return {
+        **{f"{cost.placement}_of_pure": row["ratio_to_pure"] for cost, row in zip(costs, rows, strict=True)},
         "overlap_ratio": overlap["overlap_ratio"],
         "overload_ratio": overlap["overload_ratio"],
         "packed_kb_per_image": packed["packed_kb_per_image"],

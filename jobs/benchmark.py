@@ -5,6 +5,7 @@ python jobs/benchmark.py teachers    what teachers cost a student: inline, in a 
 python jobs/benchmark.py data        the data stream against a PyTorch DataLoader; what a training waits for data
 python jobs/benchmark.py overhead    the job against a bare PyTorch loop, two workers against one
 python jobs/benchmark.py memory      10 GB of images through an object store of 512 MB; no wait where an epoch begins
+python jobs/benchmark.py backbones   parameters, multiplications and time of backbones
 python jobs/benchmark.py index       index and plan of a billion rows in a million row groups: their memory and time
 """
 
@@ -152,6 +153,20 @@ def index(arguments: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def backbones(arguments: argparse.Namespace) -> dict[str, float]:
+    """Measure a network for both tasks with each of some backbones."""
+    from benchmarks.backbones import BATCH, NAMES, SIZE, measure_backbones
+
+    table = Table("backbone", "million parameters", "GMACs an image", "forward, ms", "forward and backward, ms")
+    table.title = f"Both tasks, {SIZE} px, float32, {BATCH} images, {THREADS} thread; milliseconds an image"
+    figures: dict[str, float] = {}
+    for name, values in measure_backbones(arguments.names or NAMES).items():
+        table.add_row(name, *(f"{value:.1f}" for value in values.values()))
+        figures |= {f"{name} {figure}": value for figure, value in values.items()}
+    terminal().print(table)
+    return figures
+
+
 def shared_folder() -> Path:
     """Return the folder of the real images."""
     return Path(os.environ.get("MULTAS_SHARED", Path(__file__).parent.parent.parent / "shared"))
@@ -175,6 +190,9 @@ def main() -> None:
     sub.set_defaults(measure=overhead)
     sub = benches.add_parser("memory", parents=[common], help="a data set that outgrows the memory")
     sub.set_defaults(measure=memory)
+    sub = benches.add_parser("backbones", parents=[common], help="networks with different backbones")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="backbones (default: nine of all families)")
+    sub.set_defaults(measure=backbones)
     sub = benches.add_parser("index", parents=[common], help="index and plan of a billion rows")
     sub.set_defaults(measure=index)
     arguments = parser.parse_args()

@@ -2,13 +2,14 @@
 
 import re
 import shlex
+import textwrap
 
 import numpy as np
 import pytest
 import torch
 
 from multas_ray.checkpoint.weights import load_network
-from multas_ray.config import AugmentConfig, Config, ModelConfig
+from multas_ray.config import AugmentConfig, Config, ModelConfig, TeachersConfig
 from multas_ray.config_docs import sections
 from multas_ray.config_file import load_config
 from multas_ray.data.collate import make_eval_batch, make_train_batch
@@ -16,6 +17,7 @@ from multas_ray.data.describe import count
 from multas_ray.data.index import read_index
 from multas_ray.data.plan import EvaluationPlan, lay_plan
 from multas_ray.data.schema import SCHEMA, DatasetInfo, read_info
+from multas_ray.documents import parse_yaml
 from multas_ray.model.network import MultiTaskNet
 from tests.support.shared import ROOT
 
@@ -114,3 +116,12 @@ def test_published_weights_become_a_teacher_as_the_guide_shows(tmp_path, monkeyp
     torch.save(MultiTaskNet(config, {"det": ["cat"]}).state_dict(), "teacher.pth")
     exec(code, {"det_classes": ["cat"]})
     assert load_network("teachers/det")[1].det_classes == ["cat"]
+
+
+def test_teachers_of_the_guide_are_configurations():
+    text = (ROOT / "docs" / "guide" / "teachers.md").read_text()
+    blocks = [textwrap.dedent(block.strip("\n")) for block in re.findall(r"\n((?: {4}.*\n|\n(?= {4}))+)", text)]
+    trees = [parse_yaml(block, "guide") for block in blocks if block.startswith(("teachers:", "det:", "seg:"))]
+    assert len(trees) >= 7
+    for tree in trees:
+        TeachersConfig.model_validate(tree.get("teachers", tree))

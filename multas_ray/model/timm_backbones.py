@@ -71,7 +71,7 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
         architecture = own.partition(".")[0]
         near = difflib.get_close_matches(architecture, timm.list_models(), 5, 0.5)
         raise UserError(f"model.backbone: timm has no model {quoted(own)}; near are {', '.join(near) or 'none'}")
-    strides = _strides(timm, own)
+    strides = strides_of(timm, own)
     plain = len(set(strides)) == 1 and hasattr(timm.create_model(own), "forward_intermediates")
     if not plain and not set(STRIDES) <= set(strides):
         raise UserError(
@@ -107,7 +107,7 @@ def _package() -> Any:
     return timm
 
 
-def _strides(timm: Any, own: str) -> list[int]:
+def strides_of(timm: Any, own: str) -> list[int]:
     """Return the strides of a model's maps, fine to coarse; none where it has no maps."""
     try:
         return list(timm.create_model(own, pretrained=False, features_only=True).feature_info.reduction())
