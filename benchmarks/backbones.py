@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.timing import alternate
 from multas_ray.config import ModelConfig
-from multas_ray.model.network import MultiTaskNet, count_parameters
+from multas_ray.model.network import MultiTaskNet, count_gmacs, count_parameters
 
 SIZE = 256
 BATCH = 2
@@ -41,7 +40,7 @@ def measure_backbones(names: Sequence[str] = NAMES) -> dict[str, dict[str, float
     return {
         name: {
             "million_parameters": count_parameters(network) / 1e6,
-            "gmacs": _gmacs(network),
+            "gmacs": count_gmacs(network, SIZE),
             "forward_ms": 1000 * forward[name] / BATCH,
             "train_ms": 1000 * train[name] / BATCH,
         }
@@ -73,10 +72,3 @@ def _train(network: MultiTaskNet, images: Tensor) -> Callable[[], object]:
         network.zero_grad(set_to_none=True)
 
     return run
-
-
-def _gmacs(network: MultiTaskNet) -> float:
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network.eval()(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
-    return counter.get_total_flops() / 2e9

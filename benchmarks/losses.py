@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import sigmoid_focal_loss
 
 from benchmarks import published
@@ -14,7 +13,7 @@ from multas_ray.config import Config, LossConfig
 from multas_ray.config_file import parse_config
 from multas_ray.data.batch import Some, TrainBatch
 from multas_ray.data.plan import Part
-from multas_ray.model.network import MultiTaskNet, count_parameters
+from multas_ray.model.network import MultiTaskNet, count_gmacs, count_parameters
 from multas_ray.model.precision import autocast
 from multas_ray.resolve import resolve_precision
 from multas_ray.tasks.detection.anchors import anchors
@@ -103,12 +102,9 @@ def compare_presets() -> dict[str, dict[str, float]]:
         torch.manual_seed(0)
         classes = [str(label) for label in range(CLASSES + 1)]
         network = MultiTaskNet(config.model, {"det": classes[1:], "seg": classes})
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            network.eval()(torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8))
         facts[preset] = {
             "million_parameters": count_parameters(network) / 1e6,
-            "gmacs": counter.get_total_flops() / 2e9,
+            "gmacs": count_gmacs(network, SIZE),
         }
         steps[preset] = _step(network, config, batch)
     for preset, seconds in alternate(steps, repeats=1).items():

@@ -1,5 +1,6 @@
 """Placement of a job's actors and tasks: whether a cluster has, or can ever have, room for all of them at once."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 from multas_ray.config import Config, Resources
 from multas_ray.documents import read_model, read_yaml
 from multas_ray.errors import UserError
-from multas_ray.ray_setup import on_cluster
+from multas_ray.ray_setup import data_tasks, on_cluster
 
 JOINING_S = 30.0
 """Seconds that a cluster's nodes may take to join."""
@@ -66,6 +67,17 @@ def asks(config: Config) -> list[Ask]:
         requests.append(Ask("teachers.resources", teachers, config.teachers.resources))
     # A task of the training stream, and one of the validation stream.
     return [*requests, Ask("data.resources", 2, config.data.resources)]
+
+
+def cpus_needed(config: Config) -> int:
+    """Return the number of logical CPUs that a run reserves."""
+    teachers = len(config.distilled_tasks()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
+    reserved = (
+        config.train.most_workers * config.train.resources.cpu,
+        teachers * config.teachers.resources.cpu,
+        (config.data.workers or data_tasks()) * config.data.resources.cpu,
+    )
+    return math.ceil(sum(reserved))
 
 
 def check_placement(wanted: Sequence[Ask], nodes: Callable[[], Sequence[Node]] | None = None) -> None:

@@ -64,10 +64,10 @@ class Calibration:
         gap = np.abs(confidence - right).sum(axis=1)
         return {name: gap[k] / count[k].sum() for k, name in enumerate(self.classes) if count[k].any()}
 
-    def error(self) -> float:
-        """Compute the expected calibration error of all statements, 0..1; NaN without any."""
+    def error(self) -> float | None:
+        """Compute the expected calibration error of all statements, 0..1; None without any."""
         count, confidence, right = self._bins.sum(axis=1)
-        return float(np.abs(confidence - right).sum() / count.sum()) if count.any() else float("nan")
+        return float(np.abs(confidence - right).sum() / count.sum()) if count.any() else None
 
     def temperature(self) -> float | None:
         """Fit the divisor of the logits that makes what was right most likely; None without statements."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from multas_ray.config import ModelConfig, Task
 from multas_ray.errors import UserError
@@ -129,6 +130,19 @@ class MultiTaskNet(nn.Module):
 def count_parameters(module: nn.Module) -> int:
     """Count the trainable scalars of a module."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def count_gmacs(network: MultiTaskNet, size: int) -> float:
+    """Count the multiplications of an image's forward pass in evaluation mode, in 10^9.
+
+    Args:
+        network: the network, which is in evaluation mode afterwards.
+        size: side of the image in pixels.
+    """
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    return counter.get_total_flops() / 2e9
 
 
 def _rows(feature: Tensor, rows: Tensor | None) -> Tensor:

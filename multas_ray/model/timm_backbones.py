@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -72,7 +73,7 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
         near = difflib.get_close_matches(architecture, timm.list_models(), 5, 0.5)
         raise UserError(f"model.backbone: timm has no model {quoted(own)}; near are {', '.join(near) or 'none'}")
     strides = strides_of(timm, own)
-    plain = len(set(strides)) == 1 and hasattr(timm.create_model(own), "forward_intermediates")
+    plain = len(set(strides)) == 1
     if not plain and not set(STRIDES) <= set(strides):
         raise UserError(
             f"model.backbone: {name} has no maps of the strides 8, 16 and 32 (it has {strides or 'none'}); those of "
@@ -82,7 +83,7 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
     places = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES if stride in strides]
     shape: dict[str, Any] = {"num_classes": 0} if plain else {"features_only": True, "out_indices": places}
     network = _attempt(name, settings, lambda: _create(timm, own, settings, shape))
-    about = network.pretrained_cfg if plain else timm.get_pretrained_cfg(own).to_dict()
+    about = timm.get_pretrained_cfg(own)
     # No stochastic depth: it would make gradients depend on how a batch is split over workers.
     replace_modules(network, timm.layers.DropPath, lambda _: nn.Identity())
     for part in network.modules():
@@ -90,7 +91,7 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
             part.p = 0.0  # attention reads it
     network = _with_norm(timm, name, network, settings.norm)
     kind = PlainBackbone if plain else FeatureBackbone
-    return kind(network, about["mean"], about["std"])
+    return kind(network, about.mean, about.std)
 
 
 def weights_licence(name: str) -> str | None:
@@ -109,10 +110,15 @@ def _package() -> Any:
 
 def strides_of(timm: Any, own: str) -> list[int]:
     """Return the strides of a model's maps, fine to coarse; none where it has no maps."""
-    try:
-        return list(timm.create_model(own, pretrained=False, features_only=True).feature_info.reduction())
-    except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError):
-        return []
+    # Without memory for weights, unless a model looks at its own numbers.
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                return list(timm.create_model(own, pretrained=False, features_only=True).feature_info.reduction())
+        except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError) as error:
+            if "meta" not in str(error):
+                break
+    return []
 
 
 def _create(timm: Any, own: str, settings: BackboneSettings, shape: dict[str, Any]) -> Any:

@@ -3,14 +3,10 @@
 python -m multas_ray.model.timm_table > docs/backbones.md
 """
 
-import contextlib
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from multas_ray.model.timm_backbones import FREE, STRIDES, strides_of
 
@@ -43,9 +39,7 @@ def families() -> dict[str, Family]:
     for number, name in enumerate(names):
         family = found[timm.models.model_entrypoint(name).__module__.rpartition(".")[2]]
         family.models += 1
-        with _memory_free():
-            strides = strides_of(timm, name)
-        shape = _shape(strides)
+        shape = _shape(strides_of(timm, name))
         if shape:
             family.usable.append(name)
             family.shapes.add(shape)
@@ -83,13 +77,6 @@ def _licences(timm: Any, name: str) -> set[str]:
     tagged = timm.list_models(f"{name}.*", pretrained=True)
     licences = {timm.get_pretrained_cfg(each).license for each in tagged}
     return {licence for licence in licences if licence and licence.lower() not in FREE}
-
-
-@contextlib.contextmanager
-def _memory_free() -> Iterator[None]:
-    """Build models without memory for their weights; the largest have gigabytes."""
-    with torch.device("meta"):
-        yield
 
 
 if __name__ == "__main__":

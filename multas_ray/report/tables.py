@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from multas_ray.config import METRIC_GROUPS, TASKS
+from multas_ray.evaluate.scores import CLASS_METRIC, TASK_METRIC
 
 if TYPE_CHECKING:
     from multas_ray.teacher.check import Checked
@@ -65,14 +66,12 @@ def teacher_table(checked: Sequence["Checked"]) -> Rows:
     for number, each in enumerate(checked, start=1):
         mark = f" {number}" if len(checked) > 1 else ""
         for name, value in each.metrics.items():
-            rows.setdefault(label := name.split("/", 2)[2] if name.count("/") == 2 else "all", {"class": label})
-            rows[label][f"{SCORES[each.task]}{mark}"] = value
-        for label, error in {"all": each.error, **each.calibration}.items():
-            rows.setdefault(label, {"class": label})[f"calibration error{mark}"] = 100 * error
+            label = "all" if name == TASK_METRIC[each.task] else name.removeprefix(f"{CLASS_METRIC[each.task]}/")
+            rows.setdefault(label, {"class": label})[f"{CLASS_METRIC[each.task]}{mark}"] = value
+        errors = {"all": each.error, **each.calibration}
+        for label, error in errors.items():
+            rows.setdefault(label, {"class": label})[f"calibration error{mark}"] = error and 100 * error
     return list(rows.values())
-
-
-SCORES = {"det": "AP", "seg": "IoU"}
 
 
 def by_source(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

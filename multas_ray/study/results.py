@@ -5,16 +5,14 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-import torch
 from pydantic import BaseModel, Field
-from torch.utils.flop_counter import FlopCounterMode
 
 from multas_ray.checkpoint.folder import find_checkpoint
 from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import Config
 from multas_ray.documents import read_model
 from multas_ray.errors import UserError
-from multas_ray.model.network import count_parameters
+from multas_ray.model.network import count_gmacs, count_parameters
 from multas_ray.run_folder import Metrics, Number, read_metrics, read_result
 from multas_ray.storage import StoragePath
 from multas_ray.study.layout import Study, Trial, change_paths
@@ -133,7 +131,4 @@ def _over_classes(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 def _network_cost(run: StoragePath, size: int) -> tuple[float, float]:
     """Million parameters of a run's network, and 10^9 multiplications of an image's forward pass."""
     network, _ = load_network(run)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-    return count_parameters(network) / 1e6, counter.get_total_flops() / 2e9
+    return count_parameters(network) / 1e6, count_gmacs(network, size)

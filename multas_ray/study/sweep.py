@@ -15,6 +15,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from multas_ray.config import Config
 from multas_ray.documents import read_json
 from multas_ray.errors import RunError, UserError, first_line, root_cause
+from multas_ray.placement import cpus_needed
 from multas_ray.ray_setup import start_ray, warn_if_passing
 from multas_ray.report.html import Page
 from multas_ray.report.sweep_plots import SweepTrial, best_so_far, parallel_coordinates
@@ -23,7 +24,7 @@ from multas_ray.storage import StoragePath
 from multas_ray.study.layout import change_paths
 from multas_ray.study.search import Sweep, parse_search
 from multas_ray.study.trials import trials_that_fit
-from multas_ray.train.run import cpus_needed, train
+from multas_ray.train.run import train
 
 POLL_S = 1.0
 SEARCH, SWEEP, BEST, TUNE = "search.json", "sweep.json", "best.yaml", "tune"

@@ -12,12 +12,13 @@ import ray
 from multas_ray.config import Config
 from multas_ray.console import follow
 from multas_ray.errors import RunError, UserError, first_line, root_cause
+from multas_ray.placement import cpus_needed
 from multas_ray.ray_setup import cluster_cores, cluster_gpus, on_cluster, start_ray, warn_if_passing
 from multas_ray.storage import StoragePath
 from multas_ray.study.layout import Study, Trial, lay_out
 from multas_ray.study.results import TrialResult, has_network, read_results, result_file, write_result
 from multas_ray.teacher.precompute import precompute
-from multas_ray.train.run import cpus_needed, train
+from multas_ray.train.run import train
 
 
 def run_study(study: Study, arms: Sequence[str] | None = None) -> dict[str, TrialResult]:

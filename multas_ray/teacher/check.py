@@ -19,6 +19,7 @@ from multas_ray.data.plan import EvaluationPlan
 from multas_ray.data.sources import read_sources
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.evaluate.calibration import Calibration
+from multas_ray.evaluate.scores import CLASS_METRIC, TASK_METRIC
 from multas_ray.placement import Ask, check_placement
 from multas_ray.ray_setup import start_ray
 from multas_ray.resolve import resolve_precision
@@ -44,8 +45,8 @@ class Checked:
     """Metrics in percent by name: of the classes that it knows, and their means."""
     calibration: dict[str, float]
     """Expected calibration error by class, 0..1."""
-    error: float
-    """Expected calibration error of all that it says, 0..1."""
+    error: float | None
+    """Expected calibration error of all that it says, 0..1; None where it says nothing."""
     temperature: float | None
     """Temperature that fits best, to be written into the configuration; None where it says nothing."""
 
@@ -154,8 +155,6 @@ def _add_pixels(calibration: Calibration, logits: Tensor, images: Sequence[Annot
 
 def _of_known(metrics: dict[str, float], task: Task, known: Sequence[str]) -> dict[str, float]:
     """Keep the metrics of the classes that a teacher knows, and the mean over these."""
-    score = "AP" if task == "det" else "IoU"
-    kept = {name: metrics[f"{task}/{score}/{name}"] for name in known if f"{task}/{score}/{name}" in metrics}
-    mean = "det/AP" if task == "det" else "seg/mIoU"
-    means = {mean: float(np.mean(list(kept.values())))} if kept else {}
-    return means | {f"{task}/{score}/{name}": value for name, value in kept.items()}
+    names = [f"{CLASS_METRIC[task]}/{name}" for name in known]
+    kept = {name: metrics[name] for name in names if name in metrics}
+    return {TASK_METRIC[task]: float(np.mean(list(kept.values())))} | kept if kept else {}

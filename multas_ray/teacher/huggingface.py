@@ -18,7 +18,7 @@ from multas_ray.errors import UserError, first_line
 from multas_ray.model.backbones import IMAGENET_MEAN, IMAGENET_STD
 from multas_ray.tasks.detection.found import Found
 from multas_ray.tasks.task import General
-from multas_ray.teacher.strangers import stretched, weights_digest
+from multas_ray.teacher.strangers import network_digest, stretched
 
 AUTO: dict[Task, tuple[str, ...]] = {
     "det": ("AutoModelForObjectDetection",),
@@ -60,7 +60,7 @@ class HuggingFaceModel:
         labels = {int(number): str(name) for number, name in config.id2label.items()}
         self.names = [labels.get(number, "") for number in range(max(labels) + 1)]
         self.softmax = config.model_type in SOFTMAX
-        self.digest = weights_digest(network)
+        self.digest = network_digest(network)
         self.size = prepare.size
 
     def __call__(self, images: Tensor) -> General:

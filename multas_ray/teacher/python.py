@@ -4,8 +4,8 @@
 device. For segmentation it returns scores (n, C, h', w'), 0 or larger, of any resolution. For detection it returns a
 list of n pairs of boxes (k, 4), x1 y1 x2 y2 in pixels of these images, and probabilities (k, C) in 0..1.
 
-It may have `digest`, a text that changes with its answers. Without one, its source file is digested, and the weights of
-the networks among its attributes.
+It may have `size`, the side in pixels of the squares that it works best on, and `digest`, a text that changes with its
+answers. Without one, its source file is digested, and the weights of the networks among its attributes.
 """
 
 import sys
@@ -21,7 +21,7 @@ from multas_ray.config import Task, TeacherConfig
 from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.tasks.detection.found import Found, stacked
 from multas_ray.tasks.task import General
-from multas_ray.teacher.strangers import weights_digest
+from multas_ray.teacher.strangers import network_digest
 from multas_ray.teacher.teacher import digest_of
 
 
@@ -100,4 +100,4 @@ def _digest(model: Any) -> str:
     networks += [each for each in getattr(model, "__dict__", {}).values() if isinstance(each, nn.Module)]
     file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
     source = Path(file).read_bytes() if file else b""
-    return digest_of(source, *map(weights_digest, networks))
+    return digest_of(source, *map(network_digest, networks))

@@ -1,10 +1,12 @@
 """Teachers of a configuration, found and described."""
 
-from typing import Any
+import ray
 
 from multas_ray.config import Config, Task, TeacherConfig
 from multas_ray.data.schema import DatasetInfo
 from multas_ray.errors import UserError, root_cause
+from multas_ray.placement import cpus_needed
+from multas_ray.ray_setup import start_ray
 from multas_ray.teacher import loader_of
 from multas_ray.teacher.ensemble import TaskTeacher, joint_spec
 from multas_ray.teacher.teacher import Description, StudentTerms, TeacherSpec
@@ -37,22 +39,20 @@ def teacher_specs(config: Config, data: DatasetInfo) -> dict[Task, TaskTeacher]:
                 features=task == "det" and config.distill.det.features,
                 packed=config.packed(task),
             )
-            description = _described(settings, task, terms, config.teachers.runtime_env)
+            description = _described(settings, task, terms, config)
             members.append(TeacherSpec(task, description, terms, settings))
         specs[task] = joint_spec(members)
         _check_losses(config, specs[task])
     return specs
 
 
-def _described(settings: TeacherConfig, task: Task, terms: StudentTerms, environment: dict[str, Any]) -> Description:
+def _described(settings: TeacherConfig, task: Task, terms: StudentTerms, config: Config) -> Description:
     """Describe a teacher: here, or where it has its own environment, in a task on Ray that has that too."""
+    environment = config.teachers.runtime_env
     if not environment:
         return _describe(settings, task, terms)
-    import ray
-
-    from multas_ray.ray_setup import start_ray
-
-    start_ray()
+    # As large as the job will need it: it is started once.
+    start_ray(cpus_needed(config))
     describe = ray.remote(num_cpus=0, runtime_env=environment, max_retries=0)(_describe)
     try:
         description: Description = ray.get(describe.remote(settings, task, terms))

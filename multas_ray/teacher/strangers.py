@@ -24,6 +24,7 @@ from multas_ray.teacher.teacher import (
     Description,
     StudentTerms,
     TeacherSpec,
+    check_finite,
     digest_of,
     digests,
     to_answer,
@@ -157,6 +158,8 @@ class Stranger:
         size = settings.size or (self.model.size if terms.original else None)
         with autocast(self.device, terms.precision):
             found = self.model(stretched(images, size))
+        # Before thresholds, in which a NaN is an object that is not there.
+        check_finite(self.spec, found)
         return PARTS[self.spec.task].network.translate(found, self.columns, len(terms.classes), settings.temperature)
 
 
@@ -177,7 +180,7 @@ def joined(parts: Sequence[Any]) -> Any:
     return torch.cat(list(parts))
 
 
-def weights_digest(module: nn.Module) -> str:
+def network_digest(module: nn.Module) -> str:
     """Compute the digest of a network's parameters and buffers, with their names and shapes."""
     parts: list[str | bytes] = []
     for name, tensor in module.state_dict().items():

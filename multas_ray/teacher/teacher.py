@@ -172,13 +172,18 @@ def to_answer(spec: Answering, images: np.ndarray, output: Any) -> Answer:
         UserError: the output is not finite.
     """
     parts = PARTS[spec.task]
-    if not all(bool(value.isfinite().all()) for value in arrays_of(output)):
-        raise UserError(f"{spec.place}: it answers with NaN or infinite values")
+    check_finite(spec, output)
     if spec.terms.original:
         return Answer(digests(images), packed=tuple(parts.original.pack(output)))
     if spec.terms.packed:
         return Answer(digests(images), packed=tuple(parts.network.pack(output)))
     return Answer(digests(images), dense=mapped(output, lambda value: value.cpu().numpy()))
+
+
+def check_finite(spec: Answering, output: Any) -> None:
+    """Raise a UserError, which names the teacher, if a value of an output is NaN or infinite."""
+    if not all(bool(value.isfinite().all()) for value in arrays_of(output)):
+        raise UserError(f"{spec.place}: it answers with NaN or infinite values")
 
 
 def arrays_of(output: Any) -> list[Any]:

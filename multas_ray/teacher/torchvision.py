@@ -19,7 +19,7 @@ from multas_ray.model.backbones import IMAGENET_MEAN, IMAGENET_STD
 from multas_ray.tasks.detection.distillation import SEEN
 from multas_ray.tasks.detection.found import MOST, stacked
 from multas_ray.tasks.task import General
-from multas_ray.teacher.strangers import stretched, weights_digest
+from multas_ray.teacher.strangers import network_digest, stretched
 
 PACKAGES: dict[Task, Any] = {"det": torchvision.models.detection, "seg": torchvision.models.segmentation}
 
@@ -37,7 +37,7 @@ class Detector:
             size: side in pixels at which it works; None: as it was built.
         """
         self.source, self.names, self.network = source, names, network
-        self.digest = weights_digest(network)
+        self.digest = network_digest(network)
         self.size = size or _prescribed(network)
         # It drops what it is less sure of than 0.05, mostly: those still teach something.
         parts: list[Any] = [network, getattr(network, "roi_heads", None)]
@@ -75,7 +75,7 @@ class Segmenter:
     def __init__(self, source: str, names: Sequence[str], network: nn.Module, size: int | None) -> None:
         """Take a network in evaluation mode; `size` is the side in pixels that it was trained at, None: any."""
         self.source, self.names, self.network, self.size = source, names, network, size
-        self.digest = weights_digest(network)
+        self.digest = network_digest(network)
 
     def __call__(self, images: Tensor) -> General:
         """Compute the probabilities of the pixels."""

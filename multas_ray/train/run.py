@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import traceback
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -24,7 +23,7 @@ from multas_ray.data.stream import Addition, PlannedData, PlannedStream
 from multas_ray.errors import RunError, UserError, first_line, root_cause
 from multas_ray.model.backbones import TIMM
 from multas_ray.model.network import MultiTaskNet
-from multas_ray.placement import asks, check_placement
+from multas_ray.placement import asks, check_placement, cpus_needed
 from multas_ray.ray_setup import data_tasks, start_ray, warn_if_passing
 from multas_ray.report.overlays import choose_samples
 from multas_ray.report.run_report import run_report
@@ -198,17 +197,6 @@ def resolve_networks(config: Config, specs: Mapping[Task, TaskTeacher]) -> Confi
             "teachers": config.teachers.model_copy(update=teachers),
         }
     )
-
-
-def cpus_needed(config: Config) -> int:
-    """Return the number of logical CPUs that a run reserves."""
-    teachers = len(config.distilled_tasks()) * config.teachers.replicas if config.teachers.placement == "pool" else 0
-    reserved = (
-        config.train.most_workers * config.train.resources.cpu,
-        teachers * config.teachers.resources.cpu,
-        (config.data.workers or data_tasks()) * config.data.resources.cpu,
-    )
-    return math.ceil(sum(reserved))
 
 
 def _trainer(job: WorkerJob, info: DatasetInfo, plan: Plan, validation: EvaluationPlan) -> Callable[[], TorchTrainer]:

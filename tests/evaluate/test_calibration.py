@@ -55,7 +55,7 @@ def test_without_statements_there_is_nothing():
     calibration = Calibration(NAMES)
     calibration.add_detections(np.zeros(0), np.zeros(0, int), np.zeros(0, bool))
     assert calibration.temperature() is None
-    assert np.isnan(calibration.error())
+    assert calibration.error() is None
     assert not calibration.errors()
     # Never wrong: as sure as can be.
     calibration.add_detections(np.full(9, 0.7), np.zeros(9, int), np.ones(9, bool))

@@ -10,3 +10,14 @@ def specs(make_config, random_teachers) -> dict[str, TeacherSpec]:
     """Two teachers for the scenes."""
     config = make_config(teachers=random_teachers)
     return teacher_specs(config, read_info(config.data.path))
+
+
+@pytest.fixture
+def stored(make_config, random_teachers, tmp_path):
+    """Makes the configuration of a run that trains from the store in this test's folder."""
+
+    def make(**sections):
+        teachers = {"placement": "stored", "store": str(tmp_path / "store"), **random_teachers}
+        return make_config(**{"teachers": teachers, **sections})
+
+    return make

@@ -139,17 +139,6 @@ def test_an_own_teacher_says_of_a_whole_image_what_it_says_of_a_batch(specs, tas
         torch.testing.assert_close(torch.tensor(moved.probabilities).amax(dim=(1, 2)), surest, rtol=0, atol=2e-3)
 
 
-@pytest.fixture
-def stored(make_config, random_teachers, tmp_path):
-    """Makes the configuration of a run that trains from the store in this test's folder."""
-
-    def make(**sections):
-        teachers = {"placement": "stored", "store": str(tmp_path / "store"), **random_teachers}
-        return make_config(**{"teachers": teachers, **sections})
-
-    return make
-
-
 def specs_of(config):
     return teacher_specs(config, read_info(config.data.path))
 

@@ -40,17 +40,6 @@ from tests.support.teachers import spoil
 VIEWS = 2
 
 
-@pytest.fixture
-def stored(make_config, random_teachers, tmp_path):
-    """Makes the configuration of a run that trains from the store in this test's folder."""
-
-    def make(**sections):
-        teachers = {"placement": "stored", "store": str(tmp_path / "store"), **random_teachers}
-        return make_config(**{"teachers": teachers, **sections})
-
-    return make
-
-
 @pytest.fixture(scope="session")
 def one_view() -> list[str]:
     """Where the first `fill` has put its store."""

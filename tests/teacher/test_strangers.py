@@ -164,6 +164,22 @@ def test_an_answer_of_another_form_is_named():
         spec.load("cpu")(images())
 
 
+@pytest.mark.parametrize("task", ["det", "seg"])
+@pytest.mark.parametrize("original", [False, True])
+def test_a_teacher_from_outside_that_answers_with_nan_is_named(monkeypatch, task, original):
+    """It must not pass for one that finds nothing."""
+    spec = with_terms(spec_of(task, BOXES if task == "det" else PIXELS, classes=PUPPY), original=original)
+    teacher = spec.load("cpu")
+    answer = teacher.model.model
+    spoiled = {
+        "det": lambda some: [(boxes, p * torch.nan) for boxes, p in answer(some)],
+        "seg": lambda some: answer(some) * torch.nan,
+    }
+    monkeypatch.setattr(teacher.model, "model", spoiled[task])
+    with pytest.raises(UserError, match=rf"^teachers\.{task}\.source python:.*: it answers with NaN"):
+        teacher(images())
+
+
 def test_a_teacher_that_has_changed_is_refused(monkeypatch):
     spec = spec_of("seg", PIXELS, classes=PUPPY)
     monkeypatch.setattr(foreign.HalfAndHalf, "digest", "second")
