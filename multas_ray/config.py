@@ -361,15 +361,16 @@ class TeacherConfig(Section):
 
     source: str
     """Run folder (its best checkpoint is taken) or checkpoint folder of this project; `hf:NAME-OR-FOLDER`,
-    `torchvision:NAME-OR-FILE`, `onnx:FILE` or `python:MODULE:FACTORY`, see docs/guide/teachers.md. `checkpoint` is its
-    older name."""
+    `torchvision:NAME[:WEIGHTS]`, `onnx:FILE` or `python:MODULE:FACTORY`, see docs/guide/teachers.md. `checkpoint` is
+    its older name."""
     classes: dict[str, str | None] = {}
     """Classes of the teacher that have another name in the run; null for one that teaches nothing. Several may have one
     name."""
     names: list[str] | None = None
     """Names of the teacher's classes in the order of its outputs. Default: what it says itself."""
     size: int | None = Field(None, ge=32)
-    """Side in pixels of the squares that images are stretched to for it. Default: those of the student."""
+    """Side in pixels of the squares that images are stretched to for it. Default: what a model from elsewhere says
+    itself, else those of the student."""
     temperature: float = Field(1.0, gt=0)
     """Divisor of its logits: above 1 for a teacher that is too sure, below for one that is not sure enough
     (`jobs/teachers.py check` fits it)."""

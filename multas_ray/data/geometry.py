@@ -1,7 +1,6 @@
 """Where an augmented image lies in its original, so that what was found in the original can follow. NumPy only."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +57,6 @@ def traced(
     return Geometry((x_scale, height / sides[1]), (x_shift, top / sides[1]))
 
 
-@lru_cache(maxsize=64)
 def _weights(length: int, size: int, scale: float, shift: float) -> tuple[np.ndarray, np.ndarray]:
     """Weights of resampling along one axis.
 

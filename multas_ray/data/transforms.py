@@ -96,21 +96,22 @@ class Augment:
             The sample, and in `geometry` where it lies in the original.
         """
         sides = (sample["image"].shape[-2], sample["image"].shape[-1])
-        free_crop = FreeCrop((size, size), scale=(0.3, 1.0), ratio=(0.5, 2.0), antialias=True)
         self.zoom_out.used = self.iou_crop.used = self.flip.used = None
+        crop: IoUCrop | FreeCrop = self.iou_crop
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: for the GPU's sake it takes a stack trace each time.
             torch.default_generator.manual_seed(seed)
             sample = self.zoom_out(sample)
             if torch.rand(()) < self.config.crop:
-                # Of a sample without boxes in about the same range of scales and aspect ratios.
-                sample = self.iou_crop(sample) if len(sample.get("boxes", ())) else free_crop(sample)
+                if not len(sample.get("boxes", ())):
+                    # In about the same range of scales and aspect ratios.
+                    crop = FreeCrop((size, size), scale=(0.3, 1.0), ratio=(0.5, 2.0), antialias=True)
+                sample = crop(sample)
             sample = resize(self.flip(sample), size)
             if self.config.photometric:
                 sample = sample | {"image": distort_colours(sample["image"])}
         padding = self.zoom_out.used["padding"] if self.zoom_out.used else None
-        crop = self.iou_crop.used or free_crop.used
-        sample["geometry"] = traced(sides, padding, crop, self.flip.used is not None)
+        sample["geometry"] = traced(sides, padding, crop.used, self.flip.used is not None)
         if "boxes" not in sample:
             return sample
         # Apart from the mask, whose rows torchvision would take for one entry a box.

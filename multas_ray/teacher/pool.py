@@ -259,7 +259,7 @@ def _facts(record: Any, part: str = "") -> dict[str, Any]:
         if is_dataclass(value):
             facts |= _facts(value, part)
         elif isinstance(value, BaseModel):
-            facts |= _facts(value, f"{name}.")
+            facts |= _facts(value, f"{part}{name}.")
         elif isinstance(value, tuple) and value and is_dataclass(value[0]):
             facts[f"number of {name}"] = len(value)
             for number, member in enumerate(value):

@@ -32,9 +32,13 @@ def test_a_shared_pool_of_several_teachers_is_known_again(started_ray, make_conf
         first = start_pool(config.teachers, teacher_specs(config, info))
         again = start_pool(config.teachers, teacher_specs(config, info))
         assert [each._actor_id for each in again["seg"]] == [each._actor_id for each in first["seg"]]
-        other = changed(config, **{"teachers.seg": [random_teachers["seg"], {"source": KNOWS, "temperature": 2}]})
-        with pytest.raises(UserError, match="pool 'several' serves a seg teacher with another"):
-            start_pool(other.teachers, teacher_specs(other, info))
+        own = random_teachers["seg"]
+        others = [[own, {"source": KNOWS, "temperature": 2}], [own | {"temperature": 2}, {"source": KNOWS}]]
+        for number, teachers in enumerate(others):
+            other = changed(config, **{"teachers.seg": teachers})
+            words = rf"pool 'several' serves a seg teacher with another {1 - number}\.settings\.temperature"
+            with pytest.raises(UserError, match=words):
+                start_pool(other.teachers, teacher_specs(other, info))
     finally:
         stop_pool("several")
 
