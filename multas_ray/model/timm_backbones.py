@@ -17,6 +17,8 @@ from multas_ray.errors import UserError, first_line, quoted
 from multas_ray.model.backbones import Backbone, BackboneSettings, replace_modules
 
 STRIDES = (8, 16, 32)
+TRIED = (128, 192)
+"""Height and width in pixels of an input by which a backbone is tried."""
 FREE = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause")
 """Licences of weights that ask for no more than the code's own."""
 
@@ -91,7 +93,28 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
             part.p = 0.0  # attention reads it
     network = _with_norm(timm, name, network, settings.norm)
     kind = PlainBackbone if plain else FeatureBackbone
-    return kind(network, about.mean, about.std)
+    backbone: Backbone = kind(network, about.mean, about.std)
+    _check_maps(name, backbone)
+    return backbone
+
+
+def _check_maps(name: str, backbone: Backbone) -> None:
+    """Refuse a backbone whose maps are not the input divided by their strides, such as one without padding.
+
+    Raises:
+        UserError: they are not, or it cannot take an input of another size than that of its pretraining.
+    """
+    height, width = TRIED
+    backbone.eval()
+    try:
+        with torch.inference_mode():
+            found = [tuple(each.shape[1:]) for each in backbone(torch.zeros(1, 3, height, width))]
+    except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
+        raise UserError(f"model.backbone: {name} cannot take any size of input ({first_line(error)})") from None
+    backbone.train()
+    expected = [(c, height // s, width // s) for c, s in zip(backbone.channels, STRIDES, strict=True)]
+    if found != expected:
+        raise UserError(f"model.backbone: {name} has maps {found} of {height} x {width} pixels; needed are {expected}")
 
 
 def weights_licence(name: str) -> str | None:

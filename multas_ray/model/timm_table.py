@@ -1,4 +1,4 @@
-"""Page docs/backbones.md: which models of timm can be backbones, found by building each, without weights.
+"""Page docs/backbones.md: which models of timm can be backbones, found by building each and trying it, without weights.
 
 python -m multas_ray.model.timm_table > docs/backbones.md
 """
@@ -8,15 +8,19 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-from multas_ray.model.timm_backbones import FREE, STRIDES, strides_of
+import torch
+
+from multas_ray.errors import UserError
+from multas_ray.model.backbones import TIMM, BackboneSettings
+from multas_ray.model.timm_backbones import FREE, PlainBackbone, strides_of, timm_backbone
 
 INTRO = """# Backbones of timm
 
 `model.backbone: timm/NAME` takes any of these models of timm {version} (the extra `timm`), with the tag of its weights,
 such as `timm/convnext_tiny.dinov3_lvd1689m`. A pyramid has maps of the strides 8, 16 and 32; a plain ViT has one map,
 from which they are made (Li et al., ECCV 2022). Licences are those of the published weights; where one asks for more
-than this project's, a training says so when it begins. This page is made by building every model without weights:
-`python -m multas_ray.model.timm_table > docs/backbones.md`.
+than this project's, a training says so when it begins. This page is made by building and trying every model, without
+weights: `python -m multas_ray.model.timm_table > docs/backbones.md`.
 """
 
 
@@ -39,7 +43,7 @@ def families() -> dict[str, Family]:
     for number, name in enumerate(names):
         family = found[timm.models.model_entrypoint(name).__module__.rpartition(".")[2]]
         family.models += 1
-        shape = _shape(strides_of(timm, name))
+        shape = _shape(timm, name)
         if shape:
             family.usable.append(name)
             family.shapes.add(shape)
@@ -67,10 +71,22 @@ def page() -> str:
     return "\n".join([INTRO.format(version=timm.__version__), *rows, "", none, ""])
 
 
-def _shape(strides: list[int]) -> str:
-    if set(STRIDES) <= set(strides):
-        return f"pyramid of {len(strides)}, from stride {strides[0]}"
-    return f"ViT of stride {strides[0]}" if len(strides) > 1 and len(set(strides)) == 1 else ""
+def _shape(timm: Any, name: str) -> str:
+    """Describe the maps of a model that can be a backbone; empty for another."""
+    # Without memory for weights: the largest models have gigabytes.
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                backbone = timm_backbone(f"{TIMM}{name}", BackboneSettings(pretrained=False, norm="batch"))
+        except UserError as error:
+            # A model that looks at its own numbers needs them.
+            if "meta" not in str(error):
+                return ""
+        else:
+            strides = strides_of(timm, name)
+            plain = isinstance(backbone, PlainBackbone)
+            return f"ViT of stride {strides[0]}" if plain else f"pyramid of {len(strides)}, from stride {strides[0]}"
+    return ""
 
 
 def _licences(timm: Any, name: str) -> set[str]:
