@@ -92,29 +92,26 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
         if isinstance(part, nn.Dropout):
             part.p = 0.0  # attention reads it
     network = _with_norm(timm, name, network, settings.norm)
-    kind = PlainBackbone if plain else FeatureBackbone
-    backbone: Backbone = kind(network, about.mean, about.std)
-    _check_maps(name, backbone)
-    return backbone
+    return _tried(name, lambda: (PlainBackbone if plain else FeatureBackbone)(network, about.mean, about.std))
 
 
-def _check_maps(name: str, backbone: Backbone) -> None:
-    """Refuse a backbone whose maps are not the input divided by their strides, such as one without padding.
+def _tried(name: str, build: Callable[[], Backbone]) -> Backbone:
+    """Return a backbone whose maps are the input divided by their strides; refuse another, such as one without padding.
 
     Raises:
         UserError: they are not, or it cannot take an input of another size than that of its pretraining.
     """
     height, width = TRIED
-    backbone.eval()
     try:
+        backbone = build().eval()
         with torch.inference_mode():
             found = [tuple(each.shape[1:]) for each in backbone(torch.zeros(1, 3, height, width))]
-    except (RuntimeError, ValueError, AssertionError, TypeError, AttributeError) as error:
-        raise UserError(f"model.backbone: {name} cannot take any size of input ({first_line(error)})") from None
-    backbone.train()
+    except Exception as error:  # any of a thousand networks may raise anything
+        raise UserError(f"model.backbone: {name} cannot be a backbone ({first_line(error)})") from None
     expected = [(c, height // s, width // s) for c, s in zip(backbone.channels, STRIDES, strict=True)]
     if found != expected:
         raise UserError(f"model.backbone: {name} has maps {found} of {height} x {width} pixels; needed are {expected}")
+    return backbone.train()
 
 
 def weights_licence(name: str) -> str | None:
@@ -138,7 +135,7 @@ def strides_of(timm: Any, own: str) -> list[int]:
         try:
             with torch.device(device):
                 return list(timm.create_model(own, pretrained=False, features_only=True).feature_info.reduction())
-        except (RuntimeError, TypeError, AttributeError, AssertionError, ValueError) as error:
+        except Exception as error:
             if "meta" not in str(error):
                 break
     return []
@@ -166,7 +163,7 @@ def _attempt(name: str, settings: BackboneSettings, build: Callable[[], Any]) ->
         raise UserError(f"model.weights: {settings.weights}: weights are read from .safetensors files alone")
     try:
         return build()
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         if not settings.pretrained:
             raise UserError(f"model.backbone: {name} cannot be built ({first_line(error)})") from None
         origin = settings.weights or "the hub"
