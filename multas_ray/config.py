@@ -78,7 +78,8 @@ class SourceConfig(Section):
     """Data set folder: local, or any URI that pyarrow reads."""
     classes: dict[str, str | None] = {}
     """Classes of the data set that have another name in the run; null for one that is ignored: its boxes and pixels
-    teach nothing, and nothing else there is wrong. Several may have one name."""
+    teach nothing, and nothing else there is wrong; `background` for one that is none: its boxes are no objects.
+    Several may have one name."""
     train: str | None = "train"
     """Split to train on; null for none."""
     val: str | None = "val"

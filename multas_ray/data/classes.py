@@ -9,25 +9,33 @@ from multas_ray.config import Task
 from multas_ray.errors import UserError, quoted
 from multas_ray.tasks.segmentation.rows import BACKGROUND
 
+NO_OBJECT = -1
+"""Target of an object class that is background in the run: where its boxes are, there is nothing."""
+
 
 @dataclass(frozen=True)
 class ClassMap:
     """Classes of a data set for a task, by those of the run."""
 
     targets: tuple[int | None, ...]
-    """Number in the run of each of the data set's classes; None for a class that is ignored."""
+    """Number in the run of each of the data set's classes; None for a class that is ignored; or `NO_OBJECT`."""
     count: int
     """Number C of the run's classes."""
 
     @property
     def unlabelled(self) -> tuple[int, ...]:
         """Classes of the run that the data set does not list: nobody looked for them in any of its images."""
-        return tuple(sorted(set(range(self.count)) - set(self.targets)))
+        return tuple(sorted(set(range(self.count)) - set(self.listed)))
 
     @property
     def empty(self) -> bool:
         """Whether the data set has none of the run's classes, so that its annotation says nothing."""
-        return all(target is None for target in self.targets)
+        return not self.listed
+
+    @property
+    def listed(self) -> tuple[int, ...]:
+        """Classes of the run that the data set lists."""
+        return tuple(sorted({target for target in self.targets if target is not None and target != NO_OBJECT}))
 
     def marks(self, numbers: np.ndarray) -> np.ndarray:
         """Return the unlabelled classes of a row.
@@ -40,27 +48,33 @@ class ClassMap:
         Returns:
             (m,) int32, ascending: numbers of the run's classes.
         """
-        own = {self.targets[number] for number in numbers.tolist()} - {None}
+        own = {self.targets[number] for number in numbers.tolist()} & set(self.listed)
         return np.array(sorted(own | set(self.unlabelled)), np.int32)
 
 
 def join_classes(
-    sources: Mapping[str, Sequence[str]], maps: Mapping[str, Mapping[str, str | None]], chosen: Sequence[str] | None
+    task: Task,
+    sources: Mapping[str, Sequence[str]],
+    maps: Mapping[str, Mapping[str, str | None]],
+    chosen: Sequence[str] | None,
 ) -> list[str]:
     """Join the classes that several data sets have for a task.
 
     Args:
+        task: task whose classes these are.
         sources: classes of each data set, in its order.
         maps: other names of some of these classes in the run, by data set; None for a class that is ignored.
         chosen: classes of the run; None for the union by name, in order of first appearance.
 
     Returns:
-        Classes of the run; `background` comes first, where it is one.
+        Classes of the run; `background` comes first of the pixels' classes, and is no class of objects.
     """
     if chosen is not None:
         return list(chosen)
     names = [maps[source].get(name, name) for source, own in sources.items() for name in own]
     found = list(dict.fromkeys(name for name in names if name is not None))
+    if task == "det":
+        return [name for name in found if name != BACKGROUND]
     return sorted(found, key=lambda name: name != BACKGROUND)
 
 
@@ -82,6 +96,9 @@ def class_map(
     targets: list[int | None] = []
     for name in own:
         target = renamed.get(name, name)
+        if task == "det" and target == BACKGROUND:
+            targets.append(NO_OBJECT)
+            continue
         if target is not None and target not in run:
             raise UserError(
                 f"data.sources.{source}: its {task} class {quoted(target)} is none of the run's; {source} has "

@@ -81,7 +81,7 @@ def read_sources(data: DataConfig) -> Sources:
     maps: dict[str, dict[Task, ClassMap]] = {name: {} for name in infos}
     for task in TASKS:
         own = {name: info.classes[task] for name, info in infos.items()}
-        joined[task] = join_classes(own, renamed, data.chosen_classes(task))
+        joined[task] = join_classes(task, own, renamed, data.chosen_classes(task))
         for name, classes in own.items():
             maps[name][task] = class_map(task, name, classes, renamed[name], joined[task])
     for name in infos:

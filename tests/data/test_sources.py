@@ -74,6 +74,26 @@ def test_rows_come_in_the_classes_of_the_run(folders):
     assert [read_sample(in_val, row)[0]["det_unlabelled"].tolist() for row in (0, 1)] == [[], [0]]
 
 
+def test_objects_of_a_class_that_is_background_are_none(folders):
+    classes = {"pedestrian": "person", "rider": "background", "van": None}
+    sources = {"street": {"path": folders["street"], "classes": classes}}
+    read = read_sources(data_of(folders, sources=sources))
+    assert read.info.det_classes == ["person", "dog"]
+    values, sample = read_sample(read.index("train"), 0)
+    # The rider's box is gone, the van's is a difficult one of both classes.
+    assert sample["labels"].tolist() == [0, 1, 0, 1]
+    assert sample["difficult"].tolist() == [False, False, True, True]
+    assert values["det_unlabelled"].tolist() == []
+    # Nobody looked for riders in this image, which says nothing of persons.
+    values, _ = read_sample(read.index("val"), 1)
+    assert values["det_unlabelled"].tolist() == []
+    sources = {"scenes": {"path": folders["scenes"], "classes": {"sky": "background", "dog": "background"}}}
+    read = read_sources(data_of(folders, sources=sources))
+    assert (read.info.det_classes, read.info.seg_classes) == ([], ["background", "person"])
+    values, sample = read_sample(read.index("train"), 0)
+    assert set(np.unique(sample["mask"])) == {0, 255}
+
+
 def test_what_a_source_does_not_list_is_unlabelled_in_the_batch(folders):
     index = read_sources(data_of(folders, seg_classes=["background", "person", "sky", "road"])).index("train")
     plan = lay_plan(index, usable=TASK_MASKS, mixing=None, batch_size=9, steps=1, seed=0, sizes=[32], window=16)

@@ -35,6 +35,8 @@ pixel for its end, differ by one. Boxes in other coordinates, or for another siz
 Array = TypeVar("Array")
 PADDING = -1
 """Label of an empty slot of a batch."""
+IGNORED = -2
+"""Label of a box whose class the run ignores, while it is translated."""
 
 
 class UnitBoxes(NamedTuple, Generic[Array]):
@@ -186,14 +188,16 @@ def translate(annotation: Mapping[str, np.ndarray], classes: ClassMap) -> dict[s
     """Translate labels to the classes of a run over several data sets.
 
     Where a class is ignored, its box is a difficult one of each class that the data set lists: found there, none of
-    them is wrong.
+    them is wrong. Where it is background in the run, its box is left out.
     """
-    labels = np.array([PADDING if target is None else target for target in classes.targets])[annotation["labels"]]
-    known, listed = labels != PADDING, np.unique([target for target in classes.targets if target is not None])
-    ignored = np.repeat(annotation["boxes"][~known], len(listed), axis=0)
+    listed = np.array(classes.listed, np.int64)
+    targets = np.array([IGNORED if target is None else target for target in classes.targets], np.int64)
+    labels = targets[annotation["labels"]]
+    known, unknown = labels >= 0, labels == IGNORED
+    ignored = np.repeat(annotation["boxes"][unknown], len(listed), axis=0)
     return {
         "boxes": np.concatenate([annotation["boxes"][known], ignored]),
-        "labels": np.concatenate([labels[known], np.tile(listed, np.count_nonzero(~known))]).astype(np.int64),
+        "labels": np.concatenate([labels[known], np.tile(listed, np.count_nonzero(unknown))]),
         "difficult": np.concatenate([annotation["difficult"][known], np.ones(len(ignored), bool)]),
     }
 
