@@ -27,6 +27,7 @@ KINDS: dict[str, Kind] = {
     "predict": sources.predict_rows,
     "shard": stored.shard,
     "store": stored.store,
+    "originals": stored.originals,
     "checkpoint": stored.checkpoint,
     "run": stored.run_folder,
     "results": stored.results,

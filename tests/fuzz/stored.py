@@ -21,6 +21,7 @@ from multas_ray.checkpoint.weights import load_network, load_state, write_checkp
 from multas_ray.config import TASKS, AugmentConfig, ModelConfig
 from multas_ray.config_file import parse_config
 from multas_ray.data.describe import count
+from multas_ray.data.geometry import Geometry
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.read import _cached_group, read_sample
 from multas_ray.data.reject import Reject
@@ -30,17 +31,22 @@ from multas_ray.storage import StoragePath
 from multas_ray.study.layout import Study, lay_out
 from multas_ray.study.results import portable, read_results
 from multas_ray.study.summary import summary_tables
+from multas_ray.tasks import PARTS
 from multas_ray.tasks.detection import packed as detection
 from multas_ray.tasks.detection.anchors import count_anchors
+from multas_ray.tasks.detection.found import Found
+from multas_ray.tasks.packed import compress, decompress, read_head
 from multas_ray.tasks.segmentation import packed as segmentation
 from multas_ray.teacher.store import (
     CODEC,
+    ORIGINAL,
     SCHEMA,
     StoredTeacher,
     StoreInfo,
     StoreReader,
     _read_file,
     check_store,
+    file_digest,
     file_of,
 )
 from multas_ray.teacher.teacher import arrays_of, to_tensors
@@ -158,30 +164,47 @@ def _with_other_end(rng: Random, data: bytes) -> bytes:
 
 def store(folder: Path) -> Callable[[Random], Case]:
     """A store of soft targets: its description, and a file of answers."""
-    write_set(folder / "data", table_of([row(number) for number in range(3)]))
-    index = read_index(str(folder / "data"), "train")
-    teachers = {
-        task: StoredTeacher(digest="0", classes=classes, precision="float32", on="all")
-        for task, classes in (("det", INFO["det_classes"]), ("seg", INFO["seg_classes"]))
-    }
-    good = StoreInfo(
-        dataset=index.digest, split="train", size=32, augment=AugmentConfig(), transforms=VERSION, codec=CODEC,
-        seed=0, views=1, teachers=teachers,
-    )  # fmt: skip
     torch.manual_seed(0)
     anchors, (detected, segmented) = count_anchors(32, 4), map(len, (INFO["det_classes"], INFO["seg_classes"]))
     answers = {
-        "image_id": [f"image{number}" for number in range(3)],
         "view": [0] * 3,
         "seed": [1, 2, 2**64 - 1],
         "digest": [0, 1, 2],
         "det": detection.pack(torch.randn(3, anchors, detected) - 3, torch.randn(3, anchors, 4)),
         "seg": segmentation.pack(torch.randn(3, segmented, 8, 8)),
     }
+    return _store(folder, answers, size=32, augment=AugmentConfig(), transforms=VERSION, views=1)
+
+
+def originals(folder: Path) -> Callable[[Random], Case]:
+    """A store of answers for original images."""
+    corners = torch.rand(3, 5, 2, 2).sort(dim=2).values.flatten(2)
+    found = Found(corners, torch.rand(3, 5, len(INFO["det_classes"])))
+    answers = {
+        "view": [ORIGINAL] * 3,
+        "seed": [0] * 3,
+        "digest": [file_digest(row(number)["image"]) for number in range(3)],
+        "det": PARTS["det"].original.pack(found),
+        "seg": PARTS["seg"].original.pack(torch.rand(3, len(INFO["seg_classes"]), 16, 24).softmax(dim=1)),
+    }
+    return _store(folder, answers, size=None, augment=None, transforms=None, views=1, original=True)
+
+
+def _store(folder: Path, answers: dict[str, list[Any]], **settings: Any) -> Callable[[Random], Case]:
+    """A store with answers for three rows of a data set."""
+    write_set(folder / "data", table_of([row(number) for number in range(3)]))
+    index = read_index(str(folder / "data"), "train")
+    teachers = {
+        task: StoredTeacher(digest="0", classes=classes, precision="float32", on="all")
+        for task, classes in (("det", INFO["det_classes"]), ("seg", INFO["seg_classes"]))
+    }
+    good = StoreInfo(dataset=index.digest, split="train", codec=CODEC, seed=0, teachers=teachers, **settings)
+    answers = {"image_id": [f"image{number}" for number in range(3)]} | answers
     table = pa.table(answers, SCHEMA)
     place = folder / "store"
     batch = bare_batch(np.zeros((3, 3, 32, 32), np.uint8), distil={task: every_class(task, range(3)) for task in TASKS})
-    batch = replace(batch, ids=tuple(answers["image_id"]))
+    geometry = (Geometry(), Geometry((-2.0, 0.7), (1.4, 0.1)), Geometry((0.5, 0.5), (0.2, 0.3)))
+    batch = replace(batch, ids=tuple(answers["image_id"]), geometry=geometry)
 
     def make(rng: Random) -> Case:
         info, data = good.model_dump_json().encode(), _parquet(rng, table)
@@ -194,10 +217,10 @@ def store(folder: Path) -> Callable[[Random], Case]:
             shown = data = _parquet(rng, _other_type(rng, table.cast(_nullable(SCHEMA))))
         else:
             name = rng.choice(("det", "seg"))
-            packed = [mutated_bytes(rng, value) if rng.random() < 0.9 else None for value in answers[name]]
+            packed = [_mutated_answer(rng, value) if rng.random() < 0.9 else None for value in answers[name]]
             wrong = table.set_column(SCHEMA.get_field_index(name), name, pa.array(packed, pa.binary()))
             shown = data = _parquet(rng, wrong)
-        file = Path(str(file_of(str(place), 0, 0)))
+        file = Path(str(file_of(str(place), answers["view"][0], 0)))
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
         (place / "store.json").write_bytes(info)
@@ -213,6 +236,17 @@ def store(folder: Path) -> Callable[[Random], Case]:
         return shown, run
 
     return make
+
+
+def _mutated_answer(rng: Random, packed: bytes) -> bytes:
+    """A packed answer with wrong bytes, or with wrong numbers that a right compression holds."""
+    if rng.random() < 0.5:
+        return mutated_bytes(rng, packed)
+    shape, size = read_head(packed)
+    body = mutated_bytes(rng, bytes(decompress(packed, size)))
+    if rng.random() < 0.5:
+        shape = tuple(rng.choice((side, 0, side + 1, 2**32 - 1)) for side in shape)
+    return compress(shape, [np.frombuffer(body, np.uint8)])
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:
