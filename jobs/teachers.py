@@ -26,6 +26,11 @@ def main() -> None:
         "check", parents=[configured], help="score each teacher on the validation split, and fit its temperature"
     )
     sub.add_argument("--out", metavar="FOLDER", help="folder of teachers.json (default: none is written)")
+    sub.add_argument(
+        "--views",
+        choices=["original"],
+        help="show each the images at its own best size, as precompute.py does (default: at the student's)",
+    )
     sub.set_defaults(run=check)
     sub = commands.add_parser("start", parents=[configured], help="start a pool, or the replicas that it lacks")
     sub.set_defaults(run=start)
@@ -52,14 +57,16 @@ def check(arguments: argparse.Namespace) -> None:
     from multas_ray.storage import StoragePath
     from multas_ray.teacher.check import check_teachers
 
-    checked = check_teachers(config)
+    checked = check_teachers(config, arguments.views == "original")
     for task in dict.fromkeys(each.task for each in checked):
         of_task = [each for each in checked if each.task == task]
         print_rows(teacher_table(of_task), f"teachers.{task} on the validation split, in percent")
         for number, each in enumerate(of_task, start=1):
             fits = "says nothing" if each.temperature is None else f"temperature: {each.temperature:.2f} fits best"
             pace = f"{each.images / max(each.seconds, 1e-9):.1f} images/s"
-            terminal().print(f"{number}. {each.source}: {each.images} images, {pace}; {fits}", soft_wrap=True)
+            terminal().print(
+                f"{number}. {each.source}: {each.images} images of {each.size} pixels, {pace}; {fits}", soft_wrap=True
+            )
     if arguments.out:
         file = StoragePath(arguments.out) / "teachers.json"
         file.write_text(json.dumps([asdict(each) for each in checked], indent=1) + "\n")

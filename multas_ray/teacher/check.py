@@ -24,6 +24,7 @@ from multas_ray.placement import Ask, check_placement
 from multas_ray.ray_setup import start_ray
 from multas_ray.resolve import resolve_precision
 from multas_ray.tasks import PARTS
+from multas_ray.teacher.precompute import best_size
 from multas_ray.teacher.specs import require_teacher_specs
 from multas_ray.teacher.teacher import TeacherSpec, to_tensors
 
@@ -37,6 +38,8 @@ class Checked:
 
     source: str
     task: Task
+    size: int
+    """Side in pixels of the images that it was shown."""
     images: int
     """Number of images that are annotated for the task."""
     seconds: float
@@ -51,8 +54,13 @@ class Checked:
     """Temperature that fits best, to be written into the configuration; None where it says nothing."""
 
 
-def check_teachers(config: Config) -> list[Checked]:
+def check_teachers(config: Config, original: bool = False) -> list[Checked]:
     """Score every teacher of a configuration on its validation split, each in a task on Ray where it would run.
+
+    Args:
+        config: configuration of the run.
+        original: show each the images at its own best size, as `precompute --views original` does; else at the
+            student's.
 
     Raises:
         UserError: configuration, data or teachers cannot be used, or the cluster has no room for one.
@@ -75,7 +83,7 @@ def check_teachers(config: Config) -> list[Checked]:
         for member in spec.members
     ]
     try:
-        checked: list[Checked] = ray.get([task.remote(member, config, index) for member in members])
+        checked: list[Checked] = ray.get([task.remote(member, config, index, original) for member in members])
         return checked
     except ray.exceptions.RayError as error:
         cause = root_cause(error)
@@ -84,29 +92,31 @@ def check_teachers(config: Config) -> list[Checked]:
         raise RunError(f"teachers: a check ended with {type(cause).__name__}: {first_line(cause)}") from None
 
 
-def _check(spec: TeacherSpec, config: Config, index: Index) -> Checked:
+def _check(spec: TeacherSpec, config: Config, index: Index, original: bool) -> Checked:
     torch.set_num_threads(config.teachers.threads)
-    return check_teacher(spec, config, index, "cuda" if ray.get_gpu_ids() else "cpu")
+    return check_teacher(spec, config, index, "cuda" if ray.get_gpu_ids() else "cpu", original)
 
 
-def check_teacher(spec: TeacherSpec, config: Config, index: Index, device: str) -> Checked:
-    """Score a teacher on a split, as the student that it teaches would see it.
+def check_teacher(spec: TeacherSpec, config: Config, index: Index, device: str, original: bool = False) -> Checked:
+    """Score a teacher on the images of a split.
 
     Args:
         spec: teacher, whose answers are not packed.
         config: configuration of the run.
         index: index of the split.
         device: PyTorch device.
+        original: show it the images at its own best size, not at the student's.
 
     Raises:
         UserError: the teacher cannot be loaded, or answers with values that are not finite.
     """
     teacher = spec.load(device)
+    size = best_size(spec, config) if original else config.data.eval_size
     task, model = spec.task, config.model
     scoring, names = PARTS[task].scoring, spec.terms.classes
     metric, calibration = scoring.metric(names, config.evaluate), Calibration(names)
     known = np.flatnonzero(spec.known)
-    plan = EvaluationPlan(index, config.evaluate.batch_size, config.data.eval_size)
+    plan = EvaluationPlan(index, config.evaluate.batch_size, size)
     images, seconds = 0, 0.0
     for step in range(plan.steps):
         batch = make_eval_batch(plan.index, plan.part(step, 0, 1))
@@ -130,6 +140,7 @@ def check_teacher(spec: TeacherSpec, config: Config, index: Index, device: str) 
     return Checked(
         spec.description.source,
         task,
+        size,
         images,
         seconds,
         _of_known(metric.compute(), task, [names[place] for place in known]),

@@ -17,10 +17,10 @@ from multas_ray.teacher.specs import teacher_specs
 KNOWS = "python:tests.support.foreign:knows_scenes"
 
 
-def checked(config, task):
+def checked(config, task, original=False):
     index = read_index(config.data.path, "val")
     spec = teacher_specs(config, read_info(config.data.path))[task]
-    return check_teacher(spec, config, index, "cpu")
+    return check_teacher(spec, config, index, "cpu", original)
 
 
 def test_a_teacher_of_random_weights_is_worth_nothing(make_config, random_teachers):
@@ -42,6 +42,15 @@ def test_a_teacher_that_knows_one_class_is_scored_on_it_alone(make_config):
     assert warm.temperature == pytest.approx(found.temperature, rel=0.1)
 
 
+def test_a_teacher_is_shown_images_at_its_own_best_size(make_config, random_teachers):
+    config = make_config(teachers={**random_teachers, "seg": {"source": KNOWS, "size": 96}})
+    assert checked(config, "seg").size == config.data.eval_size
+    found = checked(config, "seg", original=True)
+    assert (found.size, found.images) == (96, 11)
+    # What its checkpoint says.
+    assert checked(config, "det", original=True).size == 64
+
+
 @pytest.mark.ray
 def test_the_job_prints_each_teacher_and_writes_them(started_ray, make_config, random_teachers, tmp_path, capsys):
     config = make_config(teachers={**random_teachers, "seg": [random_teachers["seg"], {"source": KNOWS}]})
@@ -51,7 +60,7 @@ def test_the_job_prints_each_teacher_and_writes_them(started_ray, make_config, r
     printed = capsys.readouterr().out
     assert "teachers.det on the validation split" in printed
     assert "calibration error 2" in printed
-    assert f"2. {KNOWS}: 11 images" in printed
+    assert f"2. {KNOWS}: 11 images of {config.data.eval_size} pixels" in printed
     assert "fits best" in printed
     written = json.loads((tmp_path / "out" / "teachers.json").read_text())
     assert [each["task"] for each in written] == ["det", "seg", "seg"]
