@@ -67,7 +67,7 @@ def page() -> str:
         example = min(family.usable, key=len)
         count = f"{len(family.usable)}" + (f" of {family.models}" if len(family.usable) < family.models else "")
         rows.append(f"| {name} | {count} | `{example}` | {', '.join(sorted(family.shapes))} | {licences} |")
-    none = f"Families without such maps: {', '.join(rest)}."
+    none = f"Families of which none can: {', '.join(rest)}."
     return "\n".join([INTRO.format(version=timm.__version__), *rows, "", none, ""])
 
 
