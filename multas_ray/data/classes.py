@@ -68,7 +68,12 @@ def join_classes(
 
     Returns:
         Classes of the run; `background` comes first of the pixels' classes, and is no class of objects.
+
+    Raises:
+        UserError: `background` is chosen as a class of objects.
     """
+    if task == "det" and BACKGROUND in (chosen or ()):
+        raise UserError(f"data.det_classes: {BACKGROUND} is no class of objects; leave it out")
     if chosen is not None:
         return list(chosen)
     names = [maps[source].get(name, name) for source, own in sources.items() for name in own]

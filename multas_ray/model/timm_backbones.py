@@ -76,15 +76,18 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
         raise UserError(f"model.backbone: timm has no model {quoted(own)}; near are {', '.join(near) or 'none'}")
     strides = strides_of(timm, own)
     plain = len(set(strides)) == 1
+    misfit = UserError(
+        f"model.backbone: {name} has no maps of the strides 8, 16 and 32 (it has {strides or 'none'}), and is no plain "
+        "ViT; those of the families convnext, mobilenetv4, efficientnet, hgnetv2, resnet and swin have"
+    )
     if not plain and not set(STRIDES) <= set(strides):
-        raise UserError(
-            f"model.backbone: {name} has no maps of the strides 8, 16 and 32 (it has {strides or 'none'}); those of "
-            "the families convnext, mobilenetv4, efficientnet, hgnetv2, resnet and swin have"
-        )
+        raise misfit
     # The last map of a stride, where there are several.
     places = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES if stride in strides]
     shape: dict[str, Any] = {"num_classes": 0} if plain else {"features_only": True, "out_indices": places}
     network = _attempt(name, settings, lambda: _create(timm, own, settings, shape))
+    if plain and not hasattr(network, "patch_embed"):
+        raise misfit
     about = timm.get_pretrained_cfg(own)
     # No stochastic depth: it would make gradients depend on how a batch is split over workers.
     replace_modules(network, timm.layers.DropPath, lambda _: nn.Identity())
@@ -92,10 +95,11 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
         if isinstance(part, nn.Dropout):
             part.p = 0.0  # attention reads it
     network = _with_norm(timm, name, network, settings.norm)
-    return _tried(name, lambda: (PlainBackbone if plain else FeatureBackbone)(network, about.mean, about.std))
+    kind = PlainBackbone if plain else FeatureBackbone
+    return _tried(name, kind(network, about.mean, about.std))
 
 
-def _tried(name: str, build: Callable[[], Backbone]) -> Backbone:
+def _tried(name: str, backbone: Backbone) -> Backbone:
     """Return a backbone whose maps are the input divided by their strides; refuse another, such as one without padding.
 
     Raises:
@@ -103,9 +107,9 @@ def _tried(name: str, build: Callable[[], Backbone]) -> Backbone:
     """
     height, width = TRIED
     try:
-        backbone = build().eval()
-        with torch.inference_mode():
-            found = [tuple(each.shape[1:]) for each in backbone(torch.zeros(1, 3, height, width))]
+        # Not inference_mode: what a network keeps of its first images, training could not use.
+        with torch.no_grad():
+            found = [tuple(each.shape[1:]) for each in backbone.eval()(torch.zeros(1, 3, height, width))]
     except Exception as error:  # any of a thousand networks may raise anything
         raise UserError(f"model.backbone: {name} cannot be a backbone ({first_line(error)})") from None
     expected = [(c, height // s, width // s) for c, s in zip(backbone.channels, STRIDES, strict=True)]

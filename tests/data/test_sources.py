@@ -174,6 +174,7 @@ def test_a_source_may_be_for_training_alone(folders):
             {"det_classes": ["dog", "person"], "street": {"van": "lorry"}},
             r"det class 'pedestrian' is none of the run's",
         ),
+        ({"det_classes": ["background", "dog", "person"]}, "data.det_classes: background is no class of objects"),
         ({"det_classes": ["dog"]}, r"'person' is none .*; street has pedestrian, rider, van, dog, .*_classes are dog;"),
         (
             {"street": {"lorry": None}},

@@ -7,7 +7,6 @@ Both stand on ImageNet's EfficientNet-Lite0. Neither has the anchors, the heads 
       seg: {source: "python:docs.results.foreign.networks:Segmenter"}
 """
 
-import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -26,7 +25,7 @@ CLASSES = ("cat", "cow", "dog", "horse", "sheep", "person")
 SIZE = 256
 """Side in pixels of the images that both are trained on, and work best on."""
 WIDTH = 96
-FOLDER = Path(os.environ.get("FOREIGN", "runs/foreign")).absolute()
+FOLDER = Path("runs/foreign").absolute()
 
 
 class Pyramid(nn.Module):

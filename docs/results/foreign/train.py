@@ -5,6 +5,7 @@ python -m docs.results.foreign.train --voc VOC2012 --task seg
 """
 
 import argparse
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from docs.results.foreign.networks import CLASSES, FOLDER, SIZE, lraspp, normalised, retinanet
 from multas_ray.config import AugmentConfig
@@ -60,36 +61,43 @@ def main() -> None:
     torch.manual_seed(0)
     network = retinanet(pretrained=True) if arguments.task == "det" else lraspp(pretrained=True)
     loss = detection_loss if arguments.task == "det" else segmentation_loss
-    train(network, loss, DataLoader(Animals(arguments.voc, arguments.task), BATCH, collate_fn=list))
     FOLDER.mkdir(parents=True, exist_ok=True)
+    train(network, loss, Animals(arguments.voc, arguments.task), FOLDER / f"{arguments.task}.pt")
     safetensors.torch.save_file(network.state_dict(), FOLDER / f"{arguments.task}.safetensors")
 
 
-def train(network: nn.Module, loss: Any, batches: Any) -> None:
-    """Train by AdamW, with a warm-up of 100 steps and a cosine to 0."""
+def train(network: nn.Module, loss: Any, images: Animals, state: Path) -> None:
+    """Train by AdamW, resumed from a file of its state where there is one."""
     decayed = [each for each in network.parameters() if each.ndim > 1]
     others = [each for each in network.parameters() if each.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0}], 5e-4, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.SequentialLR(
-        optimizer,
-        [
-            torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=100),
-            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS - 100),
-        ],
-        [100],
-    )
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0}], weight_decay=0.05)
+    done = 0
+    if state.exists():
+        saved = torch.load(state, weights_only=True)
+        done = saved["step"]
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
     network.train()
-    started = time.perf_counter()
-    for step, batch in enumerate(batches, start=1):
+    batches = DataLoader(Subset(images, range(done * BATCH, len(images))), BATCH, collate_fn=list)
+    for step, batch in enumerate(batches, start=done + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(torch.device("cpu"))):
             value = loss(network, batch)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 10)
         optimizer.step()
-        schedule.step()
         if step % 25 == 0:
-            print(f"step {step}/{STEPS}, loss {value.item():.3f}, {time.perf_counter() - started:.0f} s", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} step {step}/{STEPS}, loss {value.item():.3f}", flush=True)
+            whole = {"step": step, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save(whole, state.with_suffix(".part"))
+            state.with_suffix(".part").replace(state)
+
+
+def rate(step: int) -> float:
+    """Compute the learning rate of a step: a warm-up of 100, and a cosine to 0."""
+    return 5e-4 * min(1, step / 100) * (1 + math.cos(math.pi * step / STEPS)) / 2
 
 
 def detection_loss(network: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
