@@ -373,8 +373,8 @@ class TeacherConfig(Section):
     """Side in pixels of the squares that images are stretched to for it. Default: what a model from elsewhere says
     itself, else those of the student."""
     temperature: float = Field(1.0, gt=0)
-    """Divisor of its logits: above 1 for a teacher that is too sure, below for one that is not sure enough
-    (`jobs/teachers.py check` fits it)."""
+    """Divisor of its logits, in the run's classes: above 1 for a teacher that is too sure, below for one that is not
+    sure enough (`jobs/teachers.py check` fits it)."""
     batch_size: int | None = Field(None, ge=1)
     """Largest number of images that it answers at a time. Default: all that are asked for."""
     precision: Literal["float32", "bfloat16", "float16"] | None = None

@@ -5,10 +5,12 @@ last map becomes a pyramid.
 """
 
 import difflib
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +21,8 @@ from multas_ray.model.backbones import Backbone, BackboneSettings, replace_modul
 STRIDES = (8, 16, 32)
 TRIED = (128, 192)
 """Height and width in pixels of an input by which a backbone is tried."""
+LEAST_LOADED = 0.5
+"""Least share of a network's weights that a file of weights must have."""
 FREE = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause")
 """Licences of weights that ask for no more than the code's own."""
 
@@ -86,6 +90,8 @@ def timm_backbone(name: str, settings: BackboneSettings) -> Backbone:
     places = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES if stride in strides]
     shape: dict[str, Any] = {"num_classes": 0} if plain else {"features_only": True, "out_indices": places}
     network = _attempt(name, settings, lambda: _create(timm, own, settings, shape))
+    if settings.pretrained and settings.weights is not None:
+        _check_weights(name, network, settings.weights)
     if plain and not hasattr(network, "patch_embed"):
         raise misfit
     about = timm.get_pretrained_cfg(own)
@@ -155,6 +161,29 @@ def _create(timm: Any, own: str, settings: BackboneSettings, shape: dict[str, An
         except TypeError:
             continue
     raise ValueError("it works at the one size of its pretraining")
+
+
+def _check_weights(name: str, network: nn.Module, file: str) -> None:
+    """Compare the weights of a network with those of the file that it was built from.
+
+    timm leaves what it does not find in a file as it is, random. What it adapts, such as embeddings of positions, may
+    differ.
+
+    Raises:
+        UserError: less than half of the network's weights are the file's.
+    """
+    given = {_bytes_digest(tensor) for tensor in safetensors.torch.load_file(file).values()}
+    sizes = {True: 0, False: 0}
+    for parameter in network.parameters():
+        sizes[_bytes_digest(parameter) in given] += parameter.numel()
+    share = sizes[True] / sum(sizes.values())
+    if share < LEAST_LOADED:
+        raise UserError(f"model.weights: {file} has {share:.0%} of the weights of {name}; it is of another network")
+
+
+def _bytes_digest(tensor: Tensor) -> bytes:
+    """Digest a tensor's values as float32, whatever its shape and type."""
+    return hashlib.blake2b(tensor.detach().float().contiguous().cpu().numpy().tobytes(), digest_size=16).digest()
 
 
 def _is_fixed(timm: Any, own: str) -> bool:

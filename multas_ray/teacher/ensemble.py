@@ -94,9 +94,10 @@ class Ensemble:
         known = np.stack([member.known for member in spec.members])
         if spec.terms.original:
             batch = self._tensor(images)
-            every = list(range(len(spec.terms.classes)))
+            classes = spec.terms.classes
             found = parts.original.unite([member.find(batch) for member in self.members], known)
-            return to_answer(spec, images, parts.network.translate(found, every, len(every), 1.0))
+            united = parts.network.translate(found, range(len(classes)), classes, 1.0, False)
+            return to_answer(spec, images, united)
         answers = [mapped(member(images).dense, self._tensor) for member in self.members]
         return to_answer(spec, images, parts.network.merge(answers, known))
 

@@ -6,6 +6,7 @@ For segmentation: `logits` (batch, C, h', w'), or `scores`, 0 or larger. Names o
 and `seg_classes`, JSON lists, or `names` in the configuration.
 """
 
+import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ LAYOUT: dict[Task, tuple[str, ...]] = {"det": ("boxes",), "seg": ()}
 
 class Graph:
     """Graph in ONNX Runtime, see `strangers.Model`."""
+
+    exclusive = False
 
     def __init__(self, source: str, names: Sequence[str], digest: str, session: Any, task: Task) -> None:
         """Take a session whose inputs and outputs have been checked."""
@@ -82,9 +85,9 @@ def open_model(settings: TeacherConfig, task: Task, device: str) -> Graph:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     try:
-        # A large graph keeps its weights in a file beside it.
-        beside = file.with_name(f"{file.name}.data")
-        digest = digest_of(file.read_bytes(), beside.read_bytes() if beside.is_file() else b"")
+        # A large graph keeps its weights in files beside it, called FILE.data, FILE_data, …
+        beside = sorted(each for each in file.parent.glob(f"{glob.escape(file.name)}*") if each.is_file())
+        digest = digest_of(*(each.read_bytes() for each in {file: None} | dict.fromkeys(beside)))
         session = onnxruntime.InferenceSession(str(file), options, providers=[wanted])
     except OSError as error:
         raise UserError(f"{place}: cannot be read ({error.strerror})") from None
@@ -101,6 +104,10 @@ def _check(place: str, session: Any, task: Task) -> None:
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in ("tensor(uint8)", "tensor(float)"):
         shown = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
         raise UserError(f"{place}: one input (batch, 3, h, w) uint8 or float is needed; it has {shown}")
+    _, channels, *sides = inputs[0].shape
+    fixed = [side for side in sides if isinstance(side, int)]
+    if (isinstance(channels, int) and channels != 3) or len(set(fixed)) > 1 or len(fixed) == 1:
+        raise UserError(f"{place}: its input {inputs[0].shape} is no square of 3 channels, (batch, 3, side, side)")
     missing = [name for name in LAYOUT[task] if name not in outputs]
     if missing or not _scores_of(outputs, task):
         wanted = " and ".join([*(quoted(name) for name in LAYOUT[task]), "'scores' or 'logits'"])

@@ -33,6 +33,8 @@ def describe(settings: TeacherConfig, task: Task, terms: StudentTerms) -> Descri
         UserError: there is no checkpoint, it was not trained for the task, or knows none of the student's classes.
     """
     folder = find_checkpoint(settings.source)
+    if settings.names is not None:
+        raise UserError(f"teachers.{task}.names: a network of this project tells its classes; rename them by `classes`")
     network, size = _load(folder.uri, task)
     columns = place_classes(
         f"teachers.{task}.source {folder.uri}", network.classes[task], settings, task, terms.classes
@@ -81,6 +83,7 @@ class Generalist:
     size: int
     network: MultiTaskNet
     task: Task
+    exclusive = False
 
     def __call__(self, images: Tensor) -> General:
         """Return the boxes of its anchors, or the probabilities of its pixels."""
@@ -124,11 +127,10 @@ class NetworkTeacher:
         with autocast(self.device, terms.precision):
             outputs = self.network(stretched(images, settings.size), {task: None}, features=terms.features)
         answer = network.answer(outputs[task], size)
-        if settings.temperature != 1:
-            answer = network.soften(answer, settings.temperature)
         if self.columns is not None:
             answer = network.spread(answer, self.columns, len(terms.classes))
-        return answer
+        # In the classes of its student, in which it was fitted.
+        return network.soften(answer, settings.temperature) if settings.temperature != 1 else answer
 
 
 def ema_teachers(config: Config, average: MultiTaskNet) -> dict[Task, NetworkTeacher]:

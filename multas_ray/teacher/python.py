@@ -5,7 +5,7 @@ device. For segmentation it returns scores (n, C, h', w'), 0 or larger, of any r
 list of n pairs of boxes (k, 4), x1 y1 x2 y2 in pixels of these images, and probabilities (k, C) in 0..1.
 
 It may have `size`, the side in pixels of the squares that it works best on, and `digest`, a text that changes with its
-answers. Without one, its source file is digested, and the weights of the networks among its attributes.
+answers. Without one, the source files of both are digested, and the weights of the networks among its attributes.
 """
 
 import sys
@@ -28,13 +28,15 @@ from multas_ray.teacher.teacher import digest_of
 class PythonModel:
     """Model that a function of a user's module made, see `strangers.Model`."""
 
-    def __init__(self, source: str, task: Task, model: Any) -> None:
-        """Wrap what the factory returned."""
+    exclusive = False
+
+    def __init__(self, source: str, task: Task, model: Any, factory: Any, names: Sequence[str]) -> None:
+        """Wrap what the factory returned, whose classes have these names."""
         self.source = source
         self.task = task
         self.model = model
-        self.names: Sequence[str] = list(model.classes)
-        self.digest = _digest(model)
+        self.names = names
+        self.digest = _digest(model, factory)
         self.size: int | None = getattr(model, "size", None)
 
     def __call__(self, images: Tensor) -> General:
@@ -85,19 +87,27 @@ def open_model(settings: TeacherConfig, task: Task, device: str) -> PythonModel:
             f"{place}: {first_line(error)}; the module must be importable in every process: installed, on PYTHONPATH, "
             "or in the working directory of a submitted job"
         ) from None
-    model = factory(device)
-    classes = getattr(model, "classes", None)
+    except Exception as error:  # anybody's code
+        raise UserError(f"{place}: {module} fails ({type(error).__name__}: {first_line(error)})") from None
+    try:
+        model = factory(device)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{place}: {name} fails ({type(error).__name__}: {first_line(error)})") from None
+    classes = settings.names or getattr(model, "classes", None)
     if not isinstance(classes, list | tuple) or not all(isinstance(each, str) for each in classes):
         raise UserError(f"{place}: what {name} returns needs `classes`, a list of names (found: {quoted(classes)})")
-    return PythonModel(settings.source, task, model)
+    return PythonModel(settings.source, task, model, factory, list(classes))
 
 
-def _digest(model: Any) -> str:
+def _digest(model: Any, factory: Any) -> str:
     given = getattr(model, "digest", None)
     if given is not None:
         return digest_of(str(given))
     networks = [model] if isinstance(model, nn.Module) else []
     networks += [each for each in getattr(model, "__dict__", {}).values() if isinstance(each, nn.Module)]
-    file = getattr(sys.modules.get(type(model).__module__), "__file__", None)
-    source = Path(file).read_bytes() if file else b""
-    return digest_of(source, *map(network_digest, networks))
+    # The factory may be one of functools, and what it returns of another module.
+    modules = [getattr(each, "__module__", None) for each in (factory, model, type(model))]
+    files = [getattr(sys.modules.get(name or ""), "__file__", None) for name in dict.fromkeys(modules)]
+    return digest_of(*(Path(file).read_bytes() for file in files if file), *map(network_digest, networks))

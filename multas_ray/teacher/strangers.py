@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
 from multas_ray.config import ModelConfig, Task, TeacherConfig
-from multas_ray.errors import UserError
+from multas_ray.errors import UserError, first_line
 from multas_ray.model.precision import autocast
 from multas_ray.tasks import PARTS
+from multas_ray.tasks.detection.found import Found, stacked
 from multas_ray.tasks.task import General
 from multas_ray.teacher.labels import known_classes, place_classes
 from multas_ray.teacher.teacher import (
@@ -43,8 +44,12 @@ class Model(Protocol):
         """Its classes, in the order of its outputs."""
 
     @property
+    def exclusive(self) -> bool:
+        """Whether an object is of one of its classes at most, so that their probabilities add up to 1 or less."""
+
+    @property
     def digest(self) -> str:
-        """Digest of its weights."""
+        """Digest of everything that its answers depend on: its weights, and what it does to images and outputs."""
 
     @property
     def size(self) -> int | None:
@@ -89,10 +94,12 @@ class StrangerLoader:
         """Open a model, and check that it fits its student.
 
         Raises:
-            UserError: there is no such model, or it knows none of the student's classes.
+            UserError: there is no such model, it does not answer for an image in the form of its kind, or it knows none
+                of the student's classes.
         """
         model = self._open(settings, task, "cpu")
         place = f"teachers.{task}.source {settings.source}"
+        _try(place, model, task)
         columns = place_classes(place, model.names, settings, task, terms.classes)
         return Description(
             model.source,
@@ -111,12 +118,38 @@ class StrangerLoader:
         settings = spec.settings.model_copy(update={"source": spec.description.source})
         model = self._open(settings, spec.task, device)
         if model.digest != spec.description.digest:
-            raise UserError(f"{spec.place}: its weights have changed since the job began, or differ between nodes")
+            raise UserError(f"{spec.place}: it has changed since the job began, or differs between nodes")
         return Stranger(spec, model, device)
 
     def _open(self, settings: TeacherConfig, task: Task, device: str) -> Model:
         opener: Opener = import_module(f"{__package__}.{self.module}")
         return opener.open_model(settings, task, device)
+
+
+SMALL = 224
+"""Side in pixels of the image by which a model is tried that takes any."""
+
+
+@torch.inference_mode()
+def _try(place: str, model: Model, task: Task) -> None:
+    """Let a model answer for a black image.
+
+    Raises:
+        UserError: it fails, or its answer has another number of classes than it has names.
+    """
+    side = model.size or SMALL
+    try:
+        answer = model(torch.zeros(1, 3, side, side, dtype=torch.uint8))
+    except UserError:
+        raise
+    except Exception as error:  # anybody's code
+        raise UserError(
+            f"{place}: it does not answer for an image of {side} x {side} pixels alone "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from None
+    columns = answer.probabilities.shape[2] if task == "det" else answer.shape[1]
+    if columns != len(model.names):
+        raise UserError(f"{place}: it answers with {columns} classes, and has {len(model.names)} names")
 
 
 class Stranger:
@@ -144,7 +177,7 @@ class Stranger:
         """
         spec, network = self.spec, PARTS[self.spec.task].network
         batch = torch.tensor(images, device=self.device)
-        parts = [self.find(part) for part in batch.split(spec.settings.batch_size or len(batch))]
+        parts = self._parts(batch)
         if spec.terms.original:
             packed = [to_answer(spec, images[:0], part).packed or () for part in parts]
             return Answer(digests(images), packed=tuple(each for some in packed for each in some))
@@ -154,13 +187,21 @@ class Stranger:
 
     def find(self, images: Tensor) -> General:
         """Return what the model finds in images (n, 3, h, w) uint8, in the classes of its student."""
+        return joined(self._parts(images))
+
+    def _parts(self, images: Tensor) -> list[General]:
+        """Return what the model finds in as many images at a time as it may have."""
+        return [self._find(part) for part in images.split(self.spec.settings.batch_size or len(images))]
+
+    def _find(self, images: Tensor) -> General:
         settings, terms = self.spec.settings, self.spec.terms
         size = settings.size or (self.model.size if terms.original else None)
         with autocast(self.device, terms.precision):
             found = self.model(stretched(images, size))
         # Before thresholds, in which a NaN is an object that is not there.
         check_finite(self.spec, found)
-        return PARTS[self.spec.task].network.translate(found, self.columns, len(terms.classes), settings.temperature)
+        network = PARTS[self.spec.task].network
+        return network.translate(found, self.columns, terms.classes, settings.temperature, self.model.exclusive)
 
 
 def stretched(images: Tensor, size: int | None) -> Tensor:
@@ -172,7 +213,9 @@ def stretched(images: Tensor, size: int | None) -> Tensor:
 
 
 def joined(parts: Sequence[Any]) -> Any:
-    """Join answers for some images each into one for all."""
+    """Join answers for some images each into one for all; objects are padded to the most of an image."""
+    if isinstance(parts[0], Found):
+        return stacked([image for part in parts for image in zip(*part, strict=True)])
     if isinstance(parts[0], tuple):
         columns = zip(*parts, strict=True)
         record: Any = type(parts[0])

@@ -20,12 +20,15 @@ from multas_ray.tasks.detection.distillation import SEEN
 from multas_ray.tasks.detection.found import MOST, stacked
 from multas_ray.tasks.task import General
 from multas_ray.teacher.strangers import network_digest, stretched
+from multas_ray.teacher.teacher import digest_of
 
 PACKAGES: dict[Task, Any] = {"det": torchvision.models.detection, "seg": torchvision.models.segmentation}
 
 
 class Detector:
     """Detector, which normalises and resizes images itself, see `strangers.Model`."""
+
+    exclusive = False
 
     def __init__(self, source: str, names: Sequence[str], network: nn.Module, size: int | None) -> None:
         """Take a network in evaluation mode.
@@ -37,7 +40,7 @@ class Detector:
             size: side in pixels at which it works; None: as it was built.
         """
         self.source, self.names, self.network = source, names, network
-        self.digest = network_digest(network)
+        self.digest = digest_of(network_digest(network), repr(list(names)))
         self.size = size or _prescribed(network)
         # It drops what it is less sure of than 0.05, mostly: those still teach something.
         parts: list[Any] = [network, getattr(network, "roi_heads", None)]
@@ -72,10 +75,12 @@ def _prescribed(network: nn.Module) -> int | None:
 class Segmenter:
     """Segmentation network, see `strangers.Model`."""
 
+    exclusive = True
+
     def __init__(self, source: str, names: Sequence[str], network: nn.Module, size: int | None) -> None:
         """Take a network in evaluation mode; `size` is the side in pixels that it was trained at, None: any."""
         self.source, self.names, self.network, self.size = source, names, network, size
-        self.digest = network_digest(network)
+        self.digest = digest_of(network_digest(network), repr(list(names)))
 
     def __call__(self, images: Tensor) -> General:
         """Compute the probabilities of the pixels."""
@@ -96,8 +101,10 @@ def open_model(settings: TeacherConfig, task: Task, device: str) -> Detector | S
         network, names, size = _from_file(place, name, file, settings.names)
         source = f"torchvision:{name}:{file.resolve()}"
     else:
-        network, names, size = _published(place, name, weights)
-        source, names = settings.source, settings.names or names
+        network, published, size = _published(place, name, weights)
+        source, names = settings.source, settings.names or published
+        if len(names) != len(published):
+            raise UserError(f"{place}: names has {len(names)}, and these weights have {len(published)} classes")
     network = network.eval().requires_grad_(False).to(device)
     if task == "det":
         return Detector(source, names, network, settings.size)
@@ -116,9 +123,13 @@ def _from_file(
         else:
             # Tensors alone: nothing of a pickle is run.
             state = torch.load(file, map_location="cpu", weights_only=True)
-        network.load_state_dict(state.get("model", state))
+        state = dict(state.get("model", state))
+        # A head that only helps to train.
+        network.load_state_dict({key: value for key, value in state.items() if not key.startswith("aux_classifier.")})
     except Exception as error:
-        raise UserError(f"{place}: no weights of {name} with {len(names)} classes ({first_line(error)})") from None
+        # The first line of PyTorch's messages names the network, the second what does not fit.
+        reason = (str(error).splitlines()[1:2] or [first_line(error)])[0].strip()
+        raise UserError(f"{place}: no weights of {name} with {len(names)} classes ({reason})") from None
     return network, names, None
 
 

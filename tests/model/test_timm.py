@@ -83,6 +83,14 @@ def test_weights_from_a_file(tmp_path):
     assert len(common) > 0.5 * len(own)
     for key, value in common.items():
         torch.testing.assert_close(own[key if key in own else key.replace("blocks.", "blocks_")], value)
+    renamed = {f"model.{key}": value for key, value in whole.state_dict().items()}
+    for foreign in ({"nothing.weight": torch.ones(3)}, renamed):
+        wrong = tmp_path / "wrong.safetensors"
+        safetensors.torch.save_file(foreign, wrong)
+        with pytest.raises(
+            UserError, match=r"model\.weights: .*wrong\.safetensors has \d+% of the weights of timm/"
+        ):
+            build_backbone(name, BackboneSettings(True, "batch", weights=str(wrong)))
     other = tmp_path / "weights.pth"
     torch.save(whole.state_dict(), other)
     with pytest.raises(UserError, match=r"weights are read from \.safetensors files alone"):

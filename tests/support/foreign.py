@@ -71,3 +71,13 @@ class KnowsScenes:
 
 def knows_scenes(device: str) -> KnowsScenes:
     return KnowsScenes()
+
+
+def fails_at_once(device: str):
+    raise FileNotFoundError("weights.pt is missing")
+
+
+def fails_on_images(device: str):
+    model = HalfAndHalf()
+    model.__class__ = type("Failing", (HalfAndHalf,), {"__call__": lambda self, images: 1 / 0})
+    return model

@@ -66,6 +66,13 @@ _LIGHT = {
     **{"d_model": 16, "decoder_layers": 1, "num_queries": 5, "group_detr": 1, "decoder_self_attention_heads": 2},
     **{"decoder_cross_attention_heads": 2, "decoder_ffn_dim": 16, "num_feature_levels": 1, "num_labels": 3},
 }
+PROCESSORS = {
+    "dab-detr": "ConditionalDetrImageProcessor",
+    "rt_detr_v2": "RTDetrImageProcessor",
+    "d_fine": "RTDetrImageProcessor",
+    "mobilevit": "MobileViTImageProcessor",
+}
+"""Classes of the processors of families that have none of their own; their publishers' files name them."""
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 DETECTORS: dict[str, Callable[[], Any]] = {
     "detr": lambda: _of("DetrConfig", **_backbone(), **_decoder()),
@@ -122,6 +129,11 @@ SEGMENTERS: dict[str, Callable[[], Any]] = {
         **{"backbone_config": _resnet(*STAGES), "fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 3},
         decoder_config=_of("DetrConfig", **_backbone(), **_decoder(32)),
     ),
+    "mobilevit": lambda: _of(
+        "MobileViTConfig",
+        **{"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8] * 7, "num_attention_heads": 2, "image_size": SIZE},
+        **{"aspp_out_channels": 8, "num_labels": 3},
+    ),
     "eomt": lambda: _of(
         "EomtConfig",
         **{"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16},
@@ -145,5 +157,7 @@ def save(folder: Path, family: str, **preprocessor: Any) -> str:
     auto.from_config(config).save_pretrained(folder)
     side = SIDES.get(family, SIZE)
     about = {"size": {"height": side, "width": side}, "do_rescale": True, "rescale_factor": 1 / 255} | preprocessor
+    if family in PROCESSORS:
+        about["image_processor_type"] = PROCESSORS[family]
     (folder / "preprocessor_config.json").write_text(json.dumps(about))
     return str(folder)

@@ -85,10 +85,10 @@ def test_every_detector_answers_as_its_own_post_processing(folder):
 def test_softmax_leaves_out_the_column_of_nothing():
     logits = torch.tensor([[[2.0, 0.0, 1.0]]])
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.4]]])
-    found = detr_objects(logits, boxes, 2, softmax=True)
+    found = detr_objects(logits, boxes, softmax=True)
     torch.testing.assert_close(found.probabilities, logits.softmax(dim=-1)[..., :2])
     torch.testing.assert_close(found.boxes, torch.tensor([[[0.4, 0.3, 0.6, 0.7]]]))
-    torch.testing.assert_close(detr_objects(logits, boxes, 3, softmax=False).probabilities, logits.sigmoid())
+    torch.testing.assert_close(detr_objects(logits, boxes, softmax=False).probabilities, logits.sigmoid())
 
 
 def test_masks_of_a_class_add_up():
@@ -108,6 +108,63 @@ def test_images_are_prepared_as_its_processor_says(tmp_path):
     assert open_model(TeacherConfig(source=f"hf:{source}", size=96), "seg", "cpu").prepare(white).shape[-1] == 96
 
 
+@pytest.mark.parametrize("family", [*DETECTORS, *SEGMENTERS])
+@pytest.mark.parametrize("told", [True, False])
+def test_images_are_prepared_as_its_own_processor_prepares_them(tmp_path, family, told):
+    """Also where its file leaves all to the defaults of the processor's class, which differ between families."""
+    import json
+
+    import transformers
+
+    task = "det" if family in DETECTORS else "seg"
+    source = save(tmp_path, family)
+    if not told:
+        file = tmp_path / "preprocessor_config.json"
+        kept = ("size", "image_processor_type")
+        file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key in kept}))
+    model = open_model(TeacherConfig(source=f"hf:{source}"), task, "cpu")
+    pixels = torch.randint(0, 256, (1, 3, model.size, model.size), dtype=torch.uint8)
+    processor = transformers.AutoImageProcessor.from_pretrained(source)
+    # MobileViT's also cuts the centre out.
+    whole = {"do_center_crop": False} if family == "mobilevit" else {}
+    expected = processor(images=list(pixels), return_tensors="pt", **whole)["pixel_values"]
+    torch.testing.assert_close(model.prepare(pixels), expected, rtol=0, atol=1e-4)
+
+
+def test_everything_that_its_answers_depend_on_is_in_its_digest(tmp_path):
+    import json
+
+    source = save(tmp_path, "segformer", image_mean=[0.5, 0.4, 0.3])
+    settings = TeacherConfig(source=f"hf:{source}")
+
+    def digest() -> str:
+        return open_model(settings, "seg", "cpu").digest
+
+    found = [digest()]
+    assert digest() == found[0]
+    for name, key, value in (
+        ("preprocessor_config.json", "image_mean", [0.1, 0.4, 0.3]),
+        ("preprocessor_config.json", "size", {"height": 96, "width": 96}),
+        ("config.json", "id2label", {"0": "cat", "1": "puppy", "2": "lorry"}),
+    ):
+        file = tmp_path / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+        found.append(digest())
+    assert len(set(found)) == len(found)
+
+
+def test_a_network_without_a_head_is_refused(tmp_path):
+    """A classifier's weights open as a segmentation network, with a head of random weights."""
+    import transformers
+
+    source = save(tmp_path, "segformer")
+    config = transformers.AutoConfig.from_pretrained(source)
+    transformers.SegformerForImageClassification(config).save_pretrained(source)
+    words = r"lacks \d+ of the weights of SegformerForSemanticSegmentation, such as decode_head"
+    with pytest.raises(UserError, match=words):
+        open_model(TeacherConfig(source=f"hf:{source}"), "seg", "cpu")
+
+
 @pytest.mark.parametrize(
     ("size", "side"), [({"shortest_edge": 800, "longest_edge": 1333}, 640), ({"height": 64, "width": 100}, 80)]
 )
@@ -125,6 +182,13 @@ def test_the_size_is_that_of_a_square_with_about_its_pixels(tmp_path, size, side
         (lambda folder: (folder / "config.json").write_text("{}") and folder, "det", "cannot be loaded"),
         (lambda folder: (folder / "preprocessor_config.json").unlink() or folder, "det", "cannot be loaded"),
         (lambda folder: (folder / "model.safetensors").unlink() or folder, "det", "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"half") and folder, "det", "cannot be loaded"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("[]") and folder, "det", "cannot be loaded"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").write_text('{"rescale_factor": "abc"}') and folder,
+            "det",
+            "cannot be loaded",
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(tmp_path, change, task, words):

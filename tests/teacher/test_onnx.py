@@ -13,7 +13,9 @@ from multas_ray.deploy.export import Graph as Exported
 from multas_ray.deploy.export import to_onnx
 from multas_ray.errors import UserError
 from multas_ray.model.network import MultiTaskNet
+from multas_ray.teacher import loader_of
 from multas_ray.teacher.onnx import open_model
+from multas_ray.teacher.teacher import StudentTerms
 from tests.support.batches import CLASSES, config_of
 from tests.support.teachers import images
 
@@ -108,3 +110,31 @@ def test_an_export_of_this_project_answers_as_its_network(tmp_path):
     torch.testing.assert_close(found.probabilities, scores, rtol=0, atol=1e-3)
     torch.testing.assert_close(opened(settings, "seg")(batch), logits.softmax(dim=1), rtol=0, atol=1e-3)
     assert opened(settings, "seg").names == CLASSES["seg"]
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 48), (32, 32, 3), (1, 32, 32)])
+def test_an_input_that_is_no_square_of_three_channels_is_refused(tmp_path, shape):
+    names = {"seg_classes": ["a", "b"]}
+    settings = graph(tmp_path / "m.onnx", {"scores": np.ones((2, 4, 4))}, metadata=names, shape=shape)
+    with pytest.raises(UserError, match="is no square of 3 channels"):
+        opened(settings, "seg")
+
+
+def test_names_must_be_as_many_as_outputs(tmp_path):
+    settings = graph(tmp_path / "m.onnx", {"scores": np.ones((3, 4, 4))}, shape=(3, 32, 32))
+    for names in (["cat", "dog"], ["background", "cat", "dog", "cow"]):
+        changed = settings.model_copy(update={"names": names})
+        with pytest.raises(UserError, match=rf"it answers with 3 classes, and has {len(names)} names"):
+            loader_of(settings.source).describe(changed, "seg", StudentTerms(("background", "cat"), 24, 4))
+
+
+@pytest.mark.parametrize("suffix", [".data", "_data"])
+def test_weights_beside_a_graph_are_in_its_digest(tmp_path, suffix):
+    digests = []
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        settings = graph(folder / "m.onnx", {"scores": np.ones((2, 4, 4)) * 5}, metadata={"seg_classes": ["a", "b"]})
+        (folder / f"m.onnx{suffix}").write_bytes(bytes([number]))
+        digests.append(opened(settings, "seg").digest)
+    assert digests[0] != digests[1]

@@ -154,14 +154,12 @@ def test_what_does_not_fit_is_refused_before_anything_starts(source, settings, w
 
 
 def test_an_answer_of_another_form_is_named():
-    spec = spec_of("seg", "python:tests.support.foreign:misshapen")
     with pytest.raises(
-        UserError, match=r"teachers\.seg\.source python:.*misshapen: it answers with \(4, 3, 10, 20\); needed are"
+        UserError, match=r"teachers\.seg\.source python:.*misshapen: it answers with \(1, 3, 10, 20\); needed are"
     ):
-        spec.load("cpu")(images())
-    spec = spec_of("det", "python:tests.support.foreign:half_and_half", classes=PUPPY)
-    with pytest.raises(UserError, match=r"needed are 4 pairs of boxes \(k, 4\) and probabilities \(k, 3\)"):
-        spec.load("cpu")(images())
+        spec_of("seg", "python:tests.support.foreign:misshapen")
+    with pytest.raises(UserError, match=r"needed are 1 pairs of boxes \(k, 4\) and probabilities \(k, 3\)"):
+        spec_of("det", "python:tests.support.foreign:half_and_half", classes=PUPPY)
 
 
 @pytest.mark.parametrize("task", ["det", "seg"])
@@ -183,7 +181,7 @@ def test_a_teacher_from_outside_that_answers_with_nan_is_named(monkeypatch, task
 def test_a_teacher_that_has_changed_is_refused(monkeypatch):
     spec = spec_of("seg", PIXELS, classes=PUPPY)
     monkeypatch.setattr(foreign.HalfAndHalf, "digest", "second")
-    with pytest.raises(UserError, match="its weights have changed since the job began"):
+    with pytest.raises(UserError, match="it has changed since the job began"):
         spec.load("cpu")
 
 
@@ -260,3 +258,96 @@ def test_without_a_background_teachers_must_know_the_same(monkeypatch):
     members = [spec_of("seg", PIXELS, classes=each) for each in (PUPPY, {})]
     with pytest.raises(UserError, match=r"knows other classes than .*, and the run has no class 'background'"):
         joint_spec(members)
+
+
+def translated(scores, columns, classes, temperature=1.0) -> list[float]:
+    """The distribution that scores of one pixel become."""
+    p = PARTS["seg"].network.translate(torch.tensor(scores)[None, :, None, None], columns, classes, temperature, False)
+    return p[0, :, 0, 0].tolist()
+
+
+def test_where_nothing_was_found_is_background_if_there_is_one():
+    nothing = [1e-5, 1e-5, 1e-5]
+    assert translated(nothing, [0, 1, 2], ["background", "cat", "dog"])[0] > 0.95
+    assert translated(nothing, [0, 1, 2], ["road", "cat", "dog"]) == pytest.approx([1 / 3] * 3)
+    assert translated([0, 1e-5], [1, 2], ["background", "cat", "dog"]) == pytest.approx([0, 0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.5, 1.001, 4])
+@pytest.mark.parametrize(
+    "scores", [[1e-6, 1e-4, 1e-6], [0.119, *[0.881 / 149] * 149], [2.4, 0.3, 0.3]], ids=["nothing", "many", "sums to 3"]
+)
+def test_a_temperature_is_one_of_the_student_s_classes(scores, temperature):
+    """Also of what nothing was found of, and where many classes are one: what is fitted is what is taught."""
+    columns = [min(place, 2) for place in range(len(scores))]
+    classes = ["background", "cat", "dog"]
+    plain = torch.tensor(translated(scores, columns, classes), dtype=torch.float64)
+    expected = (plain.log() / temperature).softmax(dim=0)
+    assert translated(scores, columns, classes, temperature) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("task", ["det", "seg"])
+def test_each_of_several_teachers_has_its_number_of_images_at_a_time(task, monkeypatch):
+    source = BOXES if task == "det" else PIXELS
+    spec = joint_spec([spec_of(task, source, classes=PUPPY, batch_size=size) for size in (2, 3)])
+    seen: list[int] = []
+    for original in (False, True):
+        form = with_terms(spec, original=original)
+        teacher = form.load("cpu")
+        for member in teacher.members:
+            model = member.model.model
+            monkeypatch.setattr(
+                member.model, "model", lambda some, model=model: (seen.append(len(some)), model(some))[1]
+            )
+        teacher(images(4))
+        assert seen == [2, 2, 3, 1]
+        seen.clear()
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "words"),
+    [
+        ("fails_at_once", {}, r"fails_at_once fails \(FileNotFoundError: weights\.pt is missing\)"),
+        ("fails_on_images", {}, r"does not answer for an image of 224 x 224 pixels alone \(ZeroDivisionError"),
+        ("half_and_half", {"names": ["cat", "dog"]}, r"needed are scores \(1, 2, h, w\)"),
+        ("half_and_half", {"names": ["cat", "dog", "cow", "x"]}, r"needed are scores \(1, 4, h, w\)"),
+    ],
+)
+def test_a_model_that_fails_or_has_other_names_is_refused_in_a_line(source, settings, words):
+    with pytest.raises(UserError, match=rf"^teachers\.seg\.source python:.*{words}"):
+        spec_of("seg", f"python:tests.support.foreign:{source}", **settings)
+
+
+def test_names_of_the_configuration_count():
+    spec = spec_of("seg", PIXELS, names=["dog", "cat", "cow"])
+    assert spec.known.tolist() == [False, True, True, True]
+
+
+def test_a_changed_source_file_changes_the_digest(tmp_path, monkeypatch):
+    """Of a function that is made of others too, whose type is Python's own."""
+    monkeypatch.syspath_prepend(tmp_path)
+    text = """
+import functools
+import torch
+
+def score(images, lit):
+    scores = torch.full((len(images), 2, 4, 4), 0.1)
+    scores[:, lit] = 1
+    return scores
+
+def made(device):
+    model = functools.partial(score, lit=LIT)
+    model.classes = ["cat", "dog"]
+    return model
+"""
+    found = []
+    for name, lit in (("one", 0), ("two", 1)):
+        (tmp_path / f"seg_{name}.py").write_text(text.replace("LIT", str(lit)))
+        found.append(spec_of("seg", f"python:seg_{name}:made").description.digest)
+    assert found[0] != found[1]
+
+
+def test_an_own_network_tells_its_names(specs):
+    settings = TeacherConfig(source=specs["det"].description.source, names=["a"])
+    with pytest.raises(UserError, match=r"teachers\.det\.names: a network of this project tells its classes"):
+        own.describe(settings, "det", specs["det"].terms)

@@ -86,3 +86,14 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="no weights of"):
         open_model(settings_of("seg", tmp_path / "bomb.pth"), "seg", "cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_with_a_head_that_only_helps_to_train_is_read(tmp_path):
+    name = "fcn_resnet50"
+    whole = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=3, aux_loss=True)
+    file = tmp_path / "fcn.pth"
+    torch.save(whole.state_dict(), file)
+    model = open_model(TeacherConfig(source=f"torchvision:{name}:{file}", names=NAMES), "seg", "cpu")
+    torch.testing.assert_close(model.network.classifier.state_dict(), whole.classifier.state_dict())
+    with pytest.raises(UserError, match=r"no weights of fcn_resnet50 with 2 classes \(size mismatch for classifier"):
+        open_model(TeacherConfig(source=f"torchvision:{name}:{file}", names=["cat", "dog"]), "seg", "cpu")

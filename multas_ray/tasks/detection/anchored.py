@@ -15,8 +15,9 @@ from multas_ray.tasks.packed import TINY
 def anchored(boxes: Tensor, probabilities: Tensor, anchors: Tensor) -> DetectionOutput:
     """Give every anchor the box and the class probabilities of its detection.
 
-    That is the detection that it overlaps most, if by an IoU of 0.5 or more; each detection also gets its best anchor
-    in any case. The other anchors have a probability near zero of every class, and codes of zero.
+    That is, among the detections that it overlaps by an IoU of 0.5 or more, the one whose IoU times confidence is
+    largest, so that no weak suspicion hides a sure object; each detection also gets its best anchor in any case. The
+    other anchors have a probability near zero of every class, and codes of zero.
 
     Decoding returns the detections, except those that share their best anchor with a more confident one and overlap no
     other anchor by 0.5: small objects beside each other.
@@ -37,8 +38,11 @@ def anchored(boxes: Tensor, probabilities: Tensor, anchors: Tensor) -> Detection
     order = confidence.argsort(dim=1, stable=True)
     boxes, probabilities = _at(boxes, order), _at(probabilities, order)
     valid = confidence.gather(1, order) > 0
-    match = iou_match(overlaps(boxes, valid, corners(anchors)), valid)
-    seen = (match.score >= POSITIVE)[..., None]
+    shared = overlaps(boxes, valid, corners(anchors))
+    # The best anchor of a box is the same by this score. Below 1 are the anchors that no box overlaps enough.
+    score = shared * confidence.gather(1, order)[..., None] + (shared >= POSITIVE)
+    match = iou_match(score, valid)
+    seen = (match.score >= 1)[..., None]
     codes = encode(_at(boxes, match.index), anchors)
     cls = torch.where(seen, _at(probabilities, match.index), 0).clamp(TINY, 1 - TINY).logit()
     return DetectionOutput(cls, torch.where(seen, codes, 0))

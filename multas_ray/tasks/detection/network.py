@@ -133,9 +133,11 @@ def generalize(output: DetectionOutput, config: ModelConfig, size: tuple[int, in
     return Found(decode(output.box.float(), _anchors(config, size, output.box.device)), output.cls.float().sigmoid())
 
 
-def translate(found: Found, columns: Sequence[int | None], count: int, temperature: float) -> Found:
+def translate(
+    found: Found, columns: Sequence[int | None], classes: Sequence[str], temperature: float, exclusive: bool
+) -> Found:
     """Bring objects to the classes of a student, and keep the surest hundred of each image."""
-    return translated(found, columns, count, temperature)
+    return translated(found, columns, len(classes), temperature, exclusive)
 
 
 def fit(found: Found, config: ModelConfig, size: tuple[int, int]) -> DetectionOutput:

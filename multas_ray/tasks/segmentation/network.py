@@ -18,6 +18,7 @@ from multas_ray.tasks.segmentation.distillation import Outcomes, segmentation_di
 from multas_ray.tasks.segmentation.head import FullResolutionSegmentationHead, SegmentationHead
 from multas_ray.tasks.segmentation.loss import segmentation_loss
 from multas_ray.tasks.segmentation.original import STRIDE, unite
+from multas_ray.tasks.segmentation.rows import BACKGROUND
 from multas_ray.tasks.terms import SURELY_ABSENT, Term
 
 Head = SegmentationHead | FullResolutionSegmentationHead
@@ -126,32 +127,38 @@ def generalize(output: Tensor, config: ModelConfig, size: tuple[int, int]) -> Te
     return output.float().softmax(dim=1)
 
 
-def translate(scores: Tensor, columns: Sequence[int | None], count: int, temperature: float) -> Tensor:
+def translate(
+    scores: Tensor, columns: Sequence[int | None], classes: Sequence[str], temperature: float, exclusive: bool
+) -> Tensor:
     """Bring scores to the classes of a student, as distributions over those that some column is of.
 
     Scores of a mask model do not add up to one: they are divided by their sum. Where they are all small, nothing was
-    found: such a pixel is of the background, if there is a column of it, else of every class alike.
+    found: such a pixel is of the background, if the student has one and some column is of it, else of every class
+    alike.
 
     Args:
         scores: (n, C', h, w), 0 or larger.
         columns: column of each of the C' classes; None for one that is left out. Scores in one column add up.
-        count: number C of the student's classes.
-        temperature: divisor of the logarithms of the scores.
+        classes: names of the student's C classes.
+        temperature: divisor of the logarithms of the probabilities, of the student's classes.
+        exclusive: without meaning, since pixels are of one class.
 
     Returns:
         (n, C, h, w) probabilities.
     """
     scores = scores.float()
-    if temperature != 1:
-        scores = (scores / scores.sum(dim=1, keepdim=True).clamp(min=TINY)).pow(1 / temperature)
-    own = scores.new_zeros(scores.shape[0], count, *scores.shape[2:])
+    own = scores.new_zeros(scores.shape[0], len(classes), *scores.shape[2:])
     for place, column in enumerate(columns):
         if column is not None:
             own[:, column] += scores[:, place]
     known = sorted({column for column in columns if column is not None})
-    silent = [0] if 0 in known else known
+    silent = [0] if classes[0] == BACKGROUND and 0 in known else known
     own[:, silent] += NOTHING / len(silent)
-    return own / own.sum(dim=1, keepdim=True)
+    own = own / own.sum(dim=1, keepdim=True)
+    if temperature != 1:
+        own = own.pow(1 / temperature)
+        own = own / own.sum(dim=1, keepdim=True)
+    return own
 
 
 def fit(probabilities: Tensor, config: ModelConfig, size: tuple[int, int]) -> Tensor:

@@ -8,6 +8,7 @@ from multas_ray.config import EvaluateConfig, ModelConfig
 from multas_ray.model.network import MultiTaskNet
 from multas_ray.tasks.detection.anchored import anchored
 from multas_ray.tasks.detection.anchors import anchors, corners, decode
+from multas_ray.tasks.detection.found import Found, translated
 from multas_ray.tasks.detection.output import DetectionOutput
 from multas_ray.tasks.detection.postprocess import Detections, detect
 
@@ -71,3 +72,36 @@ def test_without_detections_nothing_is_seen(images: int, boxes: int) -> None:
     assert not output.box.any()
     assert output.cls.isfinite().all()
     assert (output.cls.sigmoid() < 1e-6).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01, 0.06])
+def test_a_weak_suspicion_hides_no_sure_object(shift: float) -> None:
+    """Detectors that answer with one class a box tell what they waver between by a second box, in the same place."""
+    box = torch.tensor([0.2, 0.2, 0.7, 0.6])
+    alone = anchored(box.expand(1, 1, 4), torch.tensor([[[0.9, 0.0]]]), ANCHORS).cls[0, :, 0].sigmoid() > 0.5
+    boxes = torch.stack([box, box + shift])[None]
+    for order in ([0, 1], [1, 0]):
+        output = anchored(boxes[:, order], torch.tensor([[[0.9, 0.0], [0.0, 0.1]]])[:, order], ANCHORS)
+        seen = output.cls[0, :, 0].sigmoid() > 0.5
+        # One anchor is the other box's in any case.
+        assert (alone & ~seen).sum() <= 1
+        if shift < 0.05:
+            found = Found(boxes[:, order], torch.tensor([[[0.9, 0.0], [0.0, 0.1]]])[:, order])
+            [kept] = translated(found, [0, 1], 2).probabilities
+            torch.testing.assert_close(kept, torch.tensor([[0.9, 0.1]]))
+
+
+def test_two_sure_objects_share_the_anchors_by_overlap() -> None:
+    boxes = torch.tensor([[[0.2, 0.2, 0.7, 0.6], [0.3, 0.25, 0.8, 0.65]]])
+    output = anchored(boxes, torch.tensor([[[0.9, 0.0], [0.0, 0.9]]]), ANCHORS)
+    ious = box_iou(boxes[0], corners(ANCHORS))
+    clear = (ious.amax(dim=0) >= 0.5) & ((ious[0] - ious[1]).abs() > 0.05)
+    assert clear.sum() >= 4
+    assert (output.cls[0, clear].argmax(dim=1) == ious[:, clear].argmax(dim=0)).all()
+
+
+def test_classes_that_exclude_one_another_add_up() -> None:
+    found = Found(torch.tensor([[[0.2, 0.2, 0.7, 0.6]]]), torch.tensor([[[0.45, 0.4, 0.1]]]))
+    for exclusive, expected in ((False, [0.45, 0.1]), (True, [0.85, 0.1])):
+        p = translated(found, [0, 0, 1], 2, exclusive=exclusive).probabilities
+        torch.testing.assert_close(p[0, 0], torch.tensor(expected))
