@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from multas_ray.config import TASK_MASKS, AugmentConfig, Config, Resources
 from multas_ray.config_file import parse_config
+from multas_ray.data.batch import TrainBatch
 from multas_ray.data.collate import make_train_batch
 from multas_ray.data.index import Index, read_index
 from multas_ray.data.packing import pack
@@ -33,6 +34,8 @@ from multas_ray.train.run import train
 
 SIZE, BATCH, PROCESSES = 320, 16, 2
 WARMUP_S, ROUND_S, ROUNDS = 5.0, 20.0, 5
+STAGE_IMAGES = 256
+"""Largest number of images of which the parts of the work are measured."""
 
 
 class PlainDataset(Dataset[Sample]):
@@ -61,7 +64,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """Stack images and masks; boxes stay a list."""
     return {
         "images": torch.stack([sample["image"] for sample in samples]),
-        "masks": torch.stack([sample["mask"] for sample in samples if "mask" in sample] or [torch.zeros(0)]),
+        "masks": torch.stack([torch.from_numpy(s["mask"]) for s in samples if "mask" in s] or [torch.zeros(0)]),
         "boxes": [(sample["boxes"], sample["labels"], sample["difficult"]) for sample in samples if "boxes" in sample],
     }
 
@@ -194,29 +197,38 @@ def train_data_wait(data: Path, folder: Path) -> float:
     return float(waits / seconds)
 
 
-def stage_seconds(path: str, images: int = 256) -> dict[str, float]:
-    """Measure the seconds an image of each part of the work in one process, without Ray.
+def stage_seconds(path: str) -> dict[str, float]:
+    """Measure the seconds an image of each part of the work in one process, without Ray: the best of ROUNDS rounds.
 
     Args:
         path: folder of a data set.
-        images: number of images.
     """
     index = read_index(path, "train")
-    augment = Augment(AugmentConfig())
-    rows = np.random.default_rng(0).permutation(len(index))[:images]
-    clock: dict[str, float] = {}
-
-    def timed(name: str, work: Callable[[], Any]) -> Any:
-        began = perf_counter()
-        result = work()
-        clock[name] = (perf_counter() - began) / images
-        return result
-
-    stored = timed("read", lambda: [read_row(index, int(row)) for row in rows])
-    samples = timed("decode", lambda: [decode(row, index.classes) for row in stored])
-    timed("augment", lambda: [augment(sample, SIZE, seed) for seed, sample in enumerate(samples)])
+    augment, plain = Augment(AugmentConfig()), Augment(AugmentConfig(photometric=False))
+    rows = np.random.default_rng(0).permutation(len(index))[:STAGE_IMAGES]
+    images = len(rows)
     plan = lay_plan(index, usable=TASK_MASKS, mixing=None, batch_size=BATCH, steps=99, seed=0, sizes=[SIZE], window=16)
     parts = [plan.part(step, 0, 1) for step in range(images // BATCH)]
-    batches = timed("all of a batch", lambda: [make_train_batch(index, part, AugmentConfig()) for part in parts])
-    timed("pack", lambda: [pack([batch]) for batch in batches])
-    return clock
+    batches: list[TrainBatch] = []
+    stored = [read_row(index, int(row)) for row in rows]
+    samples = [decode(row, index.classes) for row in stored]
+
+    def make_batches() -> None:
+        batches[:] = [make_train_batch(index, part, AugmentConfig()) for part in parts]
+
+    stages: dict[str, Callable[[], Any]] = {
+        "read": lambda: [read_row(index, int(row)) for row in rows],
+        "decode the annotation": lambda: [decode(row, index.classes) for row in stored],
+        "decode the whole image (for comparison)": lambda: [sample["image"].pixels() for sample in samples],
+        "decode what is seen, and resize": lambda: [plain(sample, SIZE, seed) for seed, sample in enumerate(samples)],
+        "the same with colours": lambda: [augment(sample, SIZE, seed) for seed, sample in enumerate(samples)],
+        "all of a batch": make_batches,
+        "pack": lambda: [pack([batch]) for batch in batches],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in stages}
+    for _ in range(ROUNDS):
+        for name, work in stages.items():
+            began = perf_counter()
+            work()
+            seconds[name].append((perf_counter() - began) / images)
+    return {name: min(values) for name, values in seconds.items()}

@@ -10,10 +10,12 @@ from typing import Any
 
 import ray
 
-from multas_ray.config import Config
+from multas_ray.config import AugmentConfig, Config
 from multas_ray.config_file import parse_config
+from multas_ray.data.batch import TrainBatch
+from multas_ray.data.plan import Plan
 from multas_ray.data.sources import read_sources
-from multas_ray.ray_setup import start_ray
+from multas_ray.ray_setup import data_tasks, start_ray
 from multas_ray.run_folder import read_metrics
 from multas_ray.train.run import plan_run, train
 
@@ -58,11 +60,18 @@ def job_rate(config: Config) -> float:
     return float(config.train.batch_size * len(lines) / sum(line["time/step_s"] for line in lines))
 
 
-def bare_rate(config: Config, processes: int) -> float:
-    """Measure the images a second of bare loops that run side by side, each in a process of its own; their sum."""
+def bare_rate(config: Config, processes: int, loaders: int = 0) -> float:
+    """Measure the images a second of bare loops that run side by side, each in a process of its own; their sum.
+
+    Args:
+        config: configuration of the job.
+        processes: number of loops.
+        loaders: number of processes that decode and augment for each loop while it trains; 0: its batches are in
+            memory before it begins.
+    """
     context = multiprocessing.get_context("spawn")
     ready, rates = context.Barrier(processes), context.Queue()
-    loops = [context.Process(target=_bare_loop, args=(config, ready, rates)) for _ in range(processes)]
+    loops = [context.Process(target=_bare_loop, args=(config, loaders, ready, rates)) for _ in range(processes)]
     for loop in loops:
         loop.start()
     total = sum(rates.get(timeout=600) for _ in loops)
@@ -71,23 +80,25 @@ def bare_rate(config: Config, processes: int) -> float:
     return float(total)
 
 
-def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
-    """Train in a plain loop over batches in memory, and report its images a second.
+def _bare_loop(config: Config, loaders: int, ready: Any, rates: Any) -> None:
+    """Train in a plain loop, and report its images a second.
 
     Args:
         config: configuration of the job.
+        loaders: see `bare_rate`.
         ready: barrier of all loops before the measured steps.
         rates: queue for the images a second.
     """
     import torch
+    from torch.utils.data import DataLoader
 
-    from multas_ray.data.collate import make_train_batch
     from multas_ray.train.trainer import Trainer
 
     torch.set_num_threads(config.train.threads)
     info = read_sources(config.data).info
     plan = plan_run(config, {})
-    batches = [make_train_batch(plan.index, plan.part(step, 0, 1), config.data.augment) for step in range(plan.steps)]
+    parts: Any = _Parts(plan, config.data.augment)
+    batches: Any = DataLoader(parts, batch_size=None, num_workers=loaders) if loaders else list(parts)
     trainer = Trainer(config, info.classes, torch.device("cpu"))
     for step, batch in enumerate(batches):
         if step == WARMUP:
@@ -97,8 +108,33 @@ def _bare_loop(config: Config, ready: Any, rates: Any) -> None:
     rates.put(config.train.batch_size * STEPS / (perf_counter() - began))
 
 
+class _Parts:
+    """Batches of a plan, each made when it is asked for."""
+
+    def __init__(self, plan: Plan, augment: AugmentConfig) -> None:
+        """Hold the plan, and the configuration of the augmentation."""
+        self.plan, self.augment = plan, augment
+
+    def __len__(self) -> int:
+        """Return the number of steps."""
+        return self.plan.steps
+
+    def __getitem__(self, step: int) -> TrainBatch:
+        """Make the batch of a step.
+
+        Raises:
+            IndexError: the plan has no such step.
+        """
+        if step >= self.plan.steps:
+            raise IndexError(step)
+        # Imported here: Ray's processes unpickle this module without PyTorch.
+        from multas_ray.data.collate import make_train_batch
+
+        return make_train_batch(self.plan.index, self.plan.part(step, 0, 1), self.augment)
+
+
 def compare_rates(data: Path, folder: Path, overrides: Sequence[str] = ()) -> dict[str, list[float]]:
-    """Measure a bare loop, two bare loops, the job with two workers and the job with one, in alternating rounds.
+    """Measure bare loops and the job, one and two of them, in alternating rounds.
 
     Every other round goes backwards, so that a machine that gets slower or faster favours none of them.
 
@@ -114,6 +150,7 @@ def compare_rates(data: Path, folder: Path, overrides: Sequence[str] = ()) -> di
     contestants = {
         "bare loop": lambda: bare_rate(one, 1),
         "2 bare loops": lambda: bare_rate(one, 2),
+        "2 bare loops that load": lambda: bare_rate(one, 2, max(1, data_tasks() // 2)),
         "job, 2 workers": lambda: job_rate(two),
         "job, 1 worker": lambda: job_rate(one),
     }
@@ -135,15 +172,17 @@ def overhead_figures(rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
         rates: result of `compare_rates`.
 
     Returns:
-        `ratio_to_bare_loop` of the job with one worker, `two_workers_speedup` over one, and `two_workers_of_ceiling`:
-        this speed-up as a fraction of that of two bare loops.
+        `ratio_to_bare_loop` of the job with one worker, `two_workers_speedup` over one, `two_workers_of_ceiling`: this
+        speed-up as a fraction of that of two bare loops with batches in memory, and `two_workers_of_loading_loops`:
+        images a second as a fraction of those of two bare loops that load as many images in processes of their own.
     """
     rounds = [
         {
             "ratio_to_bare_loop": job / bare,
             "two_workers_speedup": job_two / job,
             "two_workers_of_ceiling": (job_two / job) / (bare_two / bare),
+            "two_workers_of_loading_loops": job_two / loading_two,
         }
-        for bare, bare_two, job_two, job in zip(*rates.values(), strict=True)
+        for bare, bare_two, loading_two, job_two, job in zip(*rates.values(), strict=True)
     ]
     return {name: median(figures[name] for figures in rounds) for name in rounds[0]}

@@ -1,17 +1,25 @@
 """Benchmark of the cost of teachers to a student's training: without teachers, inline, in a pool, stored."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from multas_ray.config import Config
 from multas_ray.config_file import parse_config
+from multas_ray.data.image import decode_rgb
+from multas_ray.data.pillow import encode
+from multas_ray.data.reject import Reject
+from multas_ray.data.row import Row
 from multas_ray.data.writer import write_dataset
-from multas_ray.formats import scenes, voc
+from multas_ray.formats import holdout, scenes, voc
 from multas_ray.formats.source import Source, Split
 from multas_ray.run_folder import read_metrics
 from multas_ray.teacher.precompute import precompute
@@ -20,6 +28,8 @@ from multas_ray.train.run import train
 SIZE = 128
 VAL = 64
 """Number of validation images."""
+CAMERA, CAMERA_SIDES = 48, (4000, 3000)
+"""Number of images as large as a camera's, and their width and height in pixels."""
 TEACHER_STEPS, STUDENT_STEPS = 400, 200
 WARMUP, STEPS = 10, 30
 """Steps of the warm-up of each placement, and steps that are measured."""
@@ -58,6 +68,39 @@ def prepare_images(path: Path, shared: Path) -> str:
         source = _some_animals(root) if real else _some_scenes()
         write_dataset(path, replace(source, name="benchmark"), command="python jobs/benchmark.py teachers")
     return "real images (VOC 2012's animals, 20 classes)" if real else f"generated scenes ({root} is missing)"
+
+
+def prepare_camera_images(path: Path, images: Path) -> None:
+    """Write a data set of CAMERA images as large as a camera's, unless it is there: images of another one, enlarged.
+
+    Args:
+        path: folder of the data set.
+        images: folder of the other one, by `prepare_images`.
+    """
+    if (path / "dataset.json").exists():
+        return
+    source = holdout.read(holdout.Options(data=str(images), fraction=0))
+    train = source.splits["train"]
+    step = len(train.items) // CAMERA
+    split = Split(train.items[::step][:CAMERA], partial(_enlarged, train.read))
+    write_dataset(path, replace(source, splits={"train": split}), command="python jobs/benchmark.py data")
+
+
+def _enlarged(read: Callable[[Any], Row | Reject | None], item: Any) -> Row | Reject | None:
+    """Read a row, and enlarge it to CAMERA_SIDES, with the noise of a sensor."""
+    row = read(item)
+    if not isinstance(row, Row):
+        return row
+    width, height = CAMERA_SIDES
+    pixels = Image.fromarray(decode_rgb(row.image, upright=True).permute(1, 2, 0).numpy())
+    large = np.asarray(pixels.resize(CAMERA_SIDES, Image.Resampling.BICUBIC)).astype(np.int16)
+    large += np.random.default_rng(0).normal(0, 4, large.shape).astype(np.int16)
+    image = encode(Image.fromarray(large.clip(0, 255).astype(np.uint8)), "JPEG", 92)
+    scale = np.array([width / pixels.width, height / pixels.height] * 2, np.float32)
+    mask = None
+    if row.mask is not None:
+        mask = np.asarray(Image.fromarray(row.mask).resize(CAMERA_SIDES, Image.Resampling.NEAREST))
+    return replace(row, image=image, height=height, width=width, boxes=row.boxes * scale, mask=mask)
 
 
 def _some_animals(root: Path) -> Source:

@@ -2,6 +2,7 @@
 
 python jobs/benchmark.py loss        the detection loss, the model presets
 python jobs/benchmark.py teachers    what teachers cost a student: inline, in a pool, stored; simulated accelerators
+python jobs/benchmark.py step        a step of the default student on a CPU, against another checkout of this project
 python jobs/benchmark.py data        the data stream against a PyTorch DataLoader; what a training waits for data
 python jobs/benchmark.py overhead    the job against a bare PyTorch loop, two workers against one
 python jobs/benchmark.py memory      10 GB of images through an object store of 512 MB; no wait where an epoch begins
@@ -69,22 +70,26 @@ def teachers(arguments: argparse.Namespace) -> dict[str, float]:
 def data(arguments: argparse.Namespace) -> dict[str, float]:
     """Measure the data stream against a DataLoader, and the wait of a training for its data."""
     from benchmarks import loading
-    from benchmarks.placements import prepare_images
+    from benchmarks.placements import CAMERA_SIDES, prepare_camera_images, prepare_images
     from multas_ray.ray_setup import start_ray
 
-    images = arguments.out / "images"
+    images, camera = arguments.out / "images", arguments.out / "camera"
     print(f"on {prepare_images(images, shared_folder())}, {loading.SIZE} px, {loading.PROCESSES} processes", flush=True)
-    start_ray(8)
-    table = Table("part of the work", "milliseconds an image", title="One process, without Ray")
-    for part, seconds in loading.stage_seconds(str(images)).items():
-        table.add_row(part, f"{1000 * seconds:.2f}")
+    prepare_camera_images(camera, images)
+    table = Table("part of the work", "as they are", f"of {CAMERA_SIDES[0]} x {CAMERA_SIDES[1]} pixels")
+    table.title = "One process, without Ray, milliseconds an image"
+    stages = {name: loading.stage_seconds(str(path)) for name, path in (("image", images), ("camera_image", camera))}
+    for part in stages["image"]:
+        table.add_row(part, *(f"{1000 * seconds[part]:.2f}" for seconds in stages.values()))
     terminal().print(table)
+    start_ray(8)
     rates = loading.compare_loading(str(images))
     ratio, wait = loading.ratio(rates), loading.train_data_wait(images, arguments.out / "data")
     stream, loader = (median(values) for values in rates.values())
     print(f"stream {stream:.0f} images/s, DataLoader {loader:.0f}: {ratio:.2f} of it")
     print(f"a training on the CPU waits for data {wait:.2%} of a step")
-    return {"ratio_to_dataloader": ratio, "train_data_wait": wait}
+    milliseconds = {f"{name}_ms": 1000 * seconds["all of a batch"] for name, seconds in stages.items()}
+    return {"ratio_to_dataloader": ratio, "train_data_wait": wait} | milliseconds
 
 
 def overhead(arguments: argparse.Namespace) -> dict[str, float]:
@@ -153,6 +158,28 @@ def index(arguments: argparse.Namespace) -> dict[str, float]:
     return figures
 
 
+def step(arguments: argparse.Namespace) -> dict[str, float]:
+    """Measure a training step on a CPU, in each precision that its instructions compute."""
+    import torch
+
+    from benchmarks.placements import prepare_images
+    from benchmarks.step import BATCH, SIZE, measure_steps, variants
+    from multas_ray.model.precision import has_bfloat16
+
+    images = arguments.out / "images"
+    precisions = ["float32", *(["bfloat16"] if has_bfloat16(torch.device("cpu")) else [])]
+    print(f"on {prepare_images(images, shared_folder())}: two minutes or three", flush=True)
+    table = Table("", "ms", "forward, losses", "backward, optimiser", "images/s")
+    table.title = f"A step of {BATCH} images of {SIZE} px, {torch.backends.cpu.get_cpu_capability()}, one thread"
+    figures: dict[str, float] = {}
+    for name, times in measure_steps(images, variants(precisions, arguments.against)).items():
+        cells = (times.whole, times.forward, times.whole - times.forward, times.images_per_s)
+        table.add_row(name, *(f"{value:.1f}" for value in cells))
+        figures[f"{name} ms"] = times.whole
+    terminal().print(table)
+    return figures
+
+
 def backbones(arguments: argparse.Namespace) -> dict[str, float]:
     """Measure a network for both tasks with each of some backbones."""
     from benchmarks.backbones import BATCH, NAMES, SIZE, measure_backbones
@@ -183,6 +210,9 @@ def main() -> None:
     sub = benches.add_parser("teachers", parents=[common], help="teachers inline, in a pool, stored")
     sub.add_argument("overrides", nargs="*", metavar="path=value", help="configuration values of the trainings")
     sub.set_defaults(measure=teachers)
+    sub = benches.add_parser("step", parents=[common], help="a training step on a CPU")
+    sub.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, measured in turns with this one")
+    sub.set_defaults(measure=step)
     sub = benches.add_parser("data", parents=[common], help="the data stream, a PyTorch DataLoader")
     sub.set_defaults(measure=data)
     sub = benches.add_parser("overhead", parents=[common], help="the job, a bare PyTorch loop, two workers")

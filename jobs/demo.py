@@ -146,7 +146,8 @@ def draw_overlays(out: Path) -> None:
         single = {**predictions["det"][row], **predictions["seg"][row]}
         shown = [single, predictions["mtl"][row], predictions["kd"][row]]
         _, sample = read_sample(index, row)
-        drawn = [draw_prediction(sample["image"], prediction, palette) for prediction in shown]
+        pixels = sample["image"].pixels()
+        drawn = [draw_prediction(pixels, prediction, palette) for prediction in shown]
         rows.append([draw_truth(sample, palette), *drawn])
     titles = ["ground truth", "single-task (det, seg)", "multi-task (mtl)", "distilled (kd)"]
     (out / "overlays.png").write_bytes(grid(rows, titles, palette))

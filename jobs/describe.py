@@ -204,10 +204,11 @@ def draw(index: Index, row: int, palette: Palette) -> Picture | None:
 
     try:
         values, sample = read_sample(index, row)
+        picture = draw_truth(sample, palette)
     except Reject:
         return None
     mask = TASK_MASKS[values["has_det"] + 2 * values["has_seg"]]
-    return captioned(draw_truth(sample, palette), f"{values['image_id']} · {mask}")
+    return captioned(picture, f"{values['image_id']} · {mask}")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Making of one batch: rows of a split are read, decoded, augmented and collated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torchvision import tv_tensors
 
 from multas_ray.config import TASKS, AugmentConfig, Task
 from multas_ray.data.batch import EvalBatch, RejectedRow, Some, TrainBatch
+from multas_ray.data.geometry import Geometry
 from multas_ray.data.index import Index
 from multas_ray.data.plan import Part
 from multas_ray.data.read import read_sample
 from multas_ray.data.reject import Reject
-from multas_ray.data.transforms import Augment, Sample, resize
+from multas_ray.data.transforms import Augment, Sample
 from multas_ray.tasks import PARTS
 
 Row = Mapping[str, Any]
@@ -36,12 +36,15 @@ def make_train_batch(index: Index, part: Part, augment: AugmentConfig) -> TrainB
     Raises:
         UserError: a file of the data set is missing, or has changed since the run began.
     """
-    usable, rows, samples, rejected = _read(index, part)
+    transform = Augment(augment)
+
+    def finish(sample: Sample, place: int) -> Sample:
+        return transform(sample, part.size, int(part.seeds[place]))
+
+    usable, rows, samples, rejected = _read(index, part, finish)
     if rejected and not rows:
         usable, rows = part.at([0]), [STAND_IN]
-        samples = [{"image": tv_tensors.Image(torch.zeros(3, part.size, part.size, dtype=torch.uint8))}]
-    transform = Augment(augment)
-    samples = [transform(sample, part.size, int(seed)) for sample, seed in zip(samples, usable.seeds, strict=True)]
+        samples = [{"image": torch.zeros(3, part.size, part.size, dtype=torch.uint8), "geometry": Geometry()}]
     truth = {}
     for task in TASKS:
         annotated = _annotated(rows, task)
@@ -67,7 +70,11 @@ def make_eval_batch(index: Index, part: Part) -> EvalBatch:
     Raises:
         UserError: a file of the data set is missing, or has changed since the run began.
     """
-    usable, rows, samples, rejected = _read(index, part)
+
+    def finish(sample: Sample, place: int) -> Sample:
+        return {**sample, "image": sample["image"].whole(part.size)}
+
+    usable, rows, samples, rejected = _read(index, part, finish)
     truth = {}
     for task in TASKS:
         annotated = _annotated(rows, task)
@@ -75,7 +82,7 @@ def make_eval_batch(index: Index, part: Part) -> EvalBatch:
     return EvalBatch(
         part=usable,
         ids=tuple(row["image_id"] for row in rows),
-        images=_images([resize({"image": sample["image"]}, part.size) for sample in samples], part.size),
+        images=_images(samples, part.size),
         sizes=tuple((row["height"], row["width"]) for row in rows),
         truth=truth,
         unlabelled=_unlabelled(index, rows, TASKS),
@@ -84,17 +91,28 @@ def make_eval_batch(index: Index, part: Part) -> EvalBatch:
     )
 
 
-def _read(index: Index, part: Part) -> tuple[Part, list[Row], list[Sample], tuple[RejectedRow, ...]]:
-    """Read a part: the part of its usable rows, these rows, their samples, and the rejected rows."""
+def _read(
+    index: Index, part: Part, finish: Callable[[Sample, int], Sample]
+) -> tuple[Part, list[Row], list[Sample], tuple[RejectedRow, ...]]:
+    """Read a part: the part of its usable rows, these rows, their samples, and the rejected rows.
+
+    Args:
+        index: index of the split.
+        part: rows to read.
+        finish: decodes a sample's image; called with the sample, and the place of its row in the part.
+    """
     places: list[int] = []
     rows: list[Row] = []
     samples: list[Sample] = []
     rejected: list[RejectedRow] = []
     for place, number in enumerate(part.rows):
+        image_id = ""
         try:
             row, sample = read_sample(index, int(number))
+            image_id = row["image_id"]
+            sample = finish(sample, place)
         except Reject as reject:
-            rejected.append(RejectedRow(reject.image_id, reject.reason, reject.detail))
+            rejected.append(RejectedRow(reject.image_id or image_id, reject.reason, reject.detail))
         else:
             places.append(place)
             rows.append(row)

@@ -1,7 +1,6 @@
-"""Where an augmented image lies in its original, so that what was found in the original can follow. NumPy only."""
+"""Which part of an image is seen, and where it lies, so that boxes, masks and answers follow. NumPy only."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,27 +33,71 @@ class Geometry(NamedTuple):
         return rows @ maps @ columns.T, y_share[:, None] * x_share
 
 
-def traced(
-    size: tuple[int, int], padding: Sequence[int] | None, crop: Mapping[str, Any] | None, flipped: bool
-) -> Geometry:
-    """Follow an image through padding, then a crop, then a flip.
+class View(NamedTuple):
+    """Rectangle in the pixels of an image, which is shown as a square. It may reach beyond the image."""
 
-    Args:
-        size: height and width of the original in pixels.
-        padding: pixels added at its left, top, right and bottom; None for none.
-        crop: top, left, height and width in pixels of the padded image; empty or None for all of it.
-        flipped: whether the result was flipped horizontally.
-    """
-    height, width = size
-    left, top, right, bottom = padding or (0, 0, 0, 0)
-    sides = [width + left + right, height + top + bottom]
-    if crop:
-        left, top = left - crop["left"], top - crop["top"]
-        sides = [crop["width"], crop["height"]]
-    x_scale, x_shift = width / sides[0], left / sides[0]
-    if flipped:
-        x_scale, x_shift = -x_scale, 1 - x_shift
-    return Geometry((x_scale, height / sides[1]), (x_shift, top / sides[1]))
+    left: int
+    top: int
+    width: int
+    height: int
+    flipped: bool = False
+    """Whether left and right are exchanged."""
+
+    def snapped(self, step: int) -> "View":
+        """Move every edge to the nearest multiple of `step` pixels."""
+        left, top = round(self.left / step), round(self.top / step)
+        right, bottom = round((self.left + self.width) / step), round((self.top + self.height) / step)
+        return View(step * left, step * top, step * (right - left), step * (bottom - top), self.flipped)
+
+    def reduced(self, factor: int) -> "View":
+        """Return the view in the pixels of a smaller copy of the image; its edges are multiples of the factor."""
+        left, top, width, height = (edge // factor for edge in self[:4])
+        return View(left, top, width, height, self.flipped)
+
+    def geometry(self, height: int, width: int) -> Geometry:
+        """Return the map from an image of this size in pixels to the square."""
+        x_scale, x_shift = width / self.width, -self.left / self.width
+        if self.flipped:
+            x_scale, x_shift = -x_scale, 1 - x_shift
+        return Geometry((x_scale, height / self.height), (x_shift, -self.top / self.height))
+
+    def boxes(self, boxes: np.ndarray, size: int) -> np.ndarray:
+        """Move boxes (k, 4) x1 y1 x2 y2 to the pixels of a square of this size, and clip them to it."""
+        origin = np.array([self.left, self.top] * 2, np.float32)
+        moved = (boxes - origin) * (size / np.array([self.width, self.height] * 2, np.float32))
+        if self.flipped:
+            moved[:, [0, 2]] = size - moved[:, [2, 0]]
+        return moved.clip(0, size)
+
+    def cut(self, pixels: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
+        """Cut the rectangle out of an image (H, W, C): a part of it, or a copy with `fill` beyond the image."""
+        rows, columns = self._inside(*pixels.shape[:2])
+        inside = pixels[rows, columns]
+        if inside.shape[:2] == (self.height, self.width):
+            return inside
+        whole = np.empty((self.height, self.width, pixels.shape[2]), pixels.dtype)
+        whole[:] = fill
+        top, left = rows.start - self.top, columns.start - self.left
+        whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        return whole
+
+    def nearest(self, mask: np.ndarray, size: int, fill: int) -> np.ndarray:
+        """Show a mask (H, W) in a square (size, size): the value at each pixel's centre; `fill` beyond it."""
+        centres = (np.arange(size) + 0.5) / size
+        rows = np.floor(self.top + centres * self.height).astype(np.int64)
+        columns = np.floor(self.left + (1 - centres if self.flipped else centres) * self.width).astype(np.int64)
+        height, width = mask.shape
+        inside = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+        # Row by row, then column by column: a sixth of the time of both at once.
+        seen = mask.take(rows.clip(0, height - 1), axis=0).take(columns.clip(0, width - 1), axis=1)
+        seen[~inside[0]] = fill
+        seen[:, ~inside[1]] = fill
+        return seen
+
+    def _inside(self, height: int, width: int) -> tuple[slice, slice]:
+        """Return the rows and columns of the rectangle that lie in an image of this size."""
+        rows = slice(max(0, self.top), max(0, min(height, self.top + self.height)))
+        return rows, slice(max(0, self.left), max(0, min(width, self.left + self.width)))
 
 
 def _weights(length: int, size: int, scale: float, shift: float) -> tuple[np.ndarray, np.ndarray]:

@@ -7,15 +7,21 @@ training meets no image that it cannot decode.
 from dataclasses import dataclass
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2.functional import resize_image
 
-from multas_ray.data.pillow import as_rgb, check_size, encode, opened, orientation, turned
+from multas_ray.data.geometry import View
+from multas_ray.data.pillow import as_rgb, check_size, encode, opened, orientation, turned, upright_size
 from multas_ray.data.reject import Reject
 
-END_OF_JPEG = b"\xff\xd9"
+START_OF_JPEG, END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
+REDUCTIONS = (8, 4, 2)
+"""Factors by which a JPEG can be decoded smaller, largest first: the decoder leaves out the finer waves."""
+CANVAS = (124, 116, 104)
+"""RGB of what a view shows beyond its image: ImageNet's mean."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +59,104 @@ def decode_rgb(data: bytes, *, upright: bool, size: tuple[int, int] | None = Non
     with opened(data) as image:
         check_size(image, size, "image")
         turn = orientation(image) if upright else 1
-        if image.format == "JPEG" and image.mode in ("RGB", "L") and turn == 1:
-            # The same pixels as Pillow's, and 0.3 of 1.1 ms less for 640 x 426. Not for PNGs, some of which crash
-            # torchvision: 30,000 JPEGs with flipped, lost and added bytes were decoded or refused.
-            try:
-                encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                pixels: Tensor = decode_jpeg(encoded, ImageReadMode.RGB)
-                return pixels
-            except RuntimeError as error:
-                # Without the place in torchvision's source, which comes first.
-                raise Reject("broken image", str(error).splitlines()[0].rpartition(", ")[2]) from None
+        if image.format == "JPEG" and turn == 1 and (pixels := _plain_jpeg(data, 1, None)) is not None:
+            return torch.from_numpy(pixels).permute(2, 0, 1)
         return torch.from_numpy(np.array(as_rgb(image if turn == 1 else turned(image)))).permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """Image of a data set, decoded where it is looked at: of what is seen small, no more pixels than that needs."""
+
+    data: bytes
+    """Bytes of the file."""
+    height: int
+    """Height in pixels as its row gives it."""
+    width: int
+
+    def pixels(self) -> Tensor:
+        """Decode all pixels (3, height, width) uint8.
+
+        Raises:
+            Reject: see `decode_rgb`.
+        """
+        return decode_rgb(self.data, upright=False, size=(self.height, self.width))
+
+    def seen(self, view: View, size: int) -> tuple[Tensor, View]:
+        """Show a view of the image as a square.
+
+        Args:
+            view: what to show; beyond the image is CANVAS.
+            size: side of the square in pixels.
+
+        Returns:
+            Pixels (3, size, size) uint8, and the view that they show: its edges are those of the pixels of a JPEG that
+            is decoded smaller, 8 pixels of the image at most.
+
+        Raises:
+            Reject: see `decode_rgb`.
+        """
+        jpeg, side = self.data.startswith(START_OF_JPEG), min(view.width, view.height)
+        factor = next((factor for factor in REDUCTIONS if jpeg and factor * size <= side), 1)
+        view = view.snapped(factor)
+        pixels = _plain_jpeg(self.data, factor, (self.height, self.width)) if jpeg else None
+        if pixels is None:
+            pixels, factor = self.pixels().permute(1, 2, 0).numpy(), 1
+        rectangle = torch.from_numpy(view.reduced(factor).cut(pixels, CANVAS)).permute(2, 0, 1)
+        square = stretched(rectangle, size).numpy()[:, :, :: -1 if view.flipped else 1]
+        return torch.from_numpy(np.ascontiguousarray(square)), view
+
+    def whole(self, size: int) -> Tensor:
+        """Show the whole image as a square (3, size, size) uint8.
+
+        Raises:
+            Reject: see `decode_rgb`.
+        """
+        return self.seen(View(0, 0, self.width, self.height), size)[0]
+
+
+def upright_square(data: bytes, size: int) -> tuple[Tensor, int, int]:
+    """Show an image of a file, upright and whole, as a square.
+
+    Returns:
+        Pixels (3, size, size) uint8, and the upright image's height and width.
+
+    Raises:
+        Reject: see `decode_rgb`.
+    """
+    if data.startswith(START_OF_JPEG):
+        height, width, turn = upright_size(data)
+        if turn == 1:
+            return EncodedImage(data, height, width).whole(size), height, width
+    pixels = decode_rgb(data, upright=True)
+    return stretched(pixels, size), pixels.shape[1], pixels.shape[2]
+
+
+def stretched(image: Tensor, size: int) -> Tensor:
+    """Stretch an image (3, H, W) uint8 to `size` x `size` pixels: bilinear with antialiasing."""
+    square: Tensor = resize_image(image, [size, size], antialias=True)
+    return square
+
+
+def _plain_jpeg(data: bytes, factor: int, size: tuple[int, int] | None) -> np.ndarray | None:
+    """Decode a JPEG, smaller by a factor.
+
+    The decoder has Pillow's pixels, in 0.31 ms for a photograph of 320 x 212 where Pillow takes 0.43; of 4000 x 3000
+    pixels, 37 and 156 ms, by factors of 2 and 8 smaller 26 and 19 ms.
+
+    Returns:
+        (H / factor, W / factor, 3) uint8 RGB, rounded up; None where something is unusual, a warning included, or its
+        size is not the given one: Pillow tells what, or reads it all the same.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours in ("CMYK", "YCCK") or size not in (None, (height, width)):
+            return None
+        least = -(-height // factor), -(-width // factor)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", min_height=least[0], min_width=least[1])
+    except ValueError:
+        return None
+    return pixels if pixels.shape[:2] == least else None
 
 
 def to_stored(data: bytes, *, exif: bool = True) -> Stored:

@@ -1,4 +1,4 @@
-"""Reading of a split's rows from its shards: checked against the data contract before use, then decoded."""
+"""Reading of a split's rows from its shards: checked against the data contract before use."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,12 +10,12 @@ from cachetools import LRUCache, cached
 from multas_ray.config import TASKS, Task
 from multas_ray.data.classes import ClassMap
 from multas_ray.data.columns import Fault, integers, is_null, missing, truths
-from multas_ray.data.image import decode_rgb
+from multas_ray.data.image import EncodedImage
 from multas_ray.data.index import Index, Origin, read_shard
 from multas_ray.data.pillow import MAX_PIXELS
 from multas_ray.data.reject import Reject
 from multas_ray.data.schema import ROW_FIELDS, SCHEMA
-from multas_ray.data.transforms import Sample, to_sample
+from multas_ray.data.transforms import Sample
 from multas_ray.errors import UserError
 from multas_ray.tasks import PARTS
 
@@ -44,14 +44,14 @@ def read_row(index: Index, row: int) -> dict[str, Any]:
 
 
 def read_sample(index: Index, row: int) -> tuple[dict[str, Any], Sample]:
-    """Read a row as `read_row` does, and decode its image and annotation.
+    """Read a row as `read_row` does, and decode its annotation.
 
     Args:
         index: index of the split.
         row: number of the row in the index.
 
     Raises:
-        Reject: the row breaks the data contract, or cannot be decoded.
+        Reject: the row breaks the data contract, or its annotation cannot be decoded.
         UserError: its file is missing, or has changed since the run began.
     """
     origin = index.origin_of(row)
@@ -80,7 +80,7 @@ def _in_the_run(values: dict[str, Any], origin: Origin) -> dict[str, Any]:
 
 
 def decode(row: dict[str, Any], classes: Mapping[Task, int], maps: Mapping[Task, ClassMap] | None = None) -> Sample:
-    """Decode the image of a row, and its annotation of each task that it is annotated for.
+    """Decode a row's annotation of each task that it is annotated for.
 
     Args:
         row: values of the row, as `read_row` returns them.
@@ -88,15 +88,14 @@ def decode(row: dict[str, Any], classes: Mapping[Task, int], maps: Mapping[Task,
         maps: these classes by those of the run; a task without a map has the run's.
 
     Raises:
-        Reject: the image or the annotation is broken, of another size than the row says, or of an unknown class.
+        Reject: the annotation is broken, of another size than the row says, or of an unknown class.
     """
-    image = decode_rgb(row["image"], upright=False, size=(row["height"], row["width"]))
-    annotation: dict[str, np.ndarray] = {}
+    sample: dict[str, Any] = {"image": EncodedImage(row["image"], row["height"], row["width"])}
     for task, count in classes.items():
         if row[f"has_{task}"]:
             own = PARTS[task].rows.decode(row, count)
-            annotation |= PARTS[task].rows.translate(own, maps[task]) if maps and task in maps else own
-    return to_sample(image, annotation)
+            sample |= PARTS[task].rows.translate(own, maps[task]) if maps and task in maps else own
+    return sample
 
 
 @cached(

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from multas_ray.config import TASK_MASKS, TASKS, Task
 from multas_ray.data.footer import runs, to_metadata
-from multas_ray.data.pillow import encode
+from multas_ray.data.pillow import encode_labels
 from multas_ray.data.reject import Reject
 from multas_ray.data.row import Row, check_row
 from multas_ray.data.schema import SCHEMA
@@ -225,7 +224,7 @@ def _encoded(row: Row) -> _Encoded:
         "boxes": row.boxes.tolist(),
         "labels": row.labels.tolist(),
         "difficult": row.difficult.tolist(),
-        "mask": None if row.mask is None else encode(Image.fromarray(row.mask), "PNG"),
+        "mask": None if row.mask is None else encode_labels(row.mask),
         **{f"{task}_unlabelled": list(row.unlabelled.get(task, ())) or None for task in TASKS},
     }
     return _Encoded(row.kind, columns)

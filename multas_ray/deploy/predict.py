@@ -14,11 +14,11 @@ import torch
 from multas_ray.checkpoint.folder import find_checkpoint
 from multas_ray.checkpoint.weights import load_network
 from multas_ray.config import Task
-from multas_ray.data.image import decode_rgb
+from multas_ray.data.image import decode_rgb, upright_square
 from multas_ray.data.reject import Reject
 from multas_ray.deploy.images import Images, find_images
 from multas_ray.deploy.outputs import label_png, overlay_png, safe_name, write_coco
-from multas_ray.deploy.predictor import NetworkActor, check_score, network_input
+from multas_ray.deploy.predictor import NetworkActor, check_score
 from multas_ray.deploy.workers import CPUS_PER_TASK, ONE, Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.annotation import Annotation, annotation
@@ -140,13 +140,12 @@ def _read(row: Row, size: int) -> Row:
     names = {"image_id": name, "file_name": row.get("file_name", name)}
     try:
         data = _bytes_of(row)
-        image = decode_rgb(data, upright=True)
+        square, height, width = upright_square(data, size)
     except (Reject, OSError) as error:
         problem = _problem(name, error if isinstance(error, Reject) else Reject("not readable", str(error)))
         empty = {"image": b"", "height": 0, "width": 0, "pixels": bytes(3 * size * size)}
         return names | {"error": problem} | empty
-    height, width = image.shape[-2:]
-    pixels = network_input(image, size).numpy().tobytes()
+    pixels = square.numpy().tobytes()
     return names | {"error": "", "image": data, "height": height, "width": width, "pixels": pixels}
 
 

@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import tv_tensors
 
 from multas_ray.checkpoint.weights import load_network
-from multas_ray.data.image import decode_rgb
+from multas_ray.data.image import stretched, upright_square
 from multas_ray.data.pillow import upright_rgb
 from multas_ray.data.reject import Reject
-from multas_ray.data.transforms import resize
 from multas_ray.deploy.workers import Workers
 from multas_ray.errors import UserError
 from multas_ray.evaluate.annotation import Annotation, annotation
@@ -76,11 +74,12 @@ class Predictor:
 
     def _annotations(self, images: Sequence[ImageLike], batch_size: int, score: float) -> Iterator[Annotation]:
         for start in range(0, len(images), batch_size):
-            pixels = [read_image(image) for image in images[start : start + batch_size]]
-            inputs = torch.stack([network_input(image, self.size) for image in pixels])
-            predictions = predict(self.network, inputs.to(self.device), self.settings)
-            for image, prediction in zip(pixels, predictions, strict=True):
-                yield annotation(prediction, image.shape[-2], image.shape[-1], score)
+            squares, heights, widths = zip(
+                *(read_square(image, self.size) for image in images[start : start + batch_size]), strict=True
+            )
+            predictions = predict(self.network, torch.stack(squares).to(self.device), self.settings)
+            for prediction, height, width in zip(predictions, heights, widths, strict=True):
+                yield annotation(prediction, height, width, score)
 
 
 class NetworkActor:
@@ -97,12 +96,6 @@ class NetworkActor:
         self.predictor = Predictor(checkpoint, workers.device)
 
 
-def network_input(image: Tensor, size: int) -> Tensor:
-    """Resize an image (3, H, W) uint8 to the network's input (3, size, size) uint8, as in evaluation."""
-    resized: Tensor = resize({"image": tv_tensors.Image(image)}, size)["image"].as_subclass(Tensor)
-    return resized
-
-
 def check_score(score: float) -> None:
     """Check a least score of detections.
 
@@ -113,15 +106,20 @@ def check_score(score: float) -> None:
         raise UserError(f"score: {score}, but detections have scores from 0 to 1")
 
 
-def read_image(image: ImageLike) -> Tensor:
-    """Read an image as (3, H, W) uint8 RGB. Files and Pillow's images are turned upright by their EXIF orientation.
+def read_square(image: ImageLike, size: int) -> tuple[Tensor, int, int]:
+    """Read an image as the network's input, whole, as in evaluation.
+
+    Files and Pillow's images are turned upright by their EXIF orientation.
+
+    Returns:
+        Pixels (3, size, size) uint8, and the upright image's height and width.
 
     Raises:
         UserError: it is not an image.
     """
     if isinstance(image, str | Path):
         try:
-            return decode_rgb(Path(image).read_bytes(), upright=True)
+            return upright_square(Path(image).read_bytes(), size)
         except OSError as error:
             raise UserError(f"{image}: not readable ({error.strerror})") from None
         except ValueError as error:  # a NUL in the name
@@ -137,4 +135,4 @@ def read_image(image: ImageLike) -> Tensor:
             f"an image is a file, a Pillow image, uint8 (H, W, 3) or a uint8 tensor (3, H, W), several are a list of "
             f"them; this is {kind}"
         )
-    return tensor
+    return stretched(tensor, size), tensor.shape[1], tensor.shape[2]

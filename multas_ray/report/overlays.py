@@ -58,7 +58,8 @@ def draw_samples(network: MultiTaskNet, index: Index, size: int, config: Evaluat
     for row, prediction in predict_rows(network, index, range(len(index)), size, config):
         values, sample = read_sample(index, row)
         samples.image_ids.append(values["image_id"])
-        samples.rows.append([draw_truth(sample, palette), draw_prediction(sample["image"], prediction, palette)])
+        drawn = draw_prediction(sample["image"].pixels(), prediction, palette)
+        samples.rows.append([draw_truth(sample, palette), drawn])
     return samples
 
 
@@ -76,17 +77,21 @@ def predict_rows(
 
 
 def draw_truth(sample: Sample, palette: Palette) -> Picture:
-    """Draw a decoded row with its annotation of the tasks that the palette has classes for."""
-    boxes, labels, captions = None, [], []
+    """Draw a row with its annotation of the tasks that the palette has classes for.
+
+    Raises:
+        Reject: its image cannot be decoded.
+    """
+    boxes, mask, labels, captions = None, None, [], []
     if palette.det_classes and "boxes" in sample:
-        boxes, labels = sample["boxes"], sample["labels"].tolist()
+        boxes, labels = torch.from_numpy(sample["boxes"]), sample["labels"].tolist()
         captions = [
             palette.det_classes[label] + " (difficult)" * difficult
             for label, difficult in zip(labels, sample["difficult"].tolist(), strict=True)
         ]
-    return overlay(
-        sample["image"], palette, boxes, labels, captions, sample.get("mask") if palette.seg_classes else None
-    )
+    if palette.seg_classes and "mask" in sample:
+        mask = torch.from_numpy(sample["mask"])
+    return overlay(sample["image"].pixels(), palette, boxes, labels, captions, mask)
 
 
 def draw_prediction(image: Tensor, prediction: Prediction, palette: Palette) -> Picture:

@@ -74,7 +74,8 @@ def _draw(trial: Trial, networks: Mapping[str, MultiTaskNet]) -> bytes | None:
     rows = []
     for image in shown:
         _, sample = read_sample(index, image.row)
-        drawn = [draw_prediction(sample["image"], prediction, palette) for prediction in image.predictions.values()]
+        pixels = sample["image"].pixels()
+        drawn = [draw_prediction(pixels, prediction, palette) for prediction in image.predictions.values()]
         rows.append([draw_truth(sample, palette), *drawn])
     return grid(rows, ["ground truth", *shown[0].predictions], palette)
 

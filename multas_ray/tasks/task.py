@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from multas_ray.data.batch import AnnotatedImage, Compared, Some
     from multas_ray.data.classes import ClassMap
     from multas_ray.data.columns import Fault
-    from multas_ray.data.geometry import Geometry
+    from multas_ray.data.geometry import Geometry, View
     from multas_ray.data.image import Stored
     from multas_ray.data.row import Row
     from multas_ray.tasks.terms import Term
@@ -101,7 +101,7 @@ class TaskRows(Protocol):
             classes: number of classes of the task.
 
         Returns:
-            Arrays by the names that `transforms.Augment` knows.
+            Arrays by name.
 
         Raises:
             Reject: the annotation cannot be decoded, or breaks the data contract.
@@ -113,6 +113,15 @@ class TaskRows(Protocol):
         Args:
             annotation: arrays by name.
             classes: classes of the row's data set by those of the run.
+        """
+
+    def seen(self, sample: Mapping[str, Any], view: View, size: int) -> dict[str, np.ndarray]:
+        """Return what is seen of a sample's annotation in a view, by the same names; nothing of one without annotation.
+
+        Args:
+            sample: image with its annotation.
+            view: rectangle in the pixels of the image.
+            size: side in pixels of the square as which the view is shown.
         """
 
     def collate(self, samples: Sequence[Mapping[str, Any]], size: int) -> Truth:
@@ -226,14 +235,22 @@ class TaskNetwork(Protocol):
             size: height and width of that network's input in pixels.
         """
 
-    def translate(self, general: General, columns: Sequence[int | None], count: int, temperature: float) -> General:
+    def translate(
+        self,
+        general: General,
+        columns: Sequence[int | None],
+        classes: Sequence[str],
+        temperature: float,
+        exclusive: bool,
+    ) -> General:
         """Bring what any model found to the classes of a student.
 
         Args:
             general: answer with the model's own classes.
             columns: column of each of them among those of the student; None for one that is left out.
-            count: number of the student's classes.
-            temperature: divisor of the logits.
+            classes: names of the student's classes.
+            temperature: divisor of the logits, once they are of the student's classes.
+            exclusive: whether an object is of one of the model's classes at most.
         """
 
     def fit(self, general: General, config: ModelConfig, size: tuple[int, int]) -> Output:

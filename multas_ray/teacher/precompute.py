@@ -249,8 +249,6 @@ def make_originals(
     # Imported here, see `make_chunk`.
     import torch
 
-    from multas_ray.data.transforms import resize
-
     torch.set_num_threads(1)
     for number in chunk["id"]:
         view, block = todo[number]
@@ -259,13 +257,14 @@ def make_originals(
         for row in _rows_of(block, index, wanted).tolist():
             try:
                 values, sample = read_sample(index, row)
+                squares = {size: sample["image"].whole(size).numpy() for size in pixels}
             except Reject:
                 continue  # reported by the training
             rows.append(row)
             ids.append(values["image_id"])
             files.append(file_digest(values["image"]))
             for size, images in pixels.items():
-                images.append(resize({"image": sample["image"]}, size)["image"].numpy())
+                images.append(squares[size])
         kinds = index.kind(np.array(rows, np.int64))
         tasks = {task: (sizes[task], np.flatnonzero(of_kind[kinds])) for task, of_kind in wanted.items()}
         stacked = {

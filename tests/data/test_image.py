@@ -10,8 +10,18 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from multas_ray.data.image import END_OF_JPEG, decode_rgb, to_stored
-from multas_ray.data.pillow import FORMATS, decode_labels, encode, turn_boxes, turn_mask, upright_rgb, upright_size
+from multas_ray.data.geometry import View
+from multas_ray.data.image import END_OF_JPEG, EncodedImage, decode_rgb, stretched, to_stored, upright_square
+from multas_ray.data.pillow import (
+    FORMATS,
+    decode_labels,
+    encode,
+    encode_labels,
+    turn_boxes,
+    turn_mask,
+    upright_rgb,
+    upright_size,
+)
 from multas_ray.data.reject import Reject
 from tests.support.rows import with_exif
 
@@ -65,6 +75,77 @@ def test_jpegs_have_pillows_pixels() -> None:
         data = photograph(**options)
         with Image.open(io.BytesIO(data)) as image:
             np.testing.assert_array_equal(decode_rgb(data, upright=True).permute(1, 2, 0), np.asarray(image))
+
+
+SMOOTH = np.asarray(Image.fromarray(PIXELS[::12, ::12]).resize((1003, 777), Image.Resampling.BICUBIC))
+"""Without the finest waves, which a reduced image lacks."""
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("view", [View(0, 0, 1003, 777), View(100, 51, 837, 720, True), View(-90, -40, 1200, 900)])
+def test_a_jpeg_that_is_decoded_smaller_is_seen_alike(factor: int, view: View) -> None:
+    jpeg, png = (encode(Image.fromarray(SMOOTH), format) for format in ("JPEG", "PNG"))
+    size = min(view.width, view.height) // factor
+    small, shown = EncodedImage(jpeg, 777, 1003).seen(view, size)
+    large, same = EncodedImage(png, 777, 1003).seen(view, size)
+    assert same == view
+    assert max(abs(a - b) for a, b in zip(shown[:2], view[:2], strict=True)) <= factor / 2
+    assert shown.flipped == view.flipped
+    assert all(edge % factor == 0 for edge in shown[:4])
+    assert small.is_contiguous()
+    # The edges of the view have moved by half a pixel of the square at most, of whose waves the shortest have 13.
+    assert (small.int() - large.int()).abs().float().mean() < 4
+    moved, _ = EncodedImage(png, 777, 1003).seen(shown, size)
+    assert (small.int() - moved.int()).abs().float().mean() < 1.5
+
+
+def test_no_more_is_decoded_than_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    cut = View.cut
+
+    def noted(view: View, pixels: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
+        sizes.append(pixels.shape[:2])
+        return cut(view, pixels, fill)
+
+    monkeypatch.setattr(View, "cut", noted)
+    image = EncodedImage(encode(Image.fromarray(SMOOTH), "JPEG"), 777, 1003)
+    for size in (90, 97, 98, 194, 195, 388, 389, 1000):
+        assert image.whole(size).shape == (3, size, size)
+    quarter, half, whole = (195, 251), (389, 502), (777, 1003)
+    assert sizes == [(98, 126), (98, 126), quarter, quarter, half, half, whole, whole]
+
+
+def test_a_reduced_image_is_refused_as_a_whole_one_is() -> None:
+    data = encode(Image.fromarray(SMOOTH), "JPEG")
+    for broken in (data[: len(data) // 2], data[:300], b""):
+        image = EncodedImage(broken, 777, 1003)
+        for size in (64, 1000):
+            with pytest.raises(Reject, match="broken image"):
+                image.whole(size)
+    for height, width in ((776, 1003), (1003, 777)):
+        with pytest.raises(Reject, match=f"its row says {width}x{height}"):
+            EncodedImage(data, height, width).whole(64)
+
+
+def test_an_unusual_jpeg_is_seen_all_the_same() -> None:
+    """Four colours, and bytes too many, of which the fast decoder warns."""
+    rgb = Image.fromarray(SMOOTH)
+    usual = encode(rgb, "JPEG")
+    four, one = (encode(rgb.convert(mode), "JPEG") for mode in ("CMYK", "L"))
+    for data in (four, one, usual[:-2] + b"zzzz" + usual[-2:]):
+        image = EncodedImage(data, 777, 1003)
+        expected = stretched(image.pixels(), 96)
+        assert (image.whole(96).int() - expected.int()).abs().float().mean() < 1.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_square_is_upright_and_knows_its_image(orientation: int) -> None:
+    for format in ("JPEG", "PNG"):
+        data = with_exif(encode(Image.fromarray(SMOOTH), format), orientation)
+        square, height, width = upright_square(data, 96)
+        pixels = decode_rgb(data, upright=True)
+        assert (height, width) == tuple(pixels.shape[1:])
+        assert (square.int() - stretched(pixels, 96).int()).abs().float().mean() < 1.5
 
 
 def test_sixteen_bits_become_the_upper_eight() -> None:
@@ -162,6 +243,10 @@ def test_masks_are_palette_indices_or_grey_levels() -> None:
     palette.putpalette(bytes(range(255, -1, -1)) * 3)
     for image in (Image.fromarray(values), palette):
         np.testing.assert_array_equal(decode_labels(encode(image, "PNG")), values)
+    for shape in ((1, 1), (3, 4), (70, 300)):
+        values = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        np.testing.assert_array_equal(decode_labels(encode_labels(values)), values)
+        np.testing.assert_array_equal(Image.open(io.BytesIO(encode_labels(values))), values)
     with pytest.raises(Reject, match="found mode RGB"):
         decode_labels(photograph())
 

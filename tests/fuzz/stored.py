@@ -99,12 +99,13 @@ def _sample(index: Index, number: int) -> Reject | None:
     """Read a row as training does, and look at what a loss would get."""
     try:
         values, sample = read_sample(index, number)
+        height, width = sample["image"].pixels().shape[-2:]
+        assert sample["image"].whole(2).shape == (3, 2, 2)
     except Reject as reject:
         return reject
-    height, width = sample["image"].shape[-2:]
     assert (height, width) == (values["height"], values["width"])
     if "boxes" in sample:
-        boxes = sample["boxes"].numpy()
+        boxes = sample["boxes"]
         assert np.isfinite(boxes).all()
         assert ((boxes >= 0) & (boxes <= [width, height, width, height])).all()
         assert (boxes[:, :2] < boxes[:, 2:]).all()
@@ -112,7 +113,7 @@ def _sample(index: Index, number: int) -> Reject | None:
         assert all(0 <= label < len(index.det_classes) for label in sample["labels"].tolist())
     if "mask" in sample:
         assert sample["mask"].shape[-2:] == (height, width)
-        assert set(sample["mask"].unique().tolist()) <= {*range(len(index.seg_classes)), 255}
+        assert set(np.unique(sample["mask"]).tolist()) <= {*range(len(index.seg_classes)), 255}
     return None
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from docs.results.foreign.networks import CLASSES, FOLDER, SIZE, lraspp, normalised, retinanet
 from multas_ray.config import AugmentConfig
-from multas_ray.data.image import decode_rgb
-from multas_ray.data.transforms import Augment, to_sample
+from multas_ray.data.image import EncodedImage
+from multas_ray.data.pillow import upright_size
+from multas_ray.data.transforms import Augment
 from multas_ray.formats.voc import Options, read
 from multas_ray.model.precision import has_bfloat16
 
@@ -47,8 +49,9 @@ class Animals(Dataset[dict[str, Any]]):
         epoch, place = divmod(number, len(items))
         order = torch.randperm(len(items), generator=torch.Generator().manual_seed(epoch))
         row = self.split.read(items[int(order[place])])
-        annotation = {"boxes": row.boxes, "labels": row.labels, "difficult": row.difficult} if row.has_det else {}
-        sample = to_sample(decode_rgb(row.image, upright=True), annotation if row.has_det else {"mask": row.mask})
+        height, width, _ = upright_size(row.image)
+        boxes = {"boxes": row.boxes, "labels": row.labels.astype(np.int64), "difficult": row.difficult}
+        sample = {"image": EncodedImage(row.image, height, width)} | (boxes if row.has_det else {"mask": row.mask})
         return self.augment(sample, SIZE, seed=number)
 
 
@@ -103,7 +106,7 @@ def rate(step: int) -> float:
 def detection_loss(network: nn.Module, batch: list[dict[str, Any]]) -> Tensor:
     """Compute RetinaNet's loss."""
     images = [each["image"].float() / 255 for each in batch]
-    targets = [{"boxes": torch.as_tensor(each["boxes"]), "labels": each["labels"].long()} for each in batch]
+    targets = [{name: torch.as_tensor(each[name]) for name in ("boxes", "labels")} for each in batch]
     return sum(network(images, targets).values())
 
 

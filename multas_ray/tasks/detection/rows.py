@@ -16,6 +16,7 @@ from multas_ray.data.reject import Reject
 
 if TYPE_CHECKING:
     from multas_ray.data.classes import ClassMap
+    from multas_ray.data.geometry import View
     from multas_ray.data.image import Stored
     from multas_ray.data.row import Row
 
@@ -202,6 +203,17 @@ def translate(annotation: Mapping[str, np.ndarray], classes: ClassMap) -> dict[s
     }
 
 
+def seen(sample: Mapping[str, Any], view: View, size: int) -> dict[str, np.ndarray]:
+    """Return the boxes whose centre is seen, in the pixels of the square, if they are a pixel high and wide there."""
+    if "boxes" not in sample:
+        return {}
+    centres = (sample["boxes"][:, :2] + sample["boxes"][:, 2:]) / 2 - np.array([view.left, view.top])
+    boxes = view.boxes(sample["boxes"], size)
+    kept = ((centres > 0) & (centres < np.array([view.width, view.height]))).all(axis=1)
+    kept &= (boxes[:, 2:] - boxes[:, :2] >= 1).all(axis=1)
+    return {"boxes": boxes[kept], "labels": sample["labels"][kept], "difficult": sample["difficult"][kept]}
+
+
 def collate(samples: Sequence[Mapping[str, Any]], size: int) -> UnitBoxes[np.ndarray]:
     """Collate the boxes of k samples, in pixels of their `size` x `size` images; k may be 0."""
     most = max((len(sample["boxes"]) for sample in samples), default=0)
@@ -212,9 +224,9 @@ def collate(samples: Sequence[Mapping[str, Any]], size: int) -> UnitBoxes[np.nda
     )
     for place, sample in enumerate(samples):
         count = len(sample["boxes"])
-        batch.boxes[place, :count] = np.asarray(sample["boxes"]) / size
-        batch.labels[place, :count] = np.asarray(sample["labels"])
-        batch.difficult[place, :count] = np.asarray(sample["difficult"])
+        batch.boxes[place, :count] = sample["boxes"] / size
+        batch.labels[place, :count] = sample["labels"]
+        batch.difficult[place, :count] = sample["difficult"]
     return batch
 
 
@@ -225,4 +237,4 @@ def hides(classes: Sequence[str]) -> bool:
 
 def original(sample: Mapping[str, Any]) -> PixelBoxes:
     """Return the boxes of one sample in the pixels of its image."""
-    return PixelBoxes(*(np.asarray(sample[name]) for name in PixelBoxes._fields))
+    return PixelBoxes(*(sample[name] for name in PixelBoxes._fields))

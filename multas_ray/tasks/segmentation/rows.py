@@ -15,6 +15,7 @@ from multas_ray.data.reject import Reject
 
 if TYPE_CHECKING:
     from multas_ray.data.classes import ClassMap
+    from multas_ray.data.geometry import View
     from multas_ray.data.image import Stored
     from multas_ray.data.row import Row
 
@@ -127,9 +128,14 @@ def translate(annotation: Mapping[str, np.ndarray], classes: ClassMap) -> dict[s
     return {"mask": values[annotation["mask"]]}
 
 
+def seen(sample: Mapping[str, Any], view: View, size: int) -> dict[str, np.ndarray]:
+    """Return the mask in the pixels of the square; beyond the image it is ignored."""
+    return {"mask": view.nearest(sample["mask"], size, IGNORE)} if "mask" in sample else {}
+
+
 def collate(samples: Sequence[Mapping[str, Any]], size: int) -> np.ndarray:
     """Stack the masks of k samples: (k, size, size) uint8 class ids, 255 = ignore; k may be 0."""
-    masks = [np.asarray(sample["mask"]) for sample in samples]
+    masks = [sample["mask"] for sample in samples]
     return np.stack(masks) if masks else np.zeros((0, size, size), np.uint8)
 
 
@@ -140,4 +146,5 @@ def hides(classes: Sequence[str]) -> bool:
 
 def original(sample: Mapping[str, Any]) -> np.ndarray:
     """Return the mask (H, W) uint8 of one sample."""
-    return np.asarray(sample["mask"])
+    mask: np.ndarray = sample["mask"]
+    return mask
