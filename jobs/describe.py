@@ -115,7 +115,7 @@ def label_space_table(sources: Sources, role: str, counts: dict[str, SplitCounts
 
 def source_cells(sources: Sources, name: str, counts: SplitCounts) -> dict[Task, dict[str, str]]:
     """Return the cells of a data set by task and class of the run; none of a task that it is not annotated for."""
-    from multas_ray.data.classes import ClassMap
+    from multas_ray.data.classes import NO_OBJECT, ClassMap
 
     found = {"det": counts.boxes, "seg": counts.pixels}
     cells: dict[Task, dict[str, str]] = {}
@@ -124,7 +124,7 @@ def source_cells(sources: Sources, name: str, counts: SplitCounts) -> dict[Task,
         each = sources.maps[name].get(task) or ClassMap(tuple(range(len(own))), len(names))
         sums = [0] * len(names)
         for target, number in zip(each.targets, found[task].tolist(), strict=False):
-            if target is not None:
+            if target is not None and target != NO_OBJECT:
                 sums[target] += number
         pixels = max(1, int(counts.pixels.sum()))
         shown = [f"{number:,}" if task == "det" else f"{number / pixels:.2%}" for number in sums]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from jobs.describe import main
+from jobs.describe import main, source_cells
 from multas_ray.cli import run_job
 from multas_ray.config import TASK_MASKS
 from multas_ray.data.describe import choose, count
@@ -157,3 +157,19 @@ def test_a_configuration_s_data_sets_are_shown_in_one_label_space(
     assert rows["(images)"] == ["7", "3", "7", "3"]
     assert (tmp_path / "out" / "train.png").exists()
     assert (tmp_path / "out" / "val.png").exists()
+
+
+def test_what_is_mapped_to_background_is_counted_for_no_class(dataset: str) -> None:
+    from multas_ray.config import DataConfig
+    from multas_ray.data.index import read_index
+    from multas_ray.data.sources import read_sources
+
+    sources = {
+        "all": {"path": dataset, "val": "train"},
+        "some": {"path": dataset, "val": "train", "classes": {"cat": "background"}},
+    }
+    read = read_sources(DataConfig.model_validate({"sources": sources, "size": 64}))
+    counts = count(read_index(dataset, "train"), read.infos["some"], lambda rows: None)
+    whole, cells = (source_cells(read, name, counts)["det"] for name in ("all", "some"))
+    assert int(whole["cat"]) > 0
+    assert {name: cells[name] for name in cells if name != "cat"} == {n: whole[n] for n in whole if n != "cat"}

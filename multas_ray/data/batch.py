@@ -77,7 +77,8 @@ class Compared(NamedTuple):
     classes: np.ndarray
     """(n, C) bool: classes to learn from the teacher."""
     merged: np.ndarray
-    """(n, C) bool: classes that count as background on both sides, where there is one."""
+    """(n, C) bool: classes that count as background on both sides, itself included; none where there is no background,
+    or the teacher does not know it."""
 
 
 class RejectedRow(NamedTuple):

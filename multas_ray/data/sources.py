@@ -9,6 +9,7 @@ from multas_ray.data.classes import ClassMap, class_map, join_classes
 from multas_ray.data.index import Index, join_indexes, read_index
 from multas_ray.data.schema import DatasetInfo, read_info
 from multas_ray.errors import UserError, quoted
+from multas_ray.tasks.segmentation.rows import IGNORE
 
 Role = Literal["train", "val"]
 ROLES: tuple[Role, ...] = ("train", "val")
@@ -84,6 +85,11 @@ def read_sources(data: DataConfig) -> Sources:
         joined[task] = join_classes(task, own, renamed, data.chosen_classes(task))
         for name, classes in own.items():
             maps[name][task] = class_map(task, name, classes, renamed[name], joined[task])
+    if len(joined["seg"]) > IGNORE:
+        raise UserError(
+            f"data.sources: {len(joined['seg'])} classes of pixels together, and masks hold {IGNORE}; choose some by "
+            "data.seg_classes, or leave some out by `classes: {name: null}`"
+        )
     for name in infos:
         if all(each.empty for each in maps[name].values()):
             raise UserError(

@@ -57,9 +57,10 @@ class MaskClasses:
         """Return the data set's value (256,) uint8 for each value in a mask."""
         target = np.full(256, IGNORE, np.uint8)
         target[0] = 0
+        # As boxes do, whose classes are found in upper and lower case alike.
+        places = {name.casefold(): place for place, name in enumerate(self.classes, start=1)}
         for value, name in enumerate(self.mask_classes, start=1):
-            if name in self.classes:
-                target[value] = self.classes.index(name) + 1
+            target[value] = places.get(name.casefold(), IGNORE)
         return target
 
 

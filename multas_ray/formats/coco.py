@@ -4,10 +4,11 @@ A JSON file says what is annotated, image by image and object by object; PNGs ma
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from multas_ray.config import Task
+from multas_ray.config import TASKS, Task
 from multas_ray.errors import UserError, quoted
 from multas_ray.formats.files import FileOptions, Folder
 from multas_ray.formats.flags import ExistingFolder
@@ -65,6 +66,8 @@ class _Listed(NamedTuple):
     read: Callable[[Any], Any]
     """Reads one of the images; see `Split`."""
     remarks: Sequence[str]
+    reader: "RowReader | None" = None
+    """What reads the images of an instances file."""
 
 
 def read(options: Options) -> Source:
@@ -74,7 +77,7 @@ def read(options: Options) -> Source:
         UserError: the options name no file, or a file is not COCO's, contradicts itself, or has no such class.
     """
     list_images = _list_panoptic if options.panoptic else _list_stuff if options.stuff else _list_instances
-    parts = [(part, list_images(options, part)) for part in _parts(options)]
+    parts = _with_tasks([(part, list_images(options, part)) for part in _parts(options)])
     remarks = [f"{part.split}: {line}" if options.root else line for part, listed in parts for line in listed.remarks]
     if options.root:
         empty = [part for part, listed in parts if not listed.images]
@@ -90,6 +93,18 @@ def read(options: Options) -> Source:
         about=f"COCO: {options.root or options.annotations}",
         remarks=remarks,
     )
+
+
+def _with_tasks(parts: "list[tuple[_Part, _Listed]]") -> "list[tuple[_Part, _Listed]]":
+    """Let a file without any object be annotated for the tasks of the other files of the export; alone, for both."""
+    found = {task for _, listed in parts if listed.reader for task in listed.reader.tasks}
+    tasks = tuple(task for task in TASKS if task in found) or TASKS
+    settled = []
+    for part, listed in parts:
+        if listed.reader is not None and not listed.reader.tasks:
+            listed = listed._replace(read=replace(listed.reader, tasks=tasks).read)
+        settled.append((part, listed))
+    return settled
 
 
 def _parts(options: Options) -> list[_Part]:
@@ -112,7 +127,7 @@ def _parts(options: Options) -> list[_Part]:
 
 
 def _parts_of_roboflow(root: Path, options: Options) -> list[_Part]:
-    """The splits of Roboflow's export. Only training images lose annotation by `partial`."""
+    """The splits of Roboflow's export. Only training images lose annotation by `partial`, unless all lose masks."""
     from multas_ray.data.reject import Reject
 
     parts = []
@@ -123,7 +138,11 @@ def _parts_of_roboflow(root: Path, options: Options) -> list[_Part]:
                 file = folder.check(ROBOFLOW_FILE)
             except Reject as reject:
                 raise UserError(f"--root {root}: {reject.reason}: {reject.detail}") from None
-            parts.append(_Part(split, folder, file, options.partial if split == "train" else None))
+            partial = options.partial
+            if partial and split != "train":
+                # Boxes alone are wanted of all.
+                partial = {"det": 1.0} if partial.get("det", 0) >= 1 else None
+            parts.append(_Part(split, folder, file, partial))
     if not parts:
         raise UserError(
             f"--root {root}: none of {', '.join(ROBOFLOW.values())} is there with {ROBOFLOW_FILE}, as Roboflow exports "
@@ -135,7 +154,7 @@ def _parts_of_roboflow(root: Path, options: Options) -> list[_Part]:
 def _list_instances(options: Options, part: _Part) -> _Listed:
     masks = part.partial is None or part.partial.get("det", 0) < 1
     instances, reader = _instances(options, part, masks=masks)
-    return _Listed(with_background(instances.classes), instances.images, reader.read, instances.remarks)
+    return _Listed(with_background(instances.classes), instances.images, reader.read, instances.remarks, reader)
 
 
 def _list_stuff(options: Options, part: _Part) -> _Listed:
@@ -146,6 +165,8 @@ def _list_stuff(options: Options, part: _Part) -> _Listed:
     pixels = pixel_classes(
         instances.categories, options.classes, part.annotations, shifted=options.stuff_values == "id-1"
     )
+    # Of a file without any object: nobody's boxes are there.
+    boxes = boxes if boxes.tasks else replace(boxes, tasks=TASKS)
     reader = StuffReader(boxes, Folder(options.stuff, options.follow_links), pixels.meanings)
     classes: dict[Task, Sequence[str]] = {"det": instances.classes, "seg": pixels.classes}
     return _Listed(classes, instances.images, reader.read, instances.remarks)

@@ -43,7 +43,7 @@ class Instances:
     labels: dict[Id, int | None]
     """Category id -> index in `classes`; None for categories of other classes."""
     tasks: tuple[Task, ...]
-    """The tasks that the file annotates: both, where it has no object."""
+    """The tasks that the file annotates: none is known, where it has no object."""
     remarks: list[str]
     """Lines for the user on the file as a whole."""
 
@@ -89,8 +89,7 @@ def read_instances(
     _check_boxes(entries, objects, path)
     _check_crowds(annotations, path)
     remark_unused(used, names, chosen, remarks)
-    neither = not has_boxes and not has_outlines
-    annotated: dict[Task, bool] = {"det": has_boxes or neither, "seg": has_outlines or neither}
+    annotated: dict[Task, bool] = {"det": has_boxes, "seg": has_outlines}
     return Instances(
         images=with_annotations(entries, objects, skip_empty=skip_empty),
         categories=categories,

@@ -53,7 +53,7 @@ def read(options: Options) -> Source:
     columns = find_columns(first.schema, first.name, options.image, options.objects, options.masks)
     remarks.append(columns.told(options.boxes))
     named = check_files(folder, splits, columns)
-    det = choose_det_classes(named, options.classes, columns.objects) if columns.objects else None
+    det = choose_det_classes(named, options.classes, columns.objects, remarks) if columns.objects else None
     seg = None
     if columns.masks:
         names = options.mask_classes or (None if columns.objects else options.classes)

@@ -54,13 +54,16 @@ class Classes:
     """(N,) int64: for the number n in a file the index in `names`, `NO_CLASS` or, of pixels, `IGNORE`."""
 
 
-def choose_det_classes(named: Sequence[str] | None, chosen: Sequence[str] | None, column: str) -> Classes:
-    """The classes of objects.
+def choose_det_classes(
+    named: Sequence[str] | None, chosen: Sequence[str] | None, column: str, remarks: list[str]
+) -> Classes:
+    """The classes of objects. One that is called background is none, and its boxes are left out.
 
     Args:
         named: by number, as the files name them; None where they do not.
         chosen: the classes that are kept, or, where the files name none, all of them by number.
         column: of the objects.
+        remarks: for the user, added to.
 
     Raises:
         UserError: nobody names the classes, or a chosen one is none of them.
@@ -71,7 +74,9 @@ def choose_det_classes(named: Sequence[str] | None, chosen: Sequence[str] | None
             f"the files do not say how the categories in the column {quoted(column)} are called: name them with "
             "--classes in the order of their numbers, from 0 on (a,b,c, or a file with a name a line)"
         )
-    kept = tuple(chosen or known)
+    kept = tuple(name for name in chosen or known if name.casefold() != BACKGROUND)
+    if len(kept) < len(chosen or known):
+        remarks.append(f"class 'background' of the column {quoted(column)} left out: it is no object's")
     unknown = [name for name in kept if name not in known]
     if unknown or len(set(kept)) != len(kept):
         problem = f"no class {', '.join(map(quoted, unknown))}" if unknown else "a class stands twice"

@@ -70,7 +70,9 @@ def find_files(folder: Folder, remarks: list[str]) -> dict[str, list[ParquetFile
     """
     splits: defaultdict[str, list[ParquetFile]] = defaultdict(list)
     others: list[ParquetFile] = []
-    for name in _names(folder.root):
+    names = _names(folder.root)
+    _check_one_set(folder.root, names)
+    for name in names:
         file, split = _read_footer(folder, name), split_of(name)
         if file.groups:
             (splits[split] if split else others).append(file)
@@ -83,6 +85,24 @@ def find_files(folder: Folder, remarks: list[str]) -> dict[str, list[ParquetFile
         raise UserError(f"{folder.root}: no Parquet file with rows here, such as data/train-00000-of-00001.parquet")
     order = list(dict.fromkeys(SPLITS.values()))
     return dict(sorted(splits.items(), key=lambda item: (order.index(item[0]) if item[0] in order else 3, item[0])))
+
+
+def _check_one_set(root: Path, names: Sequence[str]) -> None:
+    """Refuse files of several configurations of a data set, which often hold the same images.
+
+    Raises:
+        UserError: what is left of the files' folders differs, once the words that stand for splits are taken away.
+    """
+    words = {*SPLITS, "data"}
+    folders = dict.fromkeys(
+        "/".join(part for part in PurePosixPath(name).parent.parts if part.lower() not in words) for name in names
+    )
+    if len(folders) > 1:
+        shown = ", ".join(quoted(each or ".") for each in folders)
+        raise UserError(
+            f"{root}: files in the folders {shown}: are these several configurations of one data set? Name one with "
+            "--root; further ones are added by --add"
+        )
 
 
 def split_of(name: str) -> str | None:

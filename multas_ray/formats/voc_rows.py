@@ -1,6 +1,7 @@
 """Rows of images in VOC's layout."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,7 @@ class RowReader:
             xml = self.folder.read_xml(image_id)
             row.has_det = True
             row.height, row.width = _size(xml)
-            row.boxes, row.labels, row.difficult = _objects(xml, self.classes.classes)
+            row.boxes, row.labels, row.difficult = _objects(xml, self.classes.classes, row.notes)
         return row
 
 
@@ -54,8 +55,8 @@ def _size(xml: Element) -> tuple[int | None, int | None]:
     return (height, width) if height > 0 and width > 0 else (None, None)
 
 
-def _objects(xml: Element, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (N, 4), labels (N,) and difficult flags (N,) of the objects of these classes."""
+def _objects(xml: Element, classes: Sequence[str], notes: Counter[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (N, 4), labels (N,) and difficult flags (N,) of the objects of these classes; notes count the others."""
     labels_of = {name.casefold(): label for label, name in enumerate(classes)}
     boxes, labels, difficult = [], [], []
     for place, item in enumerate(xml.findall("object"), start=1):
@@ -68,7 +69,9 @@ def _objects(xml: Element, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarr
             corners = [math.nan]
         if not all(map(math.isfinite, corners)):
             raise Reject("broken box", f"object {place}, {quoted(name)}: bndbox needs xmin, ymin, xmax and ymax")
-        if name.casefold() in labels_of:
+        if name.casefold() not in labels_of:
+            notes["boxes left out: of other classes"] += 1
+        else:
             x1, y1, x2, y2 = corners
             # Corners are 1-based and inclusive: pixel 1 covers 0..1.
             boxes.append((x1 - 1, y1 - 1, x2, y2))

@@ -53,6 +53,10 @@ def read(options: Options) -> Source:
     classes, splits = make_splits(options, content, folder, images, remarks)
     if options.partial:
         for name, split in splits.items():
+            # Training images lose annotation; boxes alone are wanted of all.
+            if name != "train" and options.partial.get("det", 0) < 1:
+                remarks.append(f"{name} keeps all its annotation: --partial is for train")
+                continue
             ids = [item.image_id for item in split.items]
             splits[name] = partially_annotated(split, ids, options.partial, options.seed)
     return Source("yolo", classes, splits, f"YOLO: {options.data}", remarks)
@@ -94,13 +98,13 @@ def _with_labels(
 
     # A name, and not an object: what the boxes leave is background.
     objects = {number: name for number, name in enumerate(content.names) if name.casefold() != "background"}
+    background = frozenset(range(len(content.names))) - objects.keys()
     if len(objects) < len(content.names):
         remarks.append(f"{options.data}: class 'background' left out: it is no object's")
     classes = _choose(list(objects.values()), options)
     index = {name: label for label, name in enumerate(classes)}
-    labels = Labels(
-        folder.files, {number: index.get(name) for number, name in objects.items()}, content.keypoint_columns
-    )
+    chosen = {number: index.get(name) for number, name in objects.items()}
+    labels = Labels(folder.files, chosen, content.keypoint_columns, background)
 
     def is_labelled(image: "YoloImage") -> bool:
         # An image that is not there either is rejected where it is read.

@@ -1,7 +1,7 @@
 """Label files of YOLO: a line an object, its class and its box or outline in fractions of the image's sides."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,8 @@ class Labels:
     """Class number -> label; None for classes that are not chosen."""
     keypoint_columns: int = 0
     """Number of columns of keypoints that may follow a box."""
+    background: Collection[int] = ()
+    """Numbers of classes whose lines are of no object."""
 
     def read(self, name: str, notes: Counter[str]) -> list[YoloObject]:
         """Read a label file. Of lines that say the same, one is taken.
@@ -62,6 +64,9 @@ class Labels:
         for line, content in enumerate(text.splitlines(), start=1):
             if words := content.split():
                 row = tuple(number(word, f"{name}, line {line}:") for word in words)
+                if row[0] in self.background:
+                    notes["objects dropped: of the class background"] += 1
+                    continue
                 notes["objects dropped: another line says the same"] += row in rows
                 rows.setdefault(row, line)
         return [self._object(row, line, f"{name}, line {line}", notes) for row, line in rows.items()]

@@ -38,9 +38,12 @@ def classes_to_distil(on: DistilledOn, unlabelled: np.ndarray, known: np.ndarray
         hides: whether what is of no other class is of the first one, the background.
     """
     wanted = {"missing": unlabelled, "annotated": ~unlabelled, "all": np.ones_like(unlabelled)}[on]
-    # What the teacher does not know it takes for background.
+    # What the teacher does not know it takes for background, if it knows that.
     strange = {"missing": unlabelled & ~known, "annotated": unlabelled | ~known, "all": ~known & wanted}[on]
-    return Compared(wanted & known, strange & (hides and bool(known[0])))
+    merges = hides and bool(known[0])
+    merged = strange & merges
+    merged[:, 0] |= merges
+    return Compared(wanted & known, merged)
 
 
 @dataclass(frozen=True)

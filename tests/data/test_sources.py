@@ -214,3 +214,14 @@ def test_data_sets_lie_on_different_filesystems(folders, tmp_path: Path):
     index = read_sources(data_of(folders, sources=sources)).index("train")
     assert [str(index.shard(row)).startswith(("file://", "/")) for row in (0, 5)] == [True, True]
     assert read_sample(index, 0)[0]["image_id"] == "street/a/0"
+
+
+def test_more_classes_of_pixels_than_masks_hold_are_refused(tmp_path):
+    for name, count in (("a", 150), ("b", 171)):
+        names = ["background", *(f"{name}{number}" for number in range(count - 1))]
+        row = make_row("1", []).only("seg")
+        write_dataset(tmp_path / name, source_of({"train": [row], "val": [row]}, [], names))
+    sources = {name: {"path": str(tmp_path / name)} for name in ("a", "b")}
+    tree = {"data": {"sources": sources, "size": 32}, "train": {"run": "-", "steps": 1, "batch_size": 4}}
+    with pytest.raises(UserError, match=r"^data\.sources: 320 classes of pixels together, and masks hold 255"):
+        read_sources(parse_config(tree).data)

@@ -123,3 +123,25 @@ def test_real_photographs(tmp_path: Path) -> None:
     info = json.loads((tmp_path / "out" / "dataset.json").read_text())
     assert info["splits"] == {"train": {"both": 6}, "val": {"both": 6}}
     assert (len(info["det_classes"]), info["det_classes"][0]) == (80, "person")
+
+
+def test_a_split_without_objects_is_annotated_as_the_others(tmp_path: Path) -> None:
+    export(tmp_path, "train", 2)
+    export(tmp_path, "valid", 2, annotations=[])
+    source = read(tmp_path)
+    rows = {name: [split.read(item) for item in split.items] for name, split in source.splits.items()}
+    assert {name: {row.task_mask for row in each} for name, each in rows.items()} == {"train": {"det"}, "val": {"det"}}
+
+
+def test_boxes_alone_are_wanted_of_all_splits(tmp_path: Path) -> None:
+    outlines = [
+        {"id": 0, "image_id": 0, "category_id": 1, "bbox": [3, 4, 10, 12], "area": 60, "iscrowd": 0,
+         "segmentation": [[3, 4, 13, 4, 13, 16]]}
+    ]  # fmt: skip
+    many = [{"id": key, "name": f"c{key}", "supercategory": "x"} for key in range(1, 301)]
+    for name in ("train", "valid"):
+        export(tmp_path, name, 1, annotations=outlines, categories=many)
+    source = read(tmp_path, partial={"det": 1.0})
+    for split in source.splits.values():
+        [row] = [split.read(item) for item in split.items]
+        assert row.task_mask == "det"

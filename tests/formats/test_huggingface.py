@@ -680,3 +680,25 @@ def test_the_job_on_photographs(tmp_path: Path) -> None:
     for file, row in zip(files, pq.read_table(tmp_path / "seg" / "val").to_pylist(), strict=True):
         with Image.open(file) as mask:
             assert np.array_equal(np.asarray(Image.open(pa.BufferReader(row["mask"]))), np.asarray(mask))
+
+
+def test_several_configurations_are_not_one_data_set(tmp_path: Path) -> None:
+    """The hub's own conversion has a folder a configuration, with the same images in several."""
+    for config in ("full", "mini"):
+        for split in ("train", "validation"):
+            write(tmp_path, [row(ONE)], f"{config}/{split}/0000.parquet")
+    with pytest.raises(UserError, match="files in the folders 'full', 'mini': are these several configurations"):
+        source_of(tmp_path)
+    splits = source_of(tmp_path / "full").splits
+    assert {name: len(split.items) for name, split in splits.items()} == {"train": 1, "val": 1}
+
+
+def test_background_is_no_class_of_objects(tmp_path: Path) -> None:
+    two = objects([[5, 6, 20, 30], [0, 0, 2, 2]], [0, 1])
+    numbers = listed("Sequence", {"bbox": listed("Sequence", value("float32")), "category": value("int64")})
+    write(tmp_path, [row(two)], features={"objects": numbers})
+    source = source_of(tmp_path, classes=("background", "cat"))
+    assert source.classes["det"] == ("cat",)
+    assert row_of(source).boxes.tolist() == [[0, 0, 2, 2]]
+    assert row_of(source).labels.tolist() == [0]
+    assert any("class 'background'" in line for line in source.remarks)

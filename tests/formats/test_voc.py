@@ -93,6 +93,7 @@ def test_unlisted_classes_lose_boxes_and_pixels(devkit: Kit) -> None:
     row = devkit.read("a", classes="person,cat")
     assert isinstance(row, Row)
     assert row.labels.tolist() == [1]
+    assert row.notes["boxes left out: of other classes"] == 1
     assert row.mask is not None
     assert row.mask[0, :6].tolist() == [2, 1, 255, 255, 255, 0]
 
@@ -358,6 +359,11 @@ def test_a_list_of_classes_and_colours(devkit: Kit) -> None:
     assert np.bincount(mask.ravel()).tolist() == [18 * 40, 10 * 40, 2 * 40]
     [row] = devkit.prepare("--full", "Main/train", "--classes", "car", "--overwrite")
     assert np.bincount(np.asarray(Image.open(io.BytesIO(row["mask"]))).ravel())[[0, 1, 255]].tolist() == [720, 80, 400]
+    # In another case, as boxes find their classes too.
+    [row] = devkit.prepare("--full", "Main/train", "--classes", "Road,Car", "--overwrite")
+    assert row["labels"] == [1]
+    values = np.bincount(np.asarray(Image.open(io.BytesIO(row["mask"]))).ravel())
+    assert values.tolist() == [18 * 40, 10 * 40, 2 * 40]
     for text, problem in [
         ("road", "write a class as"),
         ("road:1,2::", "write a class as"),

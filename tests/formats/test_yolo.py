@@ -481,8 +481,24 @@ def test_background_is_no_class_of_objects(kit: Kit) -> None:
     cat, other = kit.rows()
     assert isinstance(cat, Row)
     assert cat.labels.tolist() == [0]
-    assert isinstance(other, Reject)
-    assert other.reason == "unknown class"
+    # Its lines are of no object, and cost the image nothing.
+    assert isinstance(other, Row)
+    assert other.has_det
+    assert other.labels.tolist() == []
+    assert other.notes["objects dropped: of the class background"] == 1
+
+
+def test_annotation_is_taken_from_training_images_alone(kit: Kit) -> None:
+    for split in ("train", "val"):
+        for number in range(4):
+            kit.add(f"images/{split}/{number}.jpg", "1 0.1 0.1 0.5 0.1 0.5 0.5")
+    kit.describe(train="images/train", val="images/val", names=["dog", "cat"])
+    source = kit.source(partial={"det": 0.5, "seg": 0.5})
+    masks = {name: sorted(split.read(item).task_mask for item in split.items) for name, split in source.splits.items()}
+    assert masks == {"train": ["det", "det", "seg", "seg"], "val": ["both"] * 4}
+    assert "val keeps all its annotation: --partial is for train" in source.remarks
+    source = kit.source(partial={"det": 1.0})
+    assert {split.read(item).task_mask for split in source.splits.values() for item in split.items} == {"det"}
 
 
 def test_masks_hold_254_classes(kit: Kit) -> None:

@@ -87,9 +87,7 @@ def test_weights_from_a_file(tmp_path):
     for foreign in ({"nothing.weight": torch.ones(3)}, renamed):
         wrong = tmp_path / "wrong.safetensors"
         safetensors.torch.save_file(foreign, wrong)
-        with pytest.raises(
-            UserError, match=r"model\.weights: .*wrong\.safetensors has \d+% of the weights of timm/"
-        ):
+        with pytest.raises(UserError, match=r"model\.weights: .*wrong\.safetensors has \d+% of the weights of timm/"):
             build_backbone(name, BackboneSettings(True, "batch", weights=str(wrong)))
     other = tmp_path / "weights.pth"
     torch.save(whole.state_dict(), other)

@@ -16,6 +16,7 @@ from multas_ray.tasks.detection.rows import UnitBoxes
 from multas_ray.tasks.segmentation.loss import segmentation_loss
 from multas_ray.tasks.segmentation.metric import SegmentationMetric
 from multas_ray.tasks.segmentation.network import distil
+from multas_ray.teacher.selection import classes_to_distil
 from tests.support.batches import config_of
 
 DOG_OF_DET, DOG_OF_SEG = torch.tensor([[False, True]]), torch.tensor([[False, False, True]])
@@ -99,7 +100,10 @@ def test_a_teacher_shares_the_background_out_where_there_is_background():
     mask[:, 4:, :4] = 255
     mask[:, 4:, 6:] = 1
     dog = DOG_OF_SEG.numpy()
-    truth, chosen = Some(np.array([0]), mask), Some(np.array([0]), Compared(dog, dog & False))
+    truth, chosen = (
+        Some(np.array([0]), mask),
+        Some(np.array([0]), classes_to_distil("missing", dog, np.ones(3, bool), hides=True)),
+    )
     student = logits_of(STUDENT, 2).requires_grad_()
     [term] = distil(student, logits_of(TEACHER, 2), chosen, truth, config_of(), (8, 8)).values()
     assert term.count == 1.5
@@ -144,3 +148,49 @@ def test_without_a_background_every_pixel_is_decided():
     true, found = np.array([[0, 1]], np.uint8), np.array([[0, 0]], np.uint8)
     metric.add_labels(found, true, np.array([False, True]))
     assert metric.compute()["seg/IoU/road"] == 50
+
+
+def test_a_teacher_without_a_background_leaves_the_student_s_alone():
+    """As one trained on a data set of roads and skies alone: of what is neither it can say nothing."""
+    dog_and_cat = np.array([[False, True, True]])
+    known = np.array([False, True, True])
+    chosen = Some(np.array([0]), classes_to_distil("missing", dog_and_cat, known, hides=True))
+    truth = Some(np.array([0]), torch.zeros(1, 8, 8, dtype=torch.uint8))
+    student = torch.tensor([3.0, -1, -2])[None, :, None, None].expand(1, 3, 2, 2).clone().requires_grad_()
+    # What the teacher does not know has next to no probability in its answer.
+    teacher = torch.tensor([-1e4, 1.0, 0.0])[None, :, None, None].expand(1, 3, 2, 2)
+    [term] = distil(student, teacher, chosen, truth, config_of(), (8, 8)).values()
+    # Between dog and cat the two agree.
+    assert term.divided().item() == pytest.approx(0, abs=1e-6)
+    term.sum.backward()
+    assert student.grad.abs().max() < 1e-6
+
+
+def test_rows_are_distilled_alike_wherever_they_are():
+    """One whose classes are all unlabelled alone on a worker, and beside another."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2)
+    masks = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    masks[:, :4] = 1
+    truth = Some(np.array([0, 1]), masks)
+    marks = np.array([[True, True, True], [False, False, True]])
+    whole = classes_to_distil("missing", marks, np.ones(3, bool), hides=True)
+
+    def terms(rows):
+        chosen = Some(np.array(rows), Compared(whole.classes[rows], whole.merged[rows]))
+        [term] = distil(student[rows], teacher[rows], chosen, truth, config_of(), (8, 8)).values()
+        return torch.stack([term.sum, term.count])
+
+    torch.testing.assert_close(terms([0]) + terms([1]), terms([0, 1]))
+
+
+def test_an_annotated_pixel_of_an_unlabelled_class_counts_for_nothing():
+    """As LVIS has them, of classes that were annotated in part."""
+    metric = SegmentationMetric(["background", "cat", "dog"])
+    true, found = np.array([[2, 2], [0, 1]], np.uint8), np.array([[2, 1], [0, 1]], np.uint8)
+    metric.add_labels(found, true, DOG_OF_SEG.numpy()[0])
+    scores = metric.compute()
+    assert "seg/IoU/dog" not in scores
+    assert metric.images()["dog"] == 0
+    # One pixel of cat found, and one where certainly none is.
+    assert scores["seg/IoU/cat"] == 50

@@ -59,8 +59,8 @@ class SegmentationMetric:
     ) -> None:
         """Add an image's label map.
 
-        Where classes are unlabelled, a pixel of background may be of any of them: it counts against the other classes,
-        which it certainly is not of, and for nothing else.
+        Where classes are unlabelled, a pixel of background may be of any of them, and one of theirs of the background:
+        it counts against the other classes, which it certainly is not of, and for nothing else.
 
         Args:
             pred: (H, W) class ids, 0..C-1 wherever the mask is not 255.
@@ -80,8 +80,8 @@ class SegmentationMetric:
         if self.classes[0] == BACKGROUND:
             possible = unlabelled.copy()
             possible[0] = True
-            self._confusion[-1] += np.where(possible, 0, pixels[0])
-            pixels[0] = 0
+            self._confusion[-1] += np.where(possible, 0, pixels[possible].sum(axis=0))
+            pixels[possible] = 0
         self._confusion[:-1] += pixels
 
     def images(self) -> dict[str, int]:
@@ -104,12 +104,13 @@ class SegmentationMetric:
     def compute(self) -> dict[str, float]:
         """Compute metrics in percent: seg/mIoU, seg/fwIoU, seg/mACC, seg/pACC and seg/IoU/<class>.
 
-        A class without a true pixel has no IoU: its key is left out, and the means are over the others (its false
-        pixels still count against the classes they cover). Without any pixel there is no metric: an empty dict.
+        A class without a true pixel, or that was looked for in no image, has no IoU: its key is left out, and the means
+        are over the others (its false pixels still count against the classes they cover). Without any pixel there is no
+        metric: an empty dict.
         """
         known = self._confusion[:-1]
         truth = known.sum(1)
-        present = truth > 0
+        present = (truth > 0) & (self._images > 0)
         if not present.any():
             return {}
         hits = known.diagonal()

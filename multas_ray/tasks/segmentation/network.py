@@ -96,16 +96,14 @@ def _compared(
     itself, at pixels of background. Both divergences together are the whole one's.
     """
     classes, merged = (torch.tensor(marks, device=device) for marks in chosen.values)
-    if classes.all():
-        return None
     annotated = torch.tensor(np.isin(chosen.rows, truth.rows) & (on == "missing"), device=device)
-    inside = classes | merged
-    inside[:, 0] |= merged.any(dim=1) | annotated
+    if classes.all() and not annotated.any():
+        return None
     share = torch.ones(len(classes), *size, device=device)
     if annotated.any():
         masks = truth.at(chosen.rows[annotated.cpu().numpy()])
         share[annotated] = F.adaptive_avg_pool2d((masks == 0).float(), size)
-    return Outcomes(classes, inside, merged, share)
+    return Outcomes(classes, classes | merged, merged, share)
 
 
 def spread(answer: Tensor, columns: Sequence[int | None], count: int) -> Tensor:
