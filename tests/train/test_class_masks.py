@@ -181,9 +181,9 @@ def test_of_a_teacher_that_knows_some_classes_these_alone_are_learned():
     known = {"det": np.array([True, False, True]), "seg": np.array([True, True, True, False])}
     expected = {
         # Row 0 lacks a class only that the teacher does not know.
-        "missing": ({1: [1, 0, 1], 2: [1, 0, 1], 3: [1, 0, 1]}, {0: (7, 8), 1: (4, 8), 3: (7, 8)}),
-        "annotated": ({0: [1, 0, 1]}, {1: (3, 12), 2: (7, 8)}),
-        "all": ({row: [1, 0, 1] for row in range(4)}, dict.fromkeys(range(4), (7, 8))),
+        "missing": ({1: [1, 0, 1], 2: [1, 0, 1], 3: [1, 0, 1]}, {0: (7, 9), 1: (4, 9), 3: (7, 9)}),
+        "annotated": ({0: [1, 0, 1]}, {1: (3, 13), 2: (7, 9)}),
+        "all": ({row: [1, 0, 1] for row in range(4)}, dict.fromkeys(range(4), (7, 9))),
     }
     for on, (det_rows, seg_rows) in expected.items():
         distil = made_for(batch, config_of(distill={"det": {"on": on}, "seg": {"on": on}}), known).distil
