@@ -133,7 +133,7 @@ def upright_square(data: bytes, size: int) -> tuple[Tensor, int, int]:
 
 
 def stretched(image: Tensor, size: int) -> Tensor:
-    """Stretch an image (3, H, W) uint8 to `size` x `size` pixels: bilinear with antialiasing."""
+    """Stretch images (…, 3, H, W) uint8 to `size` x `size` pixels: bilinear with antialiasing."""
     square: Tensor = resize_image(image, [size, size], antialias=True)
     return square
 

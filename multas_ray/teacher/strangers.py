@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import resize
 
 from multas_ray.config import ModelConfig, Task, TeacherConfig
+from multas_ray.data import image
 from multas_ray.errors import UserError, first_line
 from multas_ray.model.precision import autocast
 from multas_ray.tasks import PARTS
@@ -206,16 +206,13 @@ class Stranger:
 
 def stretched(images: Tensor, size: int | None) -> Tensor:
     """Stretch images (n, 3, h, w) uint8 to squares of a side of `size` pixels; None: leave them as they are."""
-    if size is None or images.shape[-2:] == (size, size):
-        return images
-    result: Tensor = resize(images, [size, size], antialias=True)
-    return result
+    return images if size is None else image.stretched(images, size)
 
 
 def joined(parts: Sequence[Any]) -> Any:
     """Join answers for some images each into one for all; objects are padded to the most of an image."""
     if isinstance(parts[0], Found):
-        return stacked([image for part in parts for image in zip(*part, strict=True)])
+        return stacked([each for part in parts for each in zip(*part, strict=True)])
     if isinstance(parts[0], tuple):
         columns = zip(*parts, strict=True)
         record: Any = type(parts[0])
